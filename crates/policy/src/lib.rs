@@ -7,5 +7,6 @@
 mod meant;
 
 pub use meant::{
-    Config, Dataset, Guard, Host, Keep, Root, RootEach, Scope, Source, StoreKind, StoreSpec, Verdict,
+    Config, Dataset, Guard, Host, Keep, Root, RootEach, Scope, Source, StoreKind, StoreSpec,
+    Verdict,
 };

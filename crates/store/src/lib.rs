@@ -9,6 +9,6 @@ mod store;
 
 pub use op::{LogRecord, Old, Op};
 pub use store::{
-    Begun, Check, Checked, Content, Error, Event, Place, Result, Seal, SealStatus, Session, Space,
-    StageJob, Staged, Store, StoreInfo, Want,
+    Begun, Check, Checked, Error, Event, Place, Result, Seal, SealStatus, Session, Space, StageJob,
+    Staged, Store, StoreInfo, Want,
 };

@@ -28,7 +28,12 @@ pub enum Op {
     Meta { path: RelPath, node: Node },
     /// The path shall be another name of the file at `to`, which this session put there or
     /// which has this node's size and mtime; anything else fails the operation.
-    Link { path: RelPath, to: RelPath, node: Node, old: Old },
+    Link {
+        path: RelPath,
+        to: RelPath,
+        node: Node,
+        old: Old,
+    },
     /// What lies at `from` (a file, or a directory with all in it) shall lie at `to`.
     /// Nothing may lie at `to`.
     Rename { from: RelPath, to: RelPath },

@@ -2,7 +2,7 @@
 
 use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
-use tree::{Digest, Extent, Node, RelPath};
+use tree::{Content, Digest, Extent, Node, RelPath};
 
 use crate::{LogRecord, Op};
 
@@ -11,7 +11,10 @@ use crate::{LogRecord, Op};
 pub enum Error {
     /// A file-system call failed. `what` names the path, escaped for reading.
     #[error("{what}: {source}")]
-    Io { what: String, source: std::io::Error },
+    Io {
+        what: String,
+        source: std::io::Error,
+    },
     /// The store is not one, is another's, or speaks a format we do not.
     #[error("{0}")]
     NotOurs(String),
@@ -106,7 +109,10 @@ pub enum Place {
     Current(RelPath),
     /// `.thrice/history/<dataset>/<version>/<path>`; `version` is `None` for what the version
     /// not yet sealed has replaced (`open`).
-    History { version: Option<String>, path: RelPath },
+    History {
+        version: Option<String>,
+        path: RelPath,
+    },
 }
 
 impl Place {
@@ -139,16 +145,6 @@ pub enum Checked {
     Different,
     /// It could not be read; the text is the system's error.
     Unreadable(String),
-}
-
-/// Content as a stream: the bytes of its extents in order, or all its bytes when it has no holes.
-pub trait Content: Send {
-    /// Logical size in bytes, holes included.
-    fn size(&self) -> u64;
-    /// Where the data lies; `None` when there are no holes.
-    fn extents(&self) -> Option<&[Extent]>;
-    /// Fills as much of `buffer` as it can; 0 means the end.
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize>;
 }
 
 /// What is about to be staged.

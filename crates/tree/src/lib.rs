@@ -5,10 +5,12 @@
 //! [`Node`] describes one path wherever it lies, and everything below a root is reached
 //! relative to a directory descriptor, never by following a link.
 
+mod content;
 mod digest;
 mod node;
 mod path;
 
+pub use content::Content;
 pub use digest::Digest;
 pub use node::{Extent, Flags, Kind, Node, Stat, Time, Xattr};
 pub use path::{PathError, RelPath, escape};

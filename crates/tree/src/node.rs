@@ -6,7 +6,9 @@ use crate::Digest;
 
 /// A moment: seconds since 1970-01-01T00:00:00Z, before it negative, and nanoseconds
 /// (`0..1_000_000_000`) forward from there, as in `struct timespec`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
 pub struct Time {
     pub sec: i64,
     pub nsec: u32,
@@ -124,12 +126,20 @@ impl Node {
             mode: stat.mode,
             uid: stat.uid,
             gid: stat.gid,
-            size: if stat.kind == Kind::File { stat.size } else { 0 },
+            size: if stat.kind == Kind::File {
+                stat.size
+            } else {
+                0
+            },
             mtime: stat.mtime,
             ctime: stat.ctime,
             ino: stat.ino,
             linked: stat.kind != Kind::Dir && stat.nlink > 1,
-            rdev: if matches!(stat.kind, Kind::Char | Kind::Block) { stat.rdev } else { 0 },
+            rdev: if matches!(stat.kind, Kind::Char | Kind::Block) {
+                stat.rdev
+            } else {
+                0
+            },
             flags: stat.flags,
             xattrs: Vec::new(),
             target: Vec::new(),

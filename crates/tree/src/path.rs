@@ -76,7 +76,11 @@ impl RelPath {
 
     /// `self/below`; either may be the root.
     pub fn join_path(&self, below: &Self) -> Self {
-        if below.is_root() { self.clone() } else { self.join_raw(&below.0) }
+        if below.is_root() {
+            self.clone()
+        } else {
+            self.join_raw(&below.0)
+        }
     }
 
     fn join_raw(&self, below: &[u8]) -> Self {
@@ -152,7 +156,11 @@ impl RelPath {
 /// Bytes as people may safely read them: UTF-8 as it is; control characters, backslashes
 /// and bytes that are not UTF-8 as `\n`, `\t`, `\\` or `\xNN`. Distinct bytes give distinct text.
 pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
-    let plain = |text: &str| !text.chars().any(|c| c.is_control() || c == '\\' || is_deceptive(c));
+    let plain = |text: &str| {
+        !text
+            .chars()
+            .any(|c| c.is_control() || c == '\\' || is_deceptive(c))
+    };
     if let Ok(text) = std::str::from_utf8(bytes)
         && plain(text)
     {
@@ -190,7 +198,11 @@ fn is_deceptive(c: char) -> bool {
 
 impl fmt::Display for RelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_root() { f.write_str(".") } else { f.write_str(&escape(&self.0)) }
+        if self.is_root() {
+            f.write_str(".")
+        } else {
+            f.write_str(&escape(&self.0))
+        }
     }
 }
 
@@ -219,7 +231,10 @@ impl Serialize for RelPath {
         }
         match std::str::from_utf8(&self.0) {
             Ok(text) => serializer.serialize_str(text),
-            Err(_) => InBase64 { bytes: STANDARD.encode(&self.0).into() }.serialize(serializer),
+            Err(_) => InBase64 {
+                bytes: STANDARD.encode(&self.0).into(),
+            }
+            .serialize(serializer),
         }
     }
 }
@@ -229,9 +244,9 @@ impl<'de> Deserialize<'de> for RelPath {
         let bytes = if deserializer.is_human_readable() {
             match Readable::deserialize(deserializer)? {
                 Readable::Text(text) => text.into_owned().into_bytes(),
-                Readable::Bytes(raw) => {
-                    STANDARD.decode(raw.bytes.as_bytes()).map_err(de::Error::custom)?
-                }
+                Readable::Bytes(raw) => STANDARD
+                    .decode(raw.bytes.as_bytes())
+                    .map_err(de::Error::custom)?,
             }
         } else {
             deserializer.deserialize_byte_buf(ByteBuf)?
@@ -292,7 +307,10 @@ mod tests {
     #[test]
     fn names_that_deceive_are_shown_as_they_are() {
         assert_eq!(escape(b"a\nb\xff\\"), "a\\nb\\xff\\\\");
-        assert_eq!(escape("evil\u{202e}gpj.exe".as_bytes()), "evil\\xe2\\x80\\xaegpj.exe");
+        assert_eq!(
+            escape("evil\u{202e}gpj.exe".as_bytes()),
+            "evil\\xe2\\x80\\xaegpj.exe"
+        );
         assert_eq!(escape("Grüße 😀".as_bytes()), "Grüße 😀");
     }
 
