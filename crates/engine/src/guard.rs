@@ -1,0 +1,164 @@
+//! Guards: what stops a dataset before anything is touched. Pure.
+//!
+//! Each answers with the reason and the remedy, or with nothing. Rule R1: no delete without proof
+//! that the source is the expected, mounted, whole source.
+
+use policy::Guard;
+use store::Space;
+use tree::FsIdentity;
+
+/// Why a dataset is held.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Held {
+    /// Stable word for the finding: `source-missing`, `source-empty`, `other-filesystem`,
+    /// `mass-change`, `store-full`, `store-identity`, `store-unmounted`, `store-readonly`, `by-hand`.
+    pub kind: String,
+    pub reason: String,
+    pub remedy: String,
+}
+
+impl Held {
+    /// A guard's word.
+    pub fn new(kind: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { kind: kind.into(), reason: reason.into(), remedy: remedy.into() }
+    }
+
+    /// Whether `release` or `--accept` may let it pass: it is about what changed in the data.
+    pub fn can_be_accepted(&self) -> bool {
+        matches!(self.kind.as_str(), "source-empty" | "other-filesystem" | "mass-change")
+    }
+}
+
+/// What the scan counted. All are paths of any kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Held before the scan.
+    pub held: u64,
+    /// Seen by it, directories but the top one included.
+    pub seen: u64,
+    /// Held but not there any more, and not found elsewhere under another name.
+    pub gone: u64,
+    /// Files held whose content may have changed.
+    pub changed: u64,
+}
+
+/// The source is empty where it was not.
+pub fn emptied(dataset: &str, source: &str, counts: &Counts) -> Option<Held> {
+    // The top directory is itself held, so one path is no content.
+    (counts.seen == 0 && counts.held > 1).then(|| {
+        Held::new(
+            "source-empty",
+            format!("`{source}` is empty, but {} paths of it are backed up", counts.held - 1),
+            format!(
+                "mount it, or put the data back; if it is meant to be empty: thrice run --accept {dataset}"
+            ),
+        )
+    })
+}
+
+/// The source lies on another file system than before.
+pub fn other_filesystem(
+    dataset: &str,
+    source: &str,
+    before: Option<&FsIdentity>,
+    now: &FsIdentity,
+) -> Option<Held> {
+    let before = before?;
+    (!before.is_same(now)).then(|| {
+        Held::new(
+            "other-filesystem",
+            format!("`{source}` lies on another file system than before"),
+            format!(
+                "mount the one it was on; if it was moved on purpose: thrice run --accept {dataset}"
+            ),
+        )
+    })
+}
+
+/// Too much is gone or changed at once.
+pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Held> {
+    let affected = counts.gone + counts.changed;
+    let share = affected as f64 / counts.held.max(1) as f64;
+    (affected >= guard.files && share > guard.share).then(|| {
+        Held::new(
+            "mass-change",
+            format!(
+                "{} of {} paths are gone and {} changed at once (the limit is {:.0}%)",
+                counts.gone,
+                counts.held,
+                counts.changed,
+                guard.share * 100.0
+            ),
+            format!(
+                "look at it with `thrice plan --dataset {dataset}`; if it is right: thrice run --accept {dataset}"
+            ),
+        )
+    })
+}
+
+/// The store is fuller than its `stop` mark, or would not hold what is planned.
+pub fn full(store: &str, space: &Space, stop: f64, needed_bytes: u64, needed_inodes: u64) -> Option<Held> {
+    let used = space.size_bytes.saturating_sub(space.available_bytes);
+    let share = used as f64 / space.size_bytes.max(1) as f64;
+    let remedy = || format!("free room on `{store}` (thrice prune), or give it more");
+    if share > stop {
+        let reason = format!(
+            "store `{store}` is {:.1}% full, above its stop mark of {:.0}%",
+            share * 100.0,
+            stop * 100.0
+        );
+        return Some(Held::new("store-full", reason, remedy()));
+    }
+    if needed_bytes > space.available_bytes {
+        let reason = format!(
+            "store `{store}` has {} bytes left, but {needed_bytes} are to be written",
+            space.available_bytes
+        );
+        return Some(Held::new("store-full", reason, remedy()));
+    }
+    if space.inodes > 0 && needed_inodes > space.available_inodes {
+        let reason = format!(
+            "store `{store}` has {} inodes left, but {needed_inodes} are needed",
+            space.available_inodes
+        );
+        return Some(Held::new("store-full", reason, remedy()));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUARD: Guard = Guard { share: 0.5, files: 100 };
+
+    #[test]
+    fn r01_an_empty_mount_point_is_not_a_deletion() {
+        let counts = Counts { held: 5_000, seen: 0, gone: 4_999, changed: 0 };
+        assert_eq!(emptied("a", "/srv/a", &counts).map(|h| h.kind).as_deref(), Some("source-empty"));
+        let fresh = Counts { held: 0, ..counts };
+        assert_eq!(emptied("a", "/srv/a", &fresh), None);
+    }
+
+    #[test]
+    fn r01_mass_change_needs_share_and_number() {
+        let few = Counts { held: 120, seen: 40, gone: 80, changed: 0 };
+        assert_eq!(mass_change("a", &GUARD, &few), None);
+        let half = Counts { held: 200, seen: 100, gone: 60, changed: 40 };
+        assert_eq!(mass_change("a", &GUARD, &half), None);
+        let more = Counts { held: 200, seen: 100, gone: 61, changed: 40 };
+        assert!(mass_change("a", &GUARD, &more).is_some());
+    }
+
+    #[test]
+    fn r17_a_full_store_says_which_limit_it_hit() {
+        let space =
+            Space { size_bytes: 100, available_bytes: 10, inodes: 50, available_inodes: 5 };
+        assert!(full("sda", &space, 0.85, 0, 0).is_some_and(|h| h.reason.contains("stop mark")));
+        assert!(full("sda", &space, 0.95, 11, 0).is_some_and(|h| h.reason.contains("bytes left")));
+        assert!(full("sda", &space, 0.95, 10, 6).is_some_and(|h| h.reason.contains("inodes")));
+        assert_eq!(full("sda", &space, 0.95, 10, 5), None);
+        let endless = Space { inodes: 0, available_inodes: 0, ..space };
+        assert_eq!(full("nas", &endless, 0.95, 10, 6), None);
+    }
+}

@@ -1,0 +1,241 @@
+//! Reading live data: what a path is now, and its content, held still.
+
+use std::io;
+
+use store::{Session, StageJob, Staged};
+use tree::{ContentHasher, Content, Dir, DirCache, FileContent, Kind, Node, RelPath, Stat};
+
+use crate::decide::{self, Holding, Need};
+
+/// How often a file that changes while it is read is read again before it is taken as it is.
+const READS_MAX: u32 = 3;
+/// Content from this size on is worth resuming.
+const RESUME_BYTES_MIN: u64 = 16 << 20;
+
+/// What a path turned out to be.
+pub(crate) enum Look {
+    /// Nothing is there any more.
+    Gone,
+    /// Another name of an inode that the caller did not ask to read.
+    Linked(Box<Stat>),
+    /// A directory: its attributes.
+    Dir(Box<Node>),
+    /// Exactly what is held.
+    Same,
+    /// This is what it should be; staged, where content has to go over.
+    Node { node: Box<Node>, need: Need, staged: Option<Staged>, bytes_read: u64 },
+}
+
+/// A live tree, as one thread reads it.
+pub(crate) struct Live {
+    dirs: DirCache,
+    buffer: Vec<u8>,
+}
+
+/// How a failure is to be understood.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// This path could not be read; others can.
+    Source(io::Error),
+    /// The store would not take it.
+    Store(store::Error),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Source(error)
+    }
+}
+
+impl From<store::Error> for Trouble {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Live {
+    /// Reads below `root`.
+    pub(crate) fn new(root: Dir) -> Self {
+        Self { dirs: DirCache::new(root, 64), buffer: vec![0; 1 << 17] }
+    }
+
+    /// Looks at a path and brings its content to the session, if the replica lacks it.
+    ///
+    /// `links`: whether a file with several names is to be read too.
+    pub(crate) fn bring(
+        &mut self,
+        session: &dyn Session,
+        path: &RelPath,
+        held: Option<&Holding>,
+        links: bool,
+    ) -> Result<Look, Trouble> {
+        let Some((dir, name)) = self.locate(path)? else { return Ok(Look::Gone) };
+        let stat = match dir.stat(name) {
+            Err(error) if is_gone(&error) => return Ok(Look::Gone),
+            other => other?,
+        };
+        if stat.kind == Kind::Dir {
+            return Ok(match read_node(dir, name, &stat)? {
+                Some(node) => Look::Dir(Box::new(node)),
+                None => Look::Gone,
+            });
+        }
+        if held.is_some_and(|h| h.node.is_unchanged(&stat)) {
+            return Ok(Look::Same);
+        }
+        if stat.nlink > 1 && !links {
+            return Ok(Look::Linked(Box::new(stat)));
+        }
+        if stat.kind != Kind::File {
+            let Some(node) = read_node(dir, name, &stat)? else { return Ok(Look::Gone) };
+            let need = decide::need(&node, held);
+            return Ok(Look::Node { node: Box::new(node), need, staged: None, bytes_read: 0 });
+        }
+        for attempt in 1..=READS_MAX {
+            let last = attempt == READS_MAX;
+            let Some((dir, name)) = self.dirs_at(path)? else { return Ok(Look::Gone) };
+            let file = match dir.open_file(name) {
+                Err(error) if is_gone(&error) => return Ok(Look::Gone),
+                other => other?,
+            };
+            if let Some(look) = bring_file(session, path, file, held, last, &mut self.buffer)? {
+                return Ok(look);
+            }
+        }
+        unreachable!("the last attempt always answers")
+    }
+
+    /// The node at a path, without content; `None` when nothing is there.
+    pub(crate) fn node(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
+        let Some((dir, name)) = self.locate(path)? else { return Ok(None) };
+        match dir.stat(name) {
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+            Ok(stat) => read_node(dir, name, &stat),
+        }
+    }
+
+    /// The digest of the file at a path, if it is one and held still meanwhile.
+    pub(crate) fn digest(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
+        let Some((dir, name)) = self.dirs_at(path)? else { return Ok(None) };
+        let file = match dir.open_file(name) {
+            Err(error) if is_gone(&error) => return Ok(None),
+            other => other?,
+        };
+        let before = tree::stat_file(&file)?;
+        if before.kind != Kind::File {
+            return Ok(None);
+        }
+        let mut node = Node::from_stat(&before);
+        node.xattrs = tree::read_xattrs(&file)?;
+        let mut content = FileContent::open(file)?;
+        hash_into(&mut node, &mut content, &mut self.buffer)?;
+        let still = is_still(&before, &tree::stat_file(content.file())?);
+        Ok(still.then_some(node))
+    }
+
+    fn locate<'a>(&'a mut self, path: &'a RelPath) -> io::Result<Option<(&'a Dir, &'a [u8])>> {
+        self.dirs_at(path)
+    }
+
+    fn dirs_at<'a>(&'a mut self, path: &'a RelPath) -> io::Result<Option<(&'a Dir, &'a [u8])>> {
+        let (dir, name) = path.split().unwrap_or((&[], b"."));
+        match self.dirs.get(dir) {
+            Ok(dir) => Ok(Some((dir, name))),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether an error says that the path is not there (any more), rather than unreadable.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+fn read_node(dir: &Dir, name: &[u8], stat: &Stat) -> io::Result<Option<Node>> {
+    match dir.read_node(name, stat) {
+        Ok(node) => Ok(Some(node)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_still(before: &Stat, after: &Stat) -> bool {
+    before.size == after.size && before.mtime == after.mtime && before.ctime == after.ctime
+}
+
+fn hash_into(node: &mut Node, content: &mut FileContent, buffer: &mut [u8]) -> io::Result<()> {
+    node.size = content.size();
+    node.extents = content.extents().map(<[_]>::to_vec);
+    let mut hasher = ContentHasher::new(content.size(), content.extents());
+    loop {
+        match content.read(buffer)? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    node.hash = Some(hasher.finish());
+    Ok(())
+}
+
+/// One reading of a file. `None`: it changed meanwhile, read it again.
+fn bring_file(
+    session: &dyn Session,
+    path: &RelPath,
+    file: std::fs::File,
+    held: Option<&Holding>,
+    last: bool,
+    buffer: &mut [u8],
+) -> Result<Option<Look>, Trouble> {
+    let before = tree::stat_file(&file)?;
+    if before.kind != Kind::File {
+        return Ok(Some(Look::Gone));
+    }
+    let mut node = Node::from_stat(&before);
+    node.xattrs = tree::read_xattrs(&file)?;
+    let mut content = FileContent::open(file)?;
+    let mut bytes_read = 0;
+    // What is held may be the same bytes: reading is cheap, writing them again is wear.
+    if decide::may_be_same(&node, held) {
+        hash_into(&mut node, &mut content, buffer)?;
+        bytes_read += before.size;
+        if !is_still(&before, &tree::stat_file(content.file())?) && !last {
+            return Ok(None);
+        }
+        let need = decide::need(&node, held);
+        if need != Need::Put {
+            return Ok(Some(Look::Node { node: Box::new(node), need, staged: None, bytes_read }));
+        }
+        content = content.rewind()?;
+    }
+    node.size = content.size();
+    node.extents = content.extents().map(<[_]>::to_vec);
+    let resume_key = (node.size >= RESUME_BYTES_MIN).then(|| resume_key(path, &node));
+    let job = StageJob { path: path.clone(), node: node.clone(), resume_key };
+    let staged = session.stage(&job, &mut content)?;
+    bytes_read += staged.data_bytes;
+    let still = is_still(&before, &tree::stat_file(content.file())?);
+    if !still && !last {
+        session.discard(staged)?;
+        return Ok(None);
+    }
+    node.unsettled = !still;
+    node.hash = Some(staged.hash);
+    let need = Need::Put;
+    Ok(Some(Look::Node { node: Box::new(node), need, staged: Some(staged), bytes_read }))
+}
+
+/// The same for the same path in the same source state, and for nothing else.
+pub(crate) fn resume_key(path: &RelPath, node: &Node) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(path.as_bytes());
+    for number in [node.size, node.ino, node.mtime.sec as u64, node.ctime.sec as u64] {
+        hasher.update(&number.to_le_bytes());
+    }
+    for number in [node.mtime.nsec, node.ctime.nsec] {
+        hasher.update(&number.to_le_bytes());
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
