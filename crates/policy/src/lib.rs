@@ -1,12 +1,24 @@
 //! Policy: what should be. Reads `thrice.toml` in two stages, as written (with spans) and as
 //! meant (resolved, no strings left to interpret), and proves coverage.
 //!
-//! The only I/O here is reading the configuration; what lies on disk comes in as a value
-//! ([`Landscape`]), so the proof is pure.
+//! I/O is reading the configuration ([`load`], [`find`]) and [`look`]; what lies on disk comes
+//! into the proof ([`resolve`]) as a value ([`Landscape`]), so the proof is pure.
 
+mod diagnostic;
 mod meant;
+mod pattern;
+mod retain;
+mod scope;
+mod units;
 
+pub use diagnostic::{Diagnostic, Mark, Report, Severity};
 pub use meant::{
-    Config, Dataset, Guard, Host, Keep, Root, RootEach, Scope, Source, StoreKind, StoreSpec,
-    Verdict,
+    Config, Dataset, Declared, DeclaredSource, Guard, Host, Keep, Metrics, Root, RootEach,
+    Schedule, Source, StoreKind, StoreSpec,
+};
+pub use pattern::Pattern;
+pub use retain::{Sealed, retain};
+pub use scope::{BadPattern, ExcludeSet, Scope, Verdict};
+pub use units::{
+    STEPS, TimeOfDay, When, parse_duration, parse_percent, parse_rate, parse_size, parse_when,
 };

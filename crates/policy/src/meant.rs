@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use tree::RelPath;
+use crate::diagnostic::Mark;
+use crate::pattern::Pattern;
+use crate::scope::{ExcludeSet, Scope};
+use crate::units::When;
 
 /// The whole configuration, resolved but not yet laid over what is on disk.
 #[derive(Clone, Debug)]
@@ -12,7 +15,12 @@ pub struct Config {
     pub host: Host,
     /// In the order of the file.
     pub stores: Vec<StoreSpec>,
+    /// In the order of the file.
     pub roots: Vec<Root>,
+    /// `[dataset.NAME]`, in the order of the file.
+    pub datasets: Vec<Declared>,
+    pub metrics: Metrics,
+    pub schedule: Schedule,
 }
 
 /// `[host]`.
@@ -74,10 +82,19 @@ pub struct Keep {
 /// and at least `files` of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guard {
-    /// `0.0..=1.0`; default 0.5.
+    /// `0.0..=1.0`; default 0.5. `max_change = "off"` is 1.0: more than all cannot change.
     pub share: f64,
     /// Default 100.
     pub files: u64,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self {
+            share: 0.5,
+            files: 100,
+        }
+    }
 }
 
 /// `[root."PATH"]`.
@@ -87,6 +104,13 @@ pub struct Root {
     pub each: Option<RootEach>,
     /// Store names; `None` when the root gives none, so that what is not declared is unrouted.
     pub route: Option<Vec<String>>,
+    /// Required when the route is empty.
+    pub why: Option<String>,
+    /// For each of its automatic datasets, relative to that dataset.
+    pub exclude: ExcludeSet,
+    pub guard: Guard,
+    /// Where it is declared.
+    pub mark: Mark,
 }
 
 /// `each` of a root.
@@ -95,6 +119,61 @@ pub enum RootEach {
     /// Every top-level directory is a dataset, and so are together the files that lie
     /// directly in the root.
     Dir,
+}
+
+/// `[dataset.NAME]`, resolved but not yet laid over what is on disk.
+#[derive(Clone, Debug)]
+pub struct Declared {
+    pub name: String,
+    pub what: DeclaredSource,
+    /// Store names, in order: its own or those of the most specific root around it.
+    pub route: Vec<String>,
+    /// Given when the route is empty.
+    pub why: Option<String>,
+    pub exclude: ExcludeSet,
+    pub guard: Guard,
+    pub cross_mounts: bool,
+    /// `sqlite = true/false`; this version copies databases as files either way.
+    pub sqlite: Option<bool>,
+    /// Where it is declared.
+    pub mark: Mark,
+}
+
+/// What a declaration names.
+#[derive(Clone, Debug)]
+pub enum DeclaredSource {
+    /// `path`: absolute, without `.`, `..` or double slashes.
+    Path(PathBuf),
+    /// `match`.
+    Match(Pattern),
+}
+
+impl DeclaredSource {
+    /// The path, or the longest directory before the pattern's first wildcard.
+    pub fn base(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Match(pattern) => pattern.base(),
+        }
+    }
+}
+
+/// `[metrics]`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Metrics {
+    /// URL.
+    pub pushgateway: Option<String>,
+    /// Absolute.
+    pub textfile: Option<PathBuf>,
+}
+
+/// `[schedule]`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Schedule {
+    /// IANA name; `None`: the machine's own.
+    pub zone: Option<String>,
+    /// Step (one of [`crate::STEPS`]) and when, in the order of the file.
+    pub steps: Vec<(String, When)>,
 }
 
 /// A dataset, laid over what is on disk.
@@ -121,35 +200,4 @@ pub enum Source {
         base: PathBuf,
         scope: Scope,
     },
-}
-
-/// What the walk does with a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It belongs to the dataset; a directory is entered.
-    Take,
-    /// A directory that is itself only scaffolding, entered because something in it belongs to
-    /// the dataset. It is recorded, with its attributes.
-    Enter,
-    /// It belongs to another dataset, to none, or is excluded.
-    Skip,
-}
-
-/// Which paths below a dataset's base belong to it. Pure; asked for each path, parents first.
-#[derive(Clone, Debug, Default)]
-pub struct Scope {
-    /// When not empty, only these and what is below them (absolute becomes relative to the base).
-    pub only: Vec<RelPath>,
-    /// Files directly in the base only (the loose files of a root); no directory.
-    pub loose_files_only: bool,
-    /// Trees that belong to other datasets.
-    pub carved: Vec<RelPath>,
-    /// gitignore patterns, relative to the base.
-    pub exclude: ExcludeSet,
-}
-
-/// Compiled `exclude` patterns.
-#[derive(Clone, Debug, Default)]
-pub struct ExcludeSet {
-    pub(crate) patterns: Option<ignore::gitignore::Gitignore>,
 }
