@@ -1,0 +1,117 @@
+//! File systems of their own, in sparse images behind loop devices.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+/// A mounted image; unmounted and thrown away when dropped.
+pub struct LoopFs {
+    dir: TempDir,
+    mounted: bool,
+}
+
+impl LoopFs {
+    /// Makes an image of `size` bytes (xfs wants 300 MiB, btrfs 110 MiB), sparse, and mounts it.
+    ///
+    /// # Errors
+    /// When this is not root, or the tools or loop devices are not here: then the test is to
+    /// be skipped.
+    pub fn new(kind: FileSystem, size: u64) -> Result<Self> {
+        ensure!(crate::is_root(), "loop devices need root");
+        let dir = tempfile::Builder::new().prefix("thrice-loop-").tempdir()?;
+        let mut fs = Self {
+            dir,
+            mounted: false,
+        };
+        std::fs::create_dir(fs.path())?;
+        std::fs::File::create(fs.image())?.set_len(size)?;
+        let (program, arguments): (_, &[&str]) = match kind {
+            FileSystem::Ext4 => ("mkfs.ext4", &["-q", "-E", "lazy_itable_init=0"]),
+            FileSystem::Xfs => ("mkfs.xfs", &["-q", "-f"]),
+            FileSystem::Btrfs => ("mkfs.btrfs", &["-q", "-f"]),
+        };
+        command(Command::new(program).args(arguments).arg(fs.image()))?;
+        fs.mount()?;
+        Ok(fs)
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mount")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    /// # Errors
+    /// When `mount` fails: the file system may be damaged.
+    pub fn mount(&mut self) -> Result<()> {
+        if !self.mounted {
+            command(
+                Command::new("mount")
+                    .args(["-o", "loop"])
+                    .arg(self.image())
+                    .arg(self.path()),
+            )?;
+            self.mounted = true;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When something in it is still open.
+    pub fn umount(&mut self) -> Result<()> {
+        if self.mounted {
+            command(Command::new("umount").arg(self.path()))?;
+            self.mounted = false;
+        }
+        Ok(())
+    }
+
+    /// A power cut, ext4 and xfs only: what was not made durable is gone. The file system
+    /// answers with errors until it is unmounted and mounted again.
+    ///
+    /// # Errors
+    /// When `xfs_io` is not here or refuses.
+    pub fn shutdown(&self) -> Result<()> {
+        command(
+            Command::new("xfs_io")
+                .args(["-x", "-c", "shutdown"])
+                .arg(self.path()),
+        )
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        if self.mounted {
+            // A process that was just killed may hold it open for a moment more.
+            command(Command::new("umount").arg("-l").arg(self.path())).ok();
+        }
+    }
+}
+
+fn command(command: &mut Command) -> Result<()> {
+    let name = Path::new(command.get_program()).display().to_string();
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let out = command
+        .env("PATH", path)
+        .output()
+        .with_context(|| format!("cannot start {name}"))?;
+    ensure!(
+        out.status.success(),
+        "{name}: {}",
+        String::from_utf8_lossy(&out.stderr).trim()
+    );
+    Ok(())
+}
