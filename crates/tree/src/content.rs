@@ -10,4 +10,12 @@ pub trait Content: Send {
     fn extents(&self) -> Option<&[Extent]>;
     /// Fills as much of `buffer` as it can; 0 means the end.
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize>;
+
+    /// Bytes of data: what reading to the end gives.
+    fn data_len(&self) -> u64 {
+        match self.extents() {
+            None => self.size(),
+            Some(extents) => extents.iter().map(|extent| extent.len).sum(),
+        }
+    }
 }

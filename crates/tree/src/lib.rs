@@ -5,12 +5,32 @@
 //! [`Node`] describes one path wherever it lies, and everything below a root is reached
 //! relative to a directory descriptor, never by following a link.
 
+mod attributes;
+mod cache;
 mod content;
+mod copy;
 mod digest;
+mod dir;
+mod extents;
+mod file;
+mod filesystem;
+mod hasher;
 mod node;
 mod path;
+mod walk;
+mod xattr;
 
+pub use attributes::{Apply, Target, Unheld, clear_flags, set_attributes, set_flags};
+pub use cache::DirCache;
 pub use content::Content;
+pub use copy::{copy_content, reflink, verify_content};
 pub use digest::Digest;
+pub use dir::{Dir, stat_fd};
+pub use extents::EXTENTS_MAX;
+pub use file::FileContent;
+pub use filesystem::{FsIdentity, Space, is_mount_point, is_read_only, space, sync_fs};
+pub use hasher::ContentHasher;
 pub use node::{Extent, Flags, Kind, Node, Stat, Time, Xattr};
 pub use path::{PathError, RelPath, escape};
+pub use walk::{Judge, Judgement, Listing, WalkOptions, walk};
+pub use xattr::read_xattrs;
