@@ -5,17 +5,23 @@
 //! into the proof ([`resolve`]) as a value ([`Landscape`]), so the proof is pure.
 
 mod diagnostic;
+mod fields;
 mod meant;
+mod name;
+mod parse;
 mod pattern;
 mod retain;
 mod scope;
 mod units;
+mod written;
 
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
 pub use meant::{
     Config, Dataset, Declared, DeclaredSource, Guard, Host, Keep, Metrics, Root, RootEach,
     Schedule, Source, StoreKind, StoreSpec,
 };
+pub use name::name_from;
+pub use parse::{CONFIG_BYTES_MAX, NotFound, find, load, parse};
 pub use pattern::Pattern;
 pub use retain::{Sealed, retain};
 pub use scope::{BadPattern, ExcludeSet, Scope, Verdict};

@@ -1,0 +1,474 @@
+//! Stage two: the configuration as meant, from the tables as written.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use crate::diagnostic::{Diagnostic, Report, nearest};
+use crate::fields::{At, Fields, Sink};
+use crate::meant::{
+    Config, Declared, DeclaredSource, Guard, Host, Root, RootEach, StoreKind, StoreSpec,
+};
+use crate::written::{self, Common, Written, WrittenDataset, WrittenRoot, WrittenSource};
+
+/// Longest configuration that is read, in bytes.
+pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
+
+/// Where the configuration is looked for when nothing is said.
+const PLACES: [&str; 2] = ["thrice.toml", "/etc/thrice/thrice.toml"];
+
+/// No configuration was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotFound {
+    /// What was looked at, in order.
+    pub tried: Vec<PathBuf>,
+}
+
+impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tried: Vec<String> = self
+            .tried
+            .iter()
+            .map(|path| format!("`{}`", path.display()))
+            .collect();
+        write!(
+            f,
+            "no configuration found: looked for {}; name one with `--config` or \
+             $THRICE_CONFIG, or make one with `thrice init`",
+            tried.join(", then ")
+        )
+    }
+}
+
+impl std::error::Error for NotFound {}
+
+/// The configuration's path: `explicit` (`--config`), else `env` (`$THRICE_CONFIG`, unless it is
+/// empty), both taken as they are; else the first there is of `./thrice.toml` and
+/// `/etc/thrice/thrice.toml`.
+pub fn find(explicit: Option<&Path>, env: Option<&OsStr>) -> Result<PathBuf, NotFound> {
+    find_among(explicit, env, &PLACES.map(PathBuf::from))
+}
+
+fn find_among(
+    explicit: Option<&Path>,
+    env: Option<&OsStr>,
+    places: &[PathBuf],
+) -> Result<PathBuf, NotFound> {
+    let named = explicit.or(env.filter(|env| !env.is_empty()).map(Path::new));
+    if let Some(named) = named {
+        return Ok(named.into());
+    }
+    // One that cannot be looked at is there: `load` says why it cannot be read.
+    let there = |place: &&PathBuf| place.try_exists().unwrap_or(true);
+    let found = places.iter().find(there).cloned();
+    found.ok_or_else(|| NotFound {
+        tried: places.to_vec(),
+    })
+}
+
+/// Reads and parses `file`; as [`parse`].
+pub fn load(file: &Path) -> Result<(Config, Report), Report> {
+    let unreadable = |why: String| {
+        let name = tree::escape(file.as_os_str().as_encoded_bytes());
+        let message = format!("cannot read the configuration `{name}`: {why}");
+        Report::new(file, "", vec![Diagnostic::error(message, None)])
+    };
+    let size = std::fs::metadata(file).map_err(|error| unreadable(error.to_string()))?;
+    if size.len() > CONFIG_BYTES_MAX {
+        return Err(unreadable(format!(
+            "it is longer than {CONFIG_BYTES_MAX} bytes"
+        )));
+    }
+    let bytes = std::fs::read(file).map_err(|error| unreadable(error.to_string()))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => parse(file, &text),
+        Err(error) => {
+            let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = good.iter().filter(|b| **b == b'\n').count() + 1;
+            Err(unreadable(format!("line {line} is not UTF-8")))
+        }
+    }
+}
+
+/// Parses `text`, which was read from `file`. All errors are found in one pass. A
+/// configuration comes with a report of warnings, perhaps empty. Reads the machine's host name
+/// when none is given, and nothing else.
+pub fn parse(file: &Path, text: &str) -> Result<(Config, Report), Report> {
+    let sink = Sink::new(text);
+    let (table, syntax) = DeTable::parse_recoverable(text);
+    let broken = !syntax.is_empty();
+    for error in syntax {
+        let at = error.span().map(|span| sink.mark(&span));
+        sink.push(Diagnostic::error(error.message(), at));
+    }
+    let top = Fields::new(&sink, String::new(), 0..0, table.get_ref());
+    let written = written::read(&sink, top);
+    let config = mean(&sink, file, written);
+    let mut list = sink.into_list();
+    if broken {
+        // What could not be read is not what the rest lacks: no guesses on top of it.
+        let syntax_errors = list.iter().take_while(|d| d.remedy.is_none()).count();
+        list.truncate(syntax_errors);
+    }
+    let report = Report::new(file, text, list);
+    if report.has_errors() {
+        Err(report)
+    } else {
+        Ok((config, report))
+    }
+}
+
+fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
+    check_stores(sink, &written);
+    let names: Vec<&str> = written
+        .store_names
+        .iter()
+        .map(|name| name.value.as_str())
+        .collect();
+    for common in all_common(&written) {
+        check_route(sink, common, &names);
+    }
+    check_equal(sink, &written);
+    if written.roots.is_empty() && written.datasets.is_empty() && sink.is_good() {
+        let remedy = "write `[root.\"/srv\"]` with `each = \"dir\"` and a `route`, or \
+                      `[dataset.NAME]` with a `path` and a `route`";
+        let message = "the configuration protects nothing: no root, no dataset";
+        sink.push(Diagnostic::error(message, None).remedy(remedy));
+    }
+    let state = written
+        .state
+        .as_ref()
+        .map_or_else(|| PathBuf::from("/var/lib/thrice"), |at| at.value.clone());
+    let roots: Vec<Root> = written
+        .roots
+        .iter()
+        .map(|root| mean_root(sink, root))
+        .collect();
+    let datasets: Vec<Declared> = written
+        .datasets
+        .iter()
+        .filter_map(|dataset| mean_dataset(sink, dataset, &written.roots))
+        .collect();
+    let config = Config {
+        file: file.into(),
+        host: Host {
+            name: written
+                .host_name
+                .map_or_else(machine_name, |name| name.value),
+            state,
+        },
+        stores: written.stores.iter().map(|at| at.value.clone()).collect(),
+        roots,
+        datasets,
+        metrics: written.metrics,
+        schedule: written.schedule,
+    };
+    check_own_places(sink, &config, &written.stores, written.state.as_ref());
+    config
+}
+
+/// As `gethostname(2)` has it.
+fn machine_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_string())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".into())
+}
+
+fn all_common(written: &Written) -> impl Iterator<Item = &Common> {
+    let roots = written.roots.iter().map(|root| &root.common);
+    roots.chain(written.datasets.iter().map(|dataset| &dataset.common))
+}
+
+fn check_route(sink: &Sink<'_>, common: &Common, stores: &[&str]) {
+    let Some(route) = &common.route else { return };
+    for (index, store) in route.value.iter().enumerate() {
+        let name = &store.value;
+        if let Some(first) = route.value[..index].iter().find(|s| s.value == *name) {
+            let message = format!("the store `{name}` is twice on this route");
+            let diagnostic = sink.diagnostic(&store.span, message);
+            let diagnostic = diagnostic.also(sink.mark(&first.span), "first here");
+            sink.push(diagnostic.remedy("remove one of them"));
+        } else if !stores.contains(&name.as_str()) {
+            let remedy = match nearest(name, stores.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None if stores.is_empty() => format!("declare it with `[store.{name}]`"),
+                None => format!("the stores are {}", stores.join(", ")),
+            };
+            let name = tree::escape(name.as_bytes());
+            sink.error(&store.span, format!("there is no store `{name}`"), remedy);
+        }
+    }
+    match (&common.why, route.value.is_empty()) {
+        (None, true) => sink.error(
+            &route.span,
+            "an empty route needs a `why`",
+            "write `why = \"…\"`, so that it is known to be on purpose",
+        ),
+        (Some(why), false) => sink.push(
+            sink.diagnostic(
+                &why.span,
+                "`why` is for an empty route, and this one is not",
+            )
+            .remedy("remove `why`, or write `route = []`")
+            .warning(),
+        ),
+        _ => {}
+    }
+}
+
+/// Two stores at one place, and stores that nothing uses.
+fn check_stores(sink: &Sink<'_>, written: &Written) {
+    for (index, store) in written.stores.iter().enumerate() {
+        for other in &written.stores[..index] {
+            let (a, b) = (&store.value, &other.value);
+            let nested = a.path.starts_with(&b.path) || b.path.starts_with(&a.path);
+            if !same_machine(a, b) || !nested {
+                continue;
+            }
+            let message = if a.path == b.path {
+                format!(
+                    "the stores `{}` and `{}` are at the same place",
+                    b.name, a.name
+                )
+            } else {
+                format!(
+                    "one of the stores `{}` and `{}` is inside the other",
+                    b.name, a.name
+                )
+            };
+            let diagnostic = sink.diagnostic(&store.span, message);
+            let diagnostic = diagnostic.also(sink.mark(&other.span), "the other one");
+            sink.push(diagnostic.remedy("give each store its own directory"));
+        }
+    }
+    let routes = all_common(written).filter_map(|common| common.route.as_ref());
+    let used: Vec<&str> = routes
+        .flat_map(|route| route.value.iter().map(|store| store.value.as_str()))
+        .collect();
+    for At { value: name, span } in &written.store_names {
+        if !used.contains(&name.as_str()) {
+            let message = format!("the store `{name}` is on no route");
+            let remedy = "put it on a route, or remove it";
+            sink.push(sink.diagnostic(span, message).remedy(remedy).warning());
+        }
+    }
+}
+
+fn same_machine(a: &StoreSpec, b: &StoreSpec) -> bool {
+    match (&a.kind, &b.kind) {
+        (StoreKind::Disk, StoreKind::Disk) => true,
+        (StoreKind::Agent { ssh: a, .. }, StoreKind::Agent { ssh: b, .. }) => a == b,
+        _ => false,
+    }
+}
+
+/// Two roots, two datasets, or two patterns that are the same.
+fn check_equal(sink: &Sink<'_>, written: &Written) {
+    let twice = |what: String, here: &At<PathBuf>, there: &At<PathBuf>, remedy: &str| {
+        let diagnostic = sink.diagnostic(&here.span, what);
+        let diagnostic = diagnostic.also(sink.mark(&there.span), "first here");
+        sink.push(diagnostic.remedy(remedy));
+    };
+    for (index, root) in written.roots.iter().enumerate() {
+        let first = written.roots[..index]
+            .iter()
+            .find(|r| r.path.value == root.path.value);
+        if let Some(first) = first {
+            let what = "this root is declared twice".to_string();
+            twice(what, &root.path, &first.path, "make one of the two");
+        }
+    }
+    let places: Vec<(&str, At<PathBuf>)> = written
+        .datasets
+        .iter()
+        .map(|dataset| {
+            let place = match &dataset.what {
+                WrittenSource::Path(path) => path.clone(),
+                WrittenSource::Match(pattern) => At {
+                    value: pattern.value.text().into(),
+                    span: pattern.span.clone(),
+                },
+            };
+            (dataset.name.value.as_str(), place)
+        })
+        .collect();
+    for (index, (name, place)) in places.iter().enumerate() {
+        let first = places[..index].iter().find(|(_, p)| p.value == place.value);
+        if let Some((other, first)) = first {
+            let what = format!("`{other}` and `{name}` claim the same path: a tie");
+            twice(
+                what,
+                place,
+                first,
+                "every path takes one route: remove one of the two",
+            );
+        }
+    }
+}
+
+fn guard(common: &Common, default: Guard) -> Guard {
+    Guard {
+        share: common.share.unwrap_or(default.share),
+        files: common.files.unwrap_or(default.files),
+    }
+}
+
+fn route_of(common: &Common) -> Option<Vec<String>> {
+    let route = common.route.as_ref()?;
+    Some(
+        route
+            .value
+            .iter()
+            .map(|store| store.value.clone())
+            .collect(),
+    )
+}
+
+fn why_of(common: &Common) -> Option<String> {
+    common.why.as_ref().map(|why| why.value.clone())
+}
+
+fn mean_root(sink: &Sink<'_>, root: &WrittenRoot) -> Root {
+    Root {
+        path: root.path.value.clone(),
+        each: root.each,
+        route: route_of(&root.common),
+        why: why_of(&root.common),
+        exclude: root.common.exclude.clone(),
+        guard: guard(&root.common, Guard::default()),
+        mark: sink.mark(&root.path.span),
+    }
+}
+
+/// The dataset, with what it does not say taken from the most specific root around it.
+fn mean_dataset(
+    sink: &Sink<'_>,
+    dataset: &WrittenDataset,
+    roots: &[WrittenRoot],
+) -> Option<Declared> {
+    let what = match &dataset.what {
+        WrittenSource::Path(path) => DeclaredSource::Path(path.value.clone()),
+        WrittenSource::Match(pattern) => DeclaredSource::Match(pattern.value.clone()),
+    };
+    let base = what.base();
+    let root = roots
+        .iter()
+        .filter(|root| base.starts_with(&root.path.value))
+        .max_by_key(|root| root.path.value.components().count());
+    let common = &dataset.common;
+    // A `route` of the wrong type has been reported, and is not a route left out.
+    let own = common.route.as_ref().map(|_| common);
+    let from = own.or(root.map(|root| &root.common).filter(|c| c.route.is_some()));
+    let Some(from) = from else {
+        let place = &dataset.name;
+        let message = match root {
+            Some(root) => format!(
+                "`{}` has no `route`, nor has its root `{}`",
+                place.value,
+                tree::escape(root.path.value.as_os_str().as_encoded_bytes())
+            ),
+            None => format!("`{}` has no `route`, and lies in no root", place.value),
+        };
+        let remedy = "write `route = [\"STORE\"]`, or `route = []` with a `why`";
+        sink.error(&place.span, message, remedy);
+        return None;
+    };
+    let default = root.map_or_else(Guard::default, |root| guard(&root.common, Guard::default()));
+    Some(Declared {
+        name: dataset.name.value.clone(),
+        what,
+        route: route_of(from)?,
+        why: why_of(from),
+        exclude: common.exclude.clone(),
+        guard: guard(common, default),
+        cross_mounts: dataset.cross_mounts,
+        sqlite: dataset.sqlite,
+        mark: sink.mark(&dataset.name.span),
+    })
+}
+
+/// Thrice's own places must not be backed up into themselves.
+fn check_own_places(
+    sink: &Sink<'_>,
+    config: &Config,
+    stores: &[At<StoreSpec>],
+    state: Option<&At<PathBuf>>,
+) {
+    for At { value: store, span } in stores {
+        if store.kind != StoreKind::Disk {
+            continue;
+        }
+        if let Some((who, mark)) = taker(config, &store.path) {
+            let message = format!("the store `{}` lies inside {who}", store.name);
+            let diagnostic = sink.diagnostic(span, message).also(mark, "this one");
+            // A mount is not crossed into, and the store's directory is carved out besides.
+            sink.push(if store.mounted {
+                diagnostic
+                    .remedy(
+                        "its directory is left out of it; to say so, declare it with `route = []`",
+                    )
+                    .warning()
+            } else {
+                diagnostic.remedy(
+                    "it would back itself up: move it out, or declare its directory as a \
+                     dataset with `route = []`",
+                )
+            });
+        }
+        let inside = config.datasets.iter().filter(|d| !d.route.is_empty());
+        let inside = inside.map(|d| (format!("the dataset `{}`", d.name), d.what.base(), &d.mark));
+        let roots = config.roots.iter().map(|r| {
+            let path = tree::escape(r.path.as_os_str().as_encoded_bytes());
+            (format!("the root `{path}`"), r.path.clone(), &r.mark)
+        });
+        for (who, base, mark) in inside.chain(roots) {
+            if base.starts_with(&store.path) {
+                let message = format!("{who} lies inside the store `{}`", store.name);
+                let diagnostic = Diagnostic::error(message, Some(mark.clone()));
+                let diagnostic = diagnostic.also(sink.mark(span), "the store");
+                sink.push(diagnostic.remedy("a store holds copies only: back up what they are of"));
+            }
+        }
+    }
+    if let Some((who, mark)) = taker(config, &config.host.state) {
+        let message = format!(
+            "the state directory `{}` lies inside {who}",
+            tree::escape(config.host.state.as_os_str().as_encoded_bytes())
+        );
+        let at = state.map_or(mark, |at| sink.mark(&at.span));
+        sink.push(
+            Diagnostic::error(message, Some(at))
+                .remedy("it is left out of it: the catalog is rebuilt from the stores")
+                .warning(),
+        );
+    }
+}
+
+/// Who would back `path` up, by the declarations alone: the deepest dataset around it, else a
+/// root whose folders are datasets.
+fn taker(config: &Config, path: &Path) -> Option<(String, crate::Mark)> {
+    let around = |declared: &&Declared| match &declared.what {
+        DeclaredSource::Path(base) => path.starts_with(base),
+        DeclaredSource::Match(pattern) => path.ancestors().any(|part| pattern.matches(part)),
+    };
+    let depth = |declared: &&Declared| declared.what.base().components().count();
+    let declared = config.datasets.iter().filter(around).max_by_key(depth);
+    if let Some(declared) = declared {
+        let named = (
+            format!("the dataset `{}`", declared.name),
+            declared.mark.clone(),
+        );
+        return (!declared.route.is_empty()).then_some(named);
+    }
+    let each = |root: &&Root| {
+        root.each == Some(RootEach::Dir) && root.route.as_ref().is_some_and(|r| !r.is_empty())
+    };
+    let mut roots = config.roots.iter().filter(each);
+    let root = roots.find(|root| path.starts_with(&root.path))?;
+    let name = tree::escape(root.path.as_os_str().as_encoded_bytes());
+    Some((format!("the root `{name}`"), root.mark.clone()))
+}

@@ -1,0 +1,599 @@
+//! Stage one: the configuration as written. Each table is read by itself; what tables say of
+//! one another is for stage two ([`crate::parse`]).
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::fields::{At, Fields, Sink};
+use crate::meant::{Keep, Metrics, RootEach, Schedule, StoreKind, StoreSpec};
+use crate::pattern::Pattern;
+use crate::scope::ExcludeSet;
+use crate::units::{STEPS, When, parse_percent, parse_rate, parse_when};
+
+/// The file, table by table. What had an error in it is left out; the names of stores are
+/// all there, so that a route to a wrong one is not said to lead nowhere.
+pub(crate) struct Written {
+    pub host_name: Option<At<String>>,
+    pub state: Option<At<PathBuf>>,
+    pub stores: Vec<At<StoreSpec>>,
+    pub store_names: Vec<At<String>>,
+    pub roots: Vec<WrittenRoot>,
+    pub datasets: Vec<WrittenDataset>,
+    pub metrics: Metrics,
+    pub schedule: Schedule,
+}
+
+/// What roots and datasets have in common.
+pub(crate) struct Common {
+    pub route: Option<At<Vec<At<String>>>>,
+    pub why: Option<At<String>>,
+    pub exclude: ExcludeSet,
+    pub share: Option<f64>,
+    pub files: Option<u64>,
+}
+
+pub(crate) struct WrittenRoot {
+    pub path: At<PathBuf>,
+    pub each: Option<RootEach>,
+    pub common: Common,
+}
+
+pub(crate) struct WrittenDataset {
+    pub name: At<String>,
+    pub what: WrittenSource,
+    pub common: Common,
+    pub cross_mounts: bool,
+    pub sqlite: Option<bool>,
+}
+
+pub(crate) enum WrittenSource {
+    Path(At<PathBuf>),
+    Match(At<Pattern>),
+}
+
+/// As messages name it.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION_MAJOR"),
+    ".",
+    env!("CARGO_PKG_VERSION_MINOR")
+);
+
+/// Reads every table of `top`.
+pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
+    let (host_name, state) = match top.table("host", "[host]".into()) {
+        Some(mut host) => {
+            let read = (
+                host.parsed("name", check_name),
+                host.parsed("state", clean_path),
+            );
+            host.finish();
+            read
+        }
+        None => (None, None),
+    };
+    let stores = top.tables("store");
+    let names = stores.iter().map(|(name, fields)| At {
+        value: name.clone(),
+        span: fields.span.clone(),
+    });
+    let store_names = names.collect();
+    let stores = stores
+        .into_iter()
+        .filter_map(|(name, fields)| read_store(sink, name, fields));
+    let stores = stores.collect();
+    let roots = top.tables("root").into_iter();
+    let roots = roots
+        .filter_map(|(path, fields)| read_root(sink, &path, fields))
+        .collect();
+    let datasets = top.tables("dataset").into_iter();
+    let datasets = datasets
+        .filter_map(|(name, fields)| read_dataset(sink, name, fields))
+        .collect();
+    let metrics = top.table("metrics", "[metrics]".into());
+    let metrics = metrics.map(read_metrics).unwrap_or_default();
+    let schedule = top.table("schedule", "[schedule]".into());
+    let schedule = schedule
+        .map(|fields| read_schedule(sink, fields))
+        .unwrap_or_default();
+    top.finish();
+    Written {
+        host_name,
+        state,
+        stores,
+        store_names,
+        roots,
+        datasets,
+        metrics,
+        schedule,
+    }
+}
+
+/// An absolute path without `.`, `..` or double slashes.
+fn clean_path(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    if !path.is_absolute() {
+        return Err(format!("the path `{text}` must be absolute"));
+    }
+    if path.components().any(|part| part.as_os_str() == "..") {
+        return Err(format!("the path `{text}` must not have `..` in it"));
+    }
+    Ok(path.components().collect())
+}
+
+/// Letters, digits, `-`, `_`, `.`; a letter, digit or `_` first.
+fn check_name(name: &str) -> Result<String, String> {
+    let good = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || !name.chars().all(good) || name.starts_with(['-', '.']) {
+        return Err(format!(
+            "`{}` is not a name: letters, digits, `-`, `_` and `.` only, and neither `-` nor \
+             `.` first",
+            tree::escape(name.as_bytes())
+        ));
+    }
+    if name == "HOW-TO-RESTORE.txt" || name.len() > 200 {
+        return Err(format!(
+            "the name `{name}` is taken or longer than 200 bytes"
+        ));
+    }
+    Ok(name.into())
+}
+
+fn report_name(sink: &Sink<'_>, name: &str, span: &Range<usize>) -> bool {
+    match check_name(name) {
+        Ok(_) => true,
+        Err(why) => {
+            sink.push(sink.diagnostic(span, why));
+            false
+        }
+    }
+}
+
+/// Says that something belongs to a later version.
+fn unsupported(sink: &Sink<'_>, span: &Range<usize>, what: &str, remedy: &str) {
+    let message = format!("{what} not supported by this version ({VERSION})");
+    sink.error(span, message, remedy);
+}
+
+fn read_store(sink: &Sink<'_>, name: String, mut fields: Fields<'_, '_>) -> Option<At<StoreSpec>> {
+    let span = fields.span.clone();
+    let name_good = report_name(sink, &name, &span);
+    if !fields.has("kind") {
+        sink.error(
+            &span,
+            format!("`{}` has no `kind`", fields.place),
+            "write `kind = \"disk\"` (a directory on this machine) or `kind = \"agent\"` \
+             (another machine, over SSH)",
+        );
+    }
+    let kind = fields.string("kind");
+    let agent = match kind.as_ref().map(|kind| kind.value.as_str()) {
+        Some("disk") => false,
+        Some("agent") => true,
+        Some(other) => {
+            let at = kind.as_ref().map_or(&span, |kind| &kind.span);
+            report_kind(sink, other, at);
+            return None;
+        }
+        // Its keys can be told apart all the same.
+        None => fields.has("ssh"),
+    };
+    let spec = read_store_keys(sink, &name, agent, &mut fields);
+    fields.finish();
+    (name_good && kind.is_some()).then_some(spec?)
+}
+
+fn report_kind(sink: &Sink<'_>, kind: &str, span: &Range<usize>) {
+    match kind {
+        "rsync" => unsupported(
+            sink,
+            span,
+            "stores of kind `rsync` are",
+            "use `kind = \"agent\"`, with `thrice` on the far side",
+        ),
+        "repository" => unsupported(
+            sink,
+            span,
+            "stores of kind `repository` are",
+            "use `kind = \"disk\"` or `kind = \"agent\"`",
+        ),
+        _ => {
+            let near = crate::diagnostic::nearest(kind, ["disk", "agent"]);
+            let remedy = match near {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "use `disk` (a directory on this machine) or `agent` (over SSH)".into(),
+            };
+            sink.error(span, format!("`{kind}` is not a kind of store"), remedy);
+        }
+    }
+}
+
+fn read_store_keys(
+    sink: &Sink<'_>,
+    name: &str,
+    agent: bool,
+    fields: &mut Fields<'_, '_>,
+) -> Option<At<StoreSpec>> {
+    let missing = |fields: &Fields<'_, '_>, key: &str, example: &str| {
+        if !fields.has(key) {
+            let message = format!("`{}` has no `{key}`", fields.place);
+            sink.error(&fields.span, message, format!("write `{key} = {example}`"));
+        }
+    };
+    missing(fields, "path", "\"/mnt/backup\"");
+    let path = fields.parsed("path", clean_path);
+    let (warn_full, stop_full) = read_full(sink, fields);
+    let keep = read_keep(sink, fields);
+    let limit_up = fields
+        .table("limit", "limit".into())
+        .and_then(|mut limit| {
+            let up = limit.parsed("up", parse_rate);
+            limit.finish();
+            up
+        })
+        .map(|up| up.value);
+    let kind = if agent {
+        missing(fields, "ssh", "\"user@host\"");
+        let ssh = fields.parsed("ssh", check_destination);
+        let ssh_config = fields.parsed("ssh_config", clean_path);
+        let command = fields.string("command");
+        wrong_kind(sink, fields, &["mounted"], "disk");
+        Some(StoreKind::Agent {
+            ssh: ssh?.value,
+            ssh_config: ssh_config.map(|path| path.value),
+            command: command.map_or_else(|| "thrice".into(), |command| command.value),
+        })
+    } else {
+        Some(StoreKind::Disk)
+    };
+    let mounted = !agent && fields.bool("mounted").is_some_and(|yes| yes.value);
+    if !agent {
+        wrong_kind(sink, fields, &["ssh", "ssh_config", "command"], "agent");
+    }
+    let At { value: path, span } = path?;
+    Some(At {
+        value: StoreSpec {
+            name: name.into(),
+            kind: kind?,
+            path,
+            mounted,
+            warn_full,
+            stop_full,
+            keep,
+            limit_up,
+        },
+        span,
+    })
+}
+
+/// Reports keys that only stores of `kind` have.
+fn wrong_kind(sink: &Sink<'_>, fields: &mut Fields<'_, '_>, keys: &[&'static str], kind: &str) {
+    for key in keys {
+        // Not listed among the known: a nearest key that is wrong as well helps nobody.
+        if fields.has(key)
+            && let Some((span, _)) = fields.get(key)
+        {
+            sink.error(
+                &span,
+                format!("`{key}` is for stores of kind `{kind}`"),
+                format!("remove it, or write `kind = \"{kind}\"`"),
+            );
+        }
+    }
+}
+
+/// What `ssh(1)` takes as a destination, and never as an option.
+fn check_destination(text: &str) -> Result<String, String> {
+    let bad = |c: char| c.is_whitespace() || c.is_control();
+    if text.is_empty() || text.starts_with('-') || text.contains(bad) {
+        return Err(format!(
+            "`{}` is not an ssh destination; write it like `user@host`",
+            tree::escape(text.as_bytes())
+        ));
+    }
+    Ok(text.into())
+}
+
+fn read_full(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> (f64, f64) {
+    let (mut warn, mut stop) = (0.85, 0.95);
+    if let Some(mut full) = fields.table("full", "full".into()) {
+        let given_warn = full.parsed("warn", parse_percent);
+        let given_stop = full.parsed("stop", parse_percent);
+        warn = given_warn.as_ref().map_or(warn, |share| share.value);
+        stop = given_stop.as_ref().map_or(stop, |share| share.value);
+        if let Some(At { span, .. }) = given_warn.or(given_stop)
+            && (warn > stop || stop == 0.0)
+        {
+            sink.error(
+                &span,
+                "`warn` must not be above `stop`, nor `stop` be 0%",
+                "write them like `full = { warn = \"85%\", stop = \"95%\" }`",
+            );
+        }
+        full.finish();
+    }
+    (warn, stop)
+}
+
+fn read_keep(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Keep {
+    let Some(mut keep) = fields.table("keep", "keep".into()) else {
+        return Keep::default();
+    };
+    let mut count = |key: &'static str| {
+        let At { value, span } = keep.integer(key)?;
+        let count = u32::try_from(value).ok().filter(|count| *count > 0);
+        if count.is_none() {
+            sink.error(
+                &span,
+                format!("`{key}` must be at least 1, and less than {}", u32::MAX),
+                "leave it out to keep none by this rule",
+            );
+        }
+        count
+    };
+    let read = Keep {
+        last: count("last"),
+        daily: count("daily"),
+        weekly: count("weekly"),
+        monthly: count("monthly"),
+        yearly: count("yearly"),
+    };
+    keep.finish();
+    read
+}
+
+fn read_common(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Common {
+    let route = fields.strings("route", false);
+    let why = fields.string("why").filter(|why| {
+        let empty = why.value.trim().is_empty();
+        if empty {
+            sink.push(sink.diagnostic(&why.span, "`why` says nothing"));
+        }
+        !empty
+    });
+    let patterns = fields.strings("exclude", true);
+    let patterns = patterns.map(|list| list.value).unwrap_or_default();
+    let lines: Vec<String> = patterns.iter().map(|line| line.value.clone()).collect();
+    let exclude = ExcludeSet::new(&lines).unwrap_or_else(|bad| {
+        let span = &patterns[bad.index].span;
+        sink.error(span, bad.to_string(), "see gitignore(5)");
+        ExcludeSet::default()
+    });
+    let share = fields.parsed("max_change", |text| match text {
+        "off" => Ok(1.0),
+        _ => parse_percent(text).map_err(|why| format!("{why}, or `off`")),
+    });
+    let files = fields.integer("min_change");
+    if let Some((span, _)) = fields.get("snapshot") {
+        unsupported(
+            sink,
+            &span,
+            "`snapshot` is",
+            "remove it; live files are read as they are, and what changes meanwhile is marked",
+        );
+    }
+    Common {
+        route,
+        why,
+        exclude,
+        share: share.map(|share| share.value),
+        files: files.map(|files| files.value),
+    }
+}
+
+fn read_root(sink: &Sink<'_>, path: &str, mut fields: Fields<'_, '_>) -> Option<WrittenRoot> {
+    let span = fields.span.clone();
+    let each = fields.parsed("each", |text| match text {
+        "dir" => Ok(RootEach::Dir),
+        _ => Err(format!("`each` must be `dir`, not `{text}`")),
+    });
+    let common = read_common(sink, &mut fields);
+    fields.finish();
+    match clean_path(path) {
+        Ok(path) => Some(WrittenRoot {
+            path: At { value: path, span },
+            each: each.map(|each| each.value),
+            common,
+        }),
+        Err(why) => {
+            sink.error(&span, why, "write `[root.\"/srv/nfs\"]`");
+            None
+        }
+    }
+}
+
+/// Kinds of datasets that later versions have, and what to do until then.
+const LATER: [(&str, &str); 5] = [
+    (
+        "postgres",
+        "remove it; until then, let `pg_dump` write into a tree that has a route",
+    ),
+    (
+        "mysql",
+        "remove it; until then, let `mysqldump` write into a tree that has a route",
+    ),
+    (
+        "ssh",
+        "remove it; until then, fetch the files into a tree that has a route",
+    ),
+    (
+        "files",
+        "remove it; until then, fetch the files into a tree that has a route",
+    ),
+    (
+        "volume",
+        "remove it; until then, back up the file system on it as a tree",
+    ),
+];
+
+fn read_dataset(
+    sink: &Sink<'_>,
+    name: String,
+    mut fields: Fields<'_, '_>,
+) -> Option<WrittenDataset> {
+    let span = fields.span.clone();
+    let mut supported = true;
+    for (key, remedy) in LATER {
+        if let Some((at, _)) = fields.get(key) {
+            // `files` is part of `ssh`: said once.
+            if key != "files" || !fields.has("ssh") {
+                unsupported(sink, &at, &format!("`{key}` datasets are"), remedy);
+            }
+            supported = false;
+        }
+    }
+    let sqlite = read_sqlite(sink, &mut fields, &mut supported);
+    let path = fields.parsed("path", clean_path);
+    let pattern = fields.parsed("match", |text| {
+        Pattern::new(text).map_err(|why| format!("`{text}` is not a pattern: {why}"))
+    });
+    let common = read_common(sink, &mut fields);
+    let cross_mounts = fields.bool("cross_mounts");
+    let what = match (fields.has("path"), fields.has("match")) {
+        (true, true) => {
+            let message = format!("`{}` has both `path` and `match`", fields.place);
+            sink.error(&span, message, "remove one of them");
+            None
+        }
+        (false, false) if supported => {
+            let message = format!("`{}` has no `path`", fields.place);
+            sink.error(&span, message, "write `path = \"/srv/nfs/NAME\"`");
+            None
+        }
+        _ => path
+            .map(WrittenSource::Path)
+            .or(pattern.map(WrittenSource::Match)),
+    };
+    fields.finish();
+    let named = name_of_folder(&name, what.as_ref()) || report_name(sink, &name, &span);
+    (named && supported).then_some(WrittenDataset {
+        name: At { value: name, span },
+        what: what?,
+        common,
+        cross_mounts: cross_mounts.is_some_and(|yes| yes.value),
+        sqlite,
+    })
+}
+
+/// Whether `name` is what the folder would be called without a declaration: so one can be
+/// declared without losing its name.
+fn name_of_folder(name: &str, what: Option<&WrittenSource>) -> bool {
+    match what {
+        Some(WrittenSource::Path(path)) => path
+            .value
+            .file_name()
+            .is_some_and(|folder| crate::name_from(folder.as_encoded_bytes()) == name),
+        _ => false,
+    }
+}
+
+/// `sqlite = "FILE"` is a dataset of a later version, `sqlite = true/false` an option of a tree.
+fn read_sqlite(sink: &Sink<'_>, fields: &mut Fields<'_, '_>, supported: &mut bool) -> Option<bool> {
+    let (span, value) = fields.get("sqlite")?;
+    if value.get_ref().is_str() {
+        unsupported(
+            sink,
+            &span,
+            "`sqlite` datasets are",
+            "remove it; until then, let `sqlite3 FILE .backup` write into a tree that has a route",
+        );
+        *supported = false;
+        return None;
+    }
+    let At { value, span } = fields.bool("sqlite")?;
+    if value {
+        let message = format!(
+            "`sqlite = true` has no effect in this version ({VERSION}): databases are copied \
+             as files"
+        );
+        let remedy = "let `sqlite3 FILE .backup` write a consistent copy into the tree";
+        sink.push(sink.diagnostic(&span, message).remedy(remedy).warning());
+    }
+    Some(value)
+}
+
+fn read_metrics(mut fields: Fields<'_, '_>) -> Metrics {
+    let url = |text: &str| match text.split_once("://") {
+        Some(("http" | "https", rest)) if !rest.is_empty() => Ok(text.to_string()),
+        _ => Err(format!(
+            "`{text}` is not a URL; write it like `http://127.0.0.1:9091`"
+        )),
+    };
+    let pushgateway = fields.parsed("pushgateway", url);
+    let textfile = fields.parsed("textfile", clean_path);
+    fields.finish();
+    Metrics {
+        pushgateway: pushgateway.map(|url| url.value),
+        textfile: textfile.map(|path| path.value),
+    }
+}
+
+fn read_schedule(sink: &Sink<'_>, mut fields: Fields<'_, '_>) -> Schedule {
+    let zone = fields.parsed("zone", check_zone);
+    let read = STEPS.map(|step| (step, fields.parsed(step, parse_when)));
+    for (step, when) in &read {
+        let Some(At { value, span }) = when else {
+            continue;
+        };
+        if let When::After(other) = value {
+            check_after(sink, &fields, (step, other), &read, span);
+        }
+    }
+    fields.finish();
+    let mut steps: Vec<(&str, At<When>)> = read
+        .into_iter()
+        .filter_map(|(step, when)| Some((step, when?)))
+        .collect();
+    steps.sort_by_key(|(_, when)| when.span.start);
+    Schedule {
+        zone: zone.map(|zone| zone.value),
+        steps: steps
+            .into_iter()
+            .map(|(step, when)| (step.into(), when.value))
+            .collect(),
+    }
+}
+
+/// `after STEP` must lead, step by step, to one that has a time.
+fn check_after(
+    sink: &Sink<'_>,
+    fields: &Fields<'_, '_>,
+    (step, first): (&str, &str),
+    all: &[(&str, Option<At<When>>)],
+    span: &Range<usize>,
+) {
+    let mut other = first;
+    for _ in STEPS {
+        if !fields.has(other) {
+            let message = format!("`{step}` would never run: `{other}` has no time");
+            let remedy = format!("write `{other} = \"05:00\"` too");
+            sink.error(span, message, remedy);
+            return;
+        }
+        let next = all.iter().find(|(name, _)| *name == other);
+        match next.and_then(|(_, when)| when.as_ref()) {
+            Some(At {
+                value: When::After(next),
+                ..
+            }) => other = next,
+            _ => return,
+        }
+    }
+    let message = format!("`{step}` would never run: it waits for itself");
+    sink.error(
+        span,
+        message,
+        "give one of these steps a time, like `05:00`",
+    );
+}
+
+/// An IANA name. Where the machine has no time zones at all, nothing can be said.
+fn check_zone(name: &str) -> Result<String, String> {
+    let zones = jiff::tz::db();
+    if zones.get(name).is_ok() || zones.is_definitively_empty() {
+        return Ok(name.into());
+    }
+    Err(format!(
+        "`{}` is not a time zone; write it like `Europe/Sofia`",
+        tree::escape(name.as_bytes())
+    ))
+}
