@@ -96,7 +96,8 @@ pub fn compare_trees(a: &Path, b: &Path, what: &Compare) -> Result<Vec<String>> 
     Ok(compare(&read_tree(a)?, &read_tree(b)?, what))
 }
 
-fn compare(a: &Tree, b: &Tree, what: &Compare) -> Vec<String> {
+/// Compares two trees that were read; see [`compare_trees`].
+pub fn compare(a: &Tree, b: &Tree, what: &Compare) -> Vec<String> {
     let mut found = Vec::new();
     for (path, left) in a {
         match b.get(path) {

@@ -8,7 +8,7 @@ mod loopfs;
 mod sshd;
 mod world;
 
-pub use compare::{Compare, Entry, Tree, compare_trees, read_tree};
+pub use compare::{Compare, Entry, Tree, compare, compare_trees, read_tree};
 pub use hostile::{Scale, hostile_tree};
 pub use loopfs::{FileSystem, LoopFs};
 pub use sshd::Sshd;

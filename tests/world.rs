@@ -17,6 +17,9 @@ use crate::Sshd;
 /// Longer than any one command in these tests takes; one that hangs is killed.
 const COMMAND_SECONDS_MAX: u64 = 240;
 
+/// Neither a user's nor a group's number means anything to anyone.
+const NOBODY: u32 = 65_534;
+
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -27,6 +30,8 @@ pub struct World {
     dir: Option<TempDir>,
     program: PathBuf,
     sshd: Option<Sshd>,
+    /// Whether commands run as nobody.
+    nobody: bool,
 }
 
 impl World {
@@ -41,6 +46,7 @@ impl World {
             dir: Some(dir),
             program: program()?,
             sshd: None,
+            nobody: false,
         })
     }
 
@@ -75,11 +81,16 @@ impl World {
 
     /// `[host]` and `[store.sda]`.
     pub fn head(&self) -> String {
+        self.head_at(&self.path("state"), &self.path("sda"))
+    }
+
+    /// The same with the state and the store elsewhere.
+    pub fn head_at(&self, state: &Path, store: &Path) -> String {
         format!(
             "[host]\nname = \"box\"\nstate = \"{}\"\n\n\
              [store.sda]\nkind = \"disk\"\npath = \"{}\"\n\n",
-            self.path("state").display(),
-            self.path("sda").display()
+            state.display(),
+            store.display()
         )
     }
 
@@ -124,6 +135,27 @@ impl World {
         &self.program
     }
 
+    /// Gives the world to an ordinary user, as whom commands run from now on: root can read
+    /// everything. Nothing to do when we are an ordinary user already.
+    ///
+    /// # Errors
+    /// When it cannot be given away.
+    pub fn become_nobody(&mut self) -> Result<()> {
+        if !is_root() {
+            return Ok(());
+        }
+        let program = self.path("thrice");
+        std::fs::copy(&self.program, &program)?;
+        self.program = program;
+        self.nobody = true;
+        let mut chown = Command::new("chown");
+        chown
+            .args(["-R", &format!("{NOBODY}:{NOBODY}")])
+            .arg(self.path(""));
+        ensure!(chown.status()?.success(), "chown failed");
+        Ok(())
+    }
+
     /// The far side's server, to play outages with.
     pub fn sshd(&mut self) -> &mut Sshd {
         self.sshd.as_mut().expect("World::two_legs has one")
@@ -143,6 +175,9 @@ impl World {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         self.freeze(&mut command);
+        if self.nobody {
+            command.uid(NOBODY).gid(NOBODY);
+        }
         command.args(arguments);
         command
     }
