@@ -87,6 +87,16 @@ impl Listing {
         self.entries.is_empty()
     }
 
+    /// Takes in what came of opening or reading the directory itself. Reading one that was
+    /// removed meanwhile is `ENOENT`; opening one that became a link, `ENOTDIR` or `ELOOP`.
+    fn fail(&mut self, error: io::Error) {
+        self.complete = false;
+        match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => self.vanished = true,
+            _ => self.problems.push((self.dir.clone(), error)),
+        }
+    }
+
     fn empty(dir: RelPath, stat: Stat) -> Self {
         Self {
             dir,
@@ -308,6 +318,9 @@ impl<'a> Walk<'a> {
         let dir = self.root.open_dir(&RelPath::root())?;
         let stat = dir.stat_self()?;
         let (listing, children) = self.list(Ok(dir), None, RelPath::root(), stat);
+        if listing.vanished {
+            return Err(Errno::NOENT.into());
+        }
         self.state().busy += 1;
         self.hand_over(listing, children);
         Ok(())
@@ -387,12 +400,7 @@ impl<'a> Walk<'a> {
                 (listing, children)
             }
             Err(error) => {
-                listing.complete = false;
-                let errno = Errno::from_io_error(&error);
-                match errno {
-                    Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => listing.vanished = true,
-                    _ => listing.problems.push((listing.dir.clone(), error)),
-                }
+                listing.fail(error);
                 (listing, None)
             }
         }
@@ -422,8 +430,7 @@ impl<'a> Walk<'a> {
             names.extend_from_slice(name);
         });
         if let Err(error) = read {
-            listing.complete = false;
-            listing.problems.push((listing.dir.clone(), error));
+            listing.fail(error);
         }
         raws.sort_unstable_by_key(|raw| raw.ino);
         listing.entries.reserve_exact(raws.len());
