@@ -4,9 +4,33 @@
 //! This room knows how copies lie in a place and how they get there safely. It knows
 //! nothing of where a dataset came from, nor of the catalog.
 
+mod agent;
+mod message;
+mod remote;
+mod transport;
+mod wire;
+
+mod apply;
+mod commit;
+mod disk;
+mod fault;
+mod howto;
+mod line;
+mod log;
 mod op;
+mod place;
+mod prune;
+mod read;
+mod recover;
+mod session;
 mod store;
 
+pub use agent::{AgentOptions, serve};
+pub use message::Hello;
+pub use remote::{Remote, RemoteOptions};
+pub use transport::{CommandTransport, Link, SshTransport, Transport};
+
+pub use disk::{Disk, DiskOptions};
 pub use op::{LogRecord, Old, Op};
 pub use store::{
     Begun, Check, Checked, Error, Event, Place, Result, Seal, SealStatus, Session, Space, StageJob,

@@ -60,7 +60,7 @@ impl Op {
 }
 
 /// One line of a version's log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogRecord {
     /// A session starts to build version `number`. Records after it were applied under this number.
     Begin { number: u64, at: String },

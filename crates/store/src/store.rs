@@ -253,6 +253,15 @@ pub trait Session: Send + Sync {
     /// Brings content into the store's `tmp/`. Reads `content` to its end and hashes it.
     fn stage(&self, job: &StageJob, content: &mut dyn Content) -> Result<Staged>;
 
+    /// The file in which an earlier session left the beginning of the content with this
+    /// [`StageJob::resume_key`], opened for reading and writing, its data where the content
+    /// has it; `None` where there is none. [`Session::stage`] goes on from what it holds then.
+    /// An agent compares it with the host's content, and cuts off what differs.
+    fn part(&self, resume_key: &str) -> Result<Option<std::fs::File>> {
+        let _ = resume_key;
+        Ok(None)
+    }
+
     /// Gives up staged content.
     fn discard(&self, staged: Staged) -> Result<()>;
 
