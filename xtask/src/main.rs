@@ -20,7 +20,7 @@ usage: cargo xtask COMMAND
 
   test [STAGE…]    the whole gate, or these stages of it
   tidy             the house rules
-  bench [ROW…] [--size small|full]
+  bench [ROW…] [--size small|full] [--no-build]
                    Thrice beside rsync on this machine
   fuzz [TARGET…] [--iterations N] [--seed N]
                    seeded garbage into the decoders";
@@ -39,8 +39,11 @@ fn main() -> ExitCode {
 
 /// Runs one command; `false` when it found something wrong.
 fn dispatch(arguments: &[String]) -> Result<bool> {
-    let root = checkout()?;
     let (command, rest) = arguments.split_first().context(USAGE)?;
+    if command == "peak" {
+        return bench::peak_command(rest);
+    }
+    let root = checkout()?;
     match command.as_str() {
         "test" => gate::run(&root, rest),
         "tidy" => {

@@ -1,4 +1,0 @@
-use std::path::Path;
-pub fn run(_root: &Path, _arguments: &[String]) -> anyhow::Result<bool> {
-    anyhow::bail!("not yet")
-}
