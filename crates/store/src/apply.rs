@@ -1,0 +1,603 @@
+//! Carries out one operation. Each says what shall be, so doing it twice is doing it once, as long
+//! as no other operation of its batch touches the same paths ([`crate::session`] sees to that).
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use tree::{Apply, Dir, DirCache, Kind, Node, RelPath, Stat, Target};
+
+use crate::disk::Inner;
+use crate::place::{CONTROL, OPEN, io_error, is, is_absent, locate, rel};
+use crate::{Error, Old, Op, Place, Result};
+
+/// Directories kept open, of each kind.
+const CACHED: usize = 128;
+/// How deep a stranger's tree may be that is moved entry by entry.
+const DEPTH_MAX: usize = 128;
+/// How many objects of one path an append-only store sets aside in one version.
+const ASIDE_MAX: u32 = 1000;
+/// New directories are nobody else's business until their own operation says otherwise.
+const DIR_MODE: u32 = 0o700;
+/// What a file system says that cannot make such a thing, or that forbids it to us.
+const UNSUPPORTED: [Errno; 6] = [
+    Errno::PERM,
+    Errno::OPNOTSUPP,
+    Errno::NOSYS,
+    Errno::ACCESS,
+    Errno::INVAL,
+    Errno::MLINK,
+];
+
+/// Applies operations to one dataset. Used by one thread.
+pub(crate) struct Applier {
+    disk: Arc<Inner>,
+    dataset: String,
+    /// Below `<dataset>/`.
+    place: DirCache,
+    /// Below `.thrice/tmp/`.
+    tmp: DirCache,
+    /// Below `.thrice/history/<dataset>/open/`.
+    history: DirCache,
+    /// The directory below `tmp/` for what is made here.
+    session: String,
+    made: u64,
+    /// Whether operations may have been carried out before.
+    replay: bool,
+}
+
+impl Applier {
+    /// Makes the dataset's place when it is missing. `session` exists below `tmp/`.
+    pub(crate) fn new(
+        disk: &Arc<Inner>,
+        dataset: &str,
+        session: &str,
+        replay: bool,
+    ) -> Result<Self> {
+        let open = |path: RelPath| {
+            let dir = disk.root.create_dirs(&path, DIR_MODE);
+            let dir = dir.map_err(io_error(disk.show(&path)))?;
+            Ok::<_, Error>(DirCache::new(dir, CACHED))
+        };
+        Ok(Self {
+            disk: Arc::clone(disk),
+            dataset: dataset.to_owned(),
+            place: open(rel(&[dataset]))?,
+            tmp: open(rel(&[CONTROL, "tmp"]))?,
+            // Reached from above, so that it is made only when something goes there and
+            // sealing may rename it.
+            history: open(rel(&[CONTROL, "history", dataset]))?,
+            session: session.to_owned(),
+            made: 0,
+            replay,
+        })
+    }
+
+    /// Carries out `op`; `token` names the content below `tmp/`. After an error nothing that a
+    /// version needs is lost, and what lies at the path is the old object or nothing.
+    pub(crate) fn apply(&mut self, op: &Op, token: Option<&str>) -> Result<()> {
+        self.disk.faults.point("apply.op")?;
+        match op {
+            Op::Put { path, node, old } => match node.kind {
+                Kind::Dir => self.put_dir(path, node, *old),
+                Kind::File => self.put_file(path, token, *old),
+                _ => self.put_special(path, node, *old),
+            },
+            Op::Meta { path, node } => self.meta(path, node),
+            Op::Link {
+                path,
+                to,
+                node,
+                old,
+            } => self.link(path, to, node, *old),
+            Op::Rename { from, to } => self.rename(from, to),
+            Op::Delete { path, old } => self.delete(path, *old),
+            Op::Repair { place, .. } => self.repair(place, token),
+        }
+    }
+
+    /// Forgets the directories of history: it was sealed.
+    pub(crate) fn forget_history(&mut self) {
+        self.history.forget(OPEN.as_bytes());
+    }
+
+    fn put_file(&mut self, path: &RelPath, token: Option<&str>, old: Old) -> Result<()> {
+        let token = token.ok_or_else(|| no_content(path))?;
+        if self.replay && !self.is_staged(token)? {
+            // Recovery has seen that it lies at the path already.
+            return Ok(());
+        }
+        self.place_over(token, path, old)
+    }
+
+    /// Whether content lies under `token` below `tmp/`.
+    pub(crate) fn is_staged(&mut self, token: &str) -> Result<bool> {
+        let (dir, name) = split(token.as_bytes());
+        match self.tmp.get(dir).and_then(|dir| dir.stat(name)) {
+            Ok(_) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(io_error(token)(error)),
+        }
+    }
+
+    /// Renames `tmp/<token>` to `path`; what lies there goes where `old` says.
+    fn place_over(&mut self, token: &str, path: &RelPath, old: Old) -> Result<()> {
+        let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        let (from_dir, from_name) = split(token.as_bytes());
+        let old = self.allowed(old);
+        if old == Old::None {
+            let from = self.tmp.get(from_dir).map_err(io_error(token))?;
+            let to = self
+                .place
+                .get_or_create(dir, DIR_MODE)
+                .map_err(io_error(path))?;
+            match from.rename_noreplace(from_name, to, name) {
+                Err(error) if is(&error, &[Errno::EXIST]) => {}
+                done => return done.map_err(io_error(path)),
+            }
+        }
+        if old != Old::Drop {
+            self.keep(path)?;
+            self.disk.faults.point("apply.kept")?;
+        }
+        for last in [false, true] {
+            let from = self.tmp.get(from_dir).map_err(io_error(token))?;
+            let to = self
+                .place
+                .get_or_create(dir, DIR_MODE)
+                .map_err(io_error(path))?;
+            match from.rename_to(from_name, to, name) {
+                Err(error)
+                    if !last && is(&error, &[Errno::ISDIR, Errno::NOTEMPTY, Errno::EXIST]) =>
+                {
+                    self.clear_dir(path)?;
+                }
+                done => return done.map_err(io_error(path)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What an append-only store makes of `old`: nothing is destroyed at the host's word.
+    fn allowed(&self, old: Old) -> Old {
+        match old {
+            Old::Drop if self.disk.append_only => Old::Keep,
+            old => old,
+        }
+    }
+
+    /// Gives what lies at `path` its name in history; it stays where it is when the file
+    /// system can give a file two names.
+    fn keep(&mut self, path: &RelPath) -> Result<()> {
+        let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        let place = match self.place.get(dir) {
+            Err(error) if is_absent(&error) => return Ok(()),
+            dir => dir.map_err(io_error(path))?,
+        };
+        let kept_dir = history_of(dir);
+        let history = self.history.get_or_create(&kept_dir, DIR_MODE);
+        let history = history.map_err(|error| self.disk.history_error(path, error))?;
+        match place.link_to(name, history, name) {
+            Ok(()) => Ok(()),
+            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) if is(&error, &[Errno::EXIST]) => {
+                let (here, there) = (place.stat(name), history.stat(name));
+                match (here, there) {
+                    (Ok(here), Ok(there)) if same(&here, &there) => Ok(()),
+                    _ => self.move_to_history(path),
+                }
+            }
+            Err(error) if is(&error, &UNSUPPORTED) => self.move_to_history(path),
+            Err(error) => Err(io_error(path)(error)),
+        }
+    }
+
+    /// Moves what lies at `path` to history. A directory goes with all in it.
+    fn move_to_history(&mut self, path: &RelPath) -> Result<()> {
+        let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        let kept_dir = history_of(dir);
+        let place = self.place.get(dir).map_err(io_error(path))?;
+        let history = self.history.get_or_create(&kept_dir, DIR_MODE);
+        let history = history.map_err(|error| self.disk.history_error(path, error))?;
+        let moved = move_tree(place, name, history, name, 0);
+        let occupied = matches!(&moved, Err(error) if is(error, &[Errno::EXIST]));
+        let moved = if occupied && self.disk.append_only {
+            set_aside(place, name, history)
+        } else {
+            moved
+        };
+        self.place.forget(path.as_bytes());
+        self.history.forget(&history_of(path.as_bytes()));
+        moved.map_err(|error| self.disk.history_error(path, error))
+    }
+
+    /// Removes the directory at `path`; when it is not empty, what is in it is nobody's we
+    /// know and goes to history.
+    fn clear_dir(&mut self, path: &RelPath) -> Result<()> {
+        let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        let place = self.place.get(dir).map_err(io_error(path))?;
+        let removed = place.rmdir(name);
+        self.place.forget(path.as_bytes());
+        match removed {
+            Err(error) if is(&error, &[Errno::NOTEMPTY, Errno::EXIST]) => {
+                self.move_to_history(path)
+            }
+            Err(error) if is_absent(&error) => Ok(()),
+            done => done.map_err(io_error(path)),
+        }
+    }
+
+    fn put_dir(&mut self, path: &RelPath, node: &Node, old: Old) -> Result<()> {
+        let Some((dir, name)) = path.split() else {
+            return self.set_root(node);
+        };
+        for last in [false, true] {
+            let place = self
+                .place
+                .get_or_create(dir, DIR_MODE)
+                .map_err(io_error(path))?;
+            match place.mkdir(name, DIR_MODE) {
+                Ok(()) => return set(Target::Entry(place, name), path, node, true, None),
+                Err(error) if !is(&error, &[Errno::EXIST]) => return Err(io_error(path)(error)),
+                Err(error) if last => return Err(io_error(path)(error)),
+                Err(_) => {}
+            }
+            let stat = place.stat(name).map_err(io_error(path))?;
+            if stat.kind == Kind::Dir {
+                return set(Target::Entry(place, name), path, node, false, Some(&stat));
+            }
+            self.delete(path, old)?;
+        }
+        Ok(())
+    }
+
+    fn set_root(&mut self, node: &Node) -> Result<()> {
+        let name = self.dataset.as_bytes();
+        set(
+            Target::Entry(&self.disk.root, name),
+            &self.dataset,
+            node,
+            false,
+            None,
+        )
+    }
+
+    fn put_special(&mut self, path: &RelPath, node: &Node, old: Old) -> Result<()> {
+        if self.replay && self.is_in_place(path, node)? {
+            return self.meta(path, node);
+        }
+        let token = self.new_token();
+        let (dir, name) = split(token.as_bytes());
+        let tmp = self.tmp.get(dir).map_err(io_error(&token))?;
+        let _ = tmp.unlink(name);
+        let made = match node.kind {
+            Kind::Symlink => tmp.symlink(&node.target, name),
+            kind => tmp.mknod(name, kind, 0o600, node.rdev),
+        };
+        match made {
+            // The log alone holds it; but the old object must not pose as the new.
+            Err(error) if is(&error, &UNSUPPORTED) => return self.delete(path, old),
+            made => made.map_err(io_error(path))?,
+        }
+        set(Target::Entry(tmp, name), path, node, true, None)?;
+        self.place_over(&token, path, old)
+    }
+
+    fn new_token(&mut self) -> String {
+        self.made += 1;
+        format!("{}/m{}", self.session, self.made)
+    }
+
+    /// Whether the symlink or special file at `path` is that of `node`.
+    fn is_in_place(&mut self, path: &RelPath, node: &Node) -> Result<bool> {
+        let Some(stat) = self.stat(path)? else {
+            return Ok(false);
+        };
+        if stat.kind != node.kind || node.kind != Kind::Symlink {
+            return Ok(stat.kind == node.kind && stat.rdev == node.rdev);
+        }
+        let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        let place = self.place.get(dir).map_err(io_error(path))?;
+        let found = place.read_node(name, &stat).map_err(io_error(path))?;
+        Ok(found.target == node.target)
+    }
+
+    /// What lies at `path` in the dataset's place; `None`: nothing.
+    fn stat(&mut self, path: &RelPath) -> Result<Option<Stat>> {
+        let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        match self.place.get(dir).and_then(|dir| dir.stat(name)) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(io_error(path)(error)),
+        }
+    }
+
+    fn meta(&mut self, path: &RelPath, node: &Node) -> Result<()> {
+        let Some((dir, name)) = path.split() else {
+            return self.set_root(node);
+        };
+        let Some(stat) = self.stat(path)? else {
+            return match node.kind {
+                Kind::File | Kind::Dir => Err(Error::Missing(path.to_string())),
+                // It could not be made here: the log alone holds it.
+                _ => Ok(()),
+            };
+        };
+        if stat.kind != node.kind {
+            let why = format!("it is a {:?}, not a {:?}", stat.kind, node.kind);
+            return Err(Error::Damaged {
+                what: path.to_string(),
+                why,
+            });
+        }
+        let place = self.place.get(dir).map_err(io_error(path))?;
+        set(Target::Entry(place, name), path, node, false, Some(&stat))
+    }
+
+    fn link(&mut self, path: &RelPath, to: &RelPath, node: &Node, old: Old) -> Result<()> {
+        let (to_dir, to_name) = to.split().ok_or_else(|| at_root(to))?;
+        let there = self.stat(to)?.filter(|stat| is_file_of(stat, node));
+        let here = self.stat(path)?;
+        let Some(there) = there else {
+            if self.replay && here.is_some_and(|stat| is_file_of(&stat, node)) {
+                return Ok(());
+            }
+            if !matches!(node.kind, Kind::File | Kind::Dir) {
+                // Neither could be made here: the log alone holds them.
+                return self.delete(path, old);
+            }
+            let why = format!("what it is linked to, {to}, is not the recorded file");
+            return Err(Error::Damaged {
+                what: path.to_string(),
+                why,
+            });
+        };
+        if here.is_some_and(|here| same(&here, &there)) {
+            return Ok(());
+        }
+        let token = self.new_token();
+        let (dir, name) = split(token.as_bytes());
+        let tmp = self.tmp.get(dir).map_err(io_error(&token))?;
+        let _ = tmp.unlink(name);
+        let from = self.place.get(to_dir).map_err(io_error(to))?;
+        match from.link_to(to_name, tmp, name) {
+            Err(error) if is(&error, &UNSUPPORTED) && node.kind == Kind::File => {
+                copy(from, to_name, tmp, name, node).map_err(io_error(path))?;
+            }
+            done => done.map_err(io_error(path))?,
+        }
+        self.place_over(&token, path, old)
+    }
+
+    fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
+        let (from_dir, from_name) = from.split().ok_or_else(|| at_root(from))?;
+        let (to_dir, to_name) = to.split().ok_or_else(|| at_root(to))?;
+        let source = match self.place.get(from_dir) {
+            // A descriptor of its own: the cache lends only one at a time.
+            Ok(dir) => dir.open_dir(&RelPath::root()).map_err(io_error(from))?,
+            Err(error) if is_absent(&error) => return self.renamed_before(from, to),
+            Err(error) => return Err(io_error(from)(error)),
+        };
+        let target = self
+            .place
+            .get_or_create(to_dir, DIR_MODE)
+            .map_err(io_error(to))?;
+        match source.rename_noreplace(from_name, target, to_name) {
+            Err(error) if is_absent(&error) => return self.renamed_before(from, to),
+            done => done.map_err(io_error(to))?,
+        }
+        self.place.forget(from.as_bytes());
+        self.place.forget(to.as_bytes());
+        Ok(())
+    }
+
+    /// Nothing lies at `from`: fine when this is a replay and it lies at `to`.
+    fn renamed_before(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
+        if self.replay && self.stat(to)?.is_some() {
+            return Ok(());
+        }
+        Err(Error::Missing(from.to_string()))
+    }
+
+    fn delete(&mut self, path: &RelPath, old: Old) -> Result<()> {
+        let Some((dir, name)) = path.split() else {
+            // The dataset's own directory stays.
+            return Ok(());
+        };
+        let Some(stat) = self.stat(path)? else {
+            return Ok(());
+        };
+        let old = self.allowed(old);
+        if stat.kind != Kind::Dir {
+            if old != Old::Drop {
+                return self.move_to_history(path);
+            }
+            let place = self.place.get(dir).map_err(io_error(path))?;
+            return place.unlink(name).map_err(io_error(path));
+        }
+        if old != Old::Drop {
+            match self
+                .history
+                .get_or_create(&history_of(path.as_bytes()), DIR_MODE)
+            {
+                // Something else of this path is kept there; the log holds the directory.
+                Err(error) if is(&error, &[Errno::NOTDIR, Errno::EXIST, Errno::LOOP]) => {}
+                made => drop(made.map_err(io_error(path))?),
+            }
+        }
+        let place = self.place.get(dir).map_err(io_error(path))?;
+        let removed = place.rmdir(name);
+        self.place.forget(path.as_bytes());
+        match removed {
+            // A stranger's files.
+            Err(error) if is(&error, &[Errno::NOTEMPTY, Errno::EXIST]) => Ok(()),
+            done => done.map_err(io_error(path)),
+        }
+    }
+
+    fn repair(&mut self, place: &Place, token: Option<&str>) -> Result<()> {
+        let token = token.ok_or_else(|| no_content(place.path()))?;
+        if self.replay && !self.is_staged(token)? {
+            return Ok(());
+        }
+        let lies = locate(&self.dataset, place)?;
+        let (dir, name) = lies.split().ok_or_else(|| at_root(&lies))?;
+        let dir = RelPath::new(dir).map_err(|error| Error::Refused(error.to_string()))?;
+        let to = self
+            .disk
+            .root
+            .create_dirs(&dir, DIR_MODE)
+            .map_err(io_error(&lies))?;
+        if self.disk.append_only {
+            // Whether the bytes are bad is only the host's word.
+            let (kept_dir, _) = place.path().split().ok_or_else(|| at_root(&lies))?;
+            let history = self.history.get_or_create(&history_of(kept_dir), DIR_MODE);
+            match set_aside(&to, name, history.map_err(io_error(&lies))?) {
+                Err(error) if is_absent(&error) => {}
+                done => done.map_err(io_error(&lies))?,
+            }
+        }
+        let (from_dir, from_name) = split(token.as_bytes());
+        let from = self.tmp.get(from_dir).map_err(io_error(token))?;
+        from.rename_to(from_name, &to, name)
+            .map_err(io_error(&lies))
+    }
+
+    /// Removes content that will not be used.
+    pub(crate) fn discard(&mut self, token: &str) -> Result<()> {
+        let (dir, name) = split(token.as_bytes());
+        match self.tmp.get(dir).and_then(|dir| dir.unlink(name)) {
+            Err(error) if is_absent(&error) => Ok(()),
+            done => done.map_err(io_error(token)),
+        }
+    }
+}
+
+/// Directory and name of a token, a path below `tmp/`.
+pub(crate) fn split(token: &[u8]) -> (&[u8], &[u8]) {
+    match token.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&token[..at], &token[at + 1..]),
+        None => (b"", token),
+    }
+}
+
+/// The directory of history for what lies in `dir`.
+fn history_of(dir: &[u8]) -> Vec<u8> {
+    let mut path = OPEN.as_bytes().to_vec();
+    if !dir.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(dir);
+    }
+    path
+}
+
+fn same(a: &Stat, b: &Stat) -> bool {
+    (a.dev, a.ino) == (b.dev, b.ino)
+}
+
+/// Whether `stat` is that of the stored file of `node`, as far as attributes tell. Some file
+/// systems keep times in steps of two seconds.
+fn is_file_of(stat: &Stat, node: &Node) -> bool {
+    stat.kind == node.kind
+        && (stat.kind != Kind::File || stat.size == node.size)
+        && (stat.kind == Kind::Symlink || stat.mtime.sec.abs_diff(node.mtime.sec) <= 2)
+}
+
+fn at_root(path: &RelPath) -> Error {
+    Error::Refused(format!(
+        "{path}: the dataset's own directory cannot be this"
+    ))
+}
+
+fn no_content(path: &RelPath) -> Error {
+    Error::Refused(format!("{path}: no content was staged for it"))
+}
+
+/// Sets the node's attributes as far as the store can hold them; the log holds all.
+pub(crate) fn set(
+    target: Target<'_>,
+    path: &dyn std::fmt::Display,
+    node: &Node,
+    fresh: bool,
+    current: Option<&Stat>,
+) -> Result<()> {
+    hold(target, node, fresh, current).map_err(io_error(path))
+}
+
+/// As [`set`], for callers who know what to say of an error.
+pub(crate) fn hold(
+    target: Target<'_>,
+    node: &Node,
+    fresh: bool,
+    current: Option<&Stat>,
+) -> std::io::Result<()> {
+    tree::set_attributes(target, &storable(node), &Apply { fresh, current }).map(drop)
+}
+
+/// Whoever is not root must still be able to read and enter what is stored.
+fn storable(node: &Node) -> Cow<'_, Node> {
+    let needed = match node.kind {
+        Kind::Dir => 0o700,
+        Kind::File => 0o400,
+        _ => 0,
+    };
+    if node.mode & needed == needed || rustix::process::geteuid().is_root() {
+        return Cow::Borrowed(node);
+    }
+    let mut node = node.clone();
+    node.mode |= needed;
+    Cow::Owned(node)
+}
+
+/// Copies a file where it cannot have a second name.
+fn copy(from: &Dir, name: &[u8], to: &Dir, to_name: &[u8], node: &Node) -> std::io::Result<()> {
+    let source = from.open_file(name)?;
+    let target = to.create_file(to_name, 0o600)?;
+    if !tree::reflink(&source, &target)? {
+        tree::copy_content(&mut tree::FileContent::open(source)?, &target)?;
+    }
+    hold(Target::File(&target), node, true, None)
+}
+
+/// Moves an object, never over another: `EEXIST` where one lies. Directories merge.
+fn move_tree(
+    from: &Dir,
+    name: &[u8],
+    to: &Dir,
+    to_name: &[u8],
+    depth: usize,
+) -> std::io::Result<()> {
+    match from.rename_noreplace(name, to, to_name) {
+        Err(error) if is(&error, &[Errno::EXIST]) => {}
+        Err(error) if is(&error, &[Errno::NOENT]) => return Ok(()),
+        done => return done,
+    }
+    let (here, there) = (from.stat(name)?, to.stat(to_name)?);
+    if same(&here, &there) {
+        return from.unlink(name);
+    }
+    let dirs = here.kind == Kind::Dir && there.kind == Kind::Dir;
+    if !dirs || depth >= DEPTH_MAX {
+        return Err(Errno::EXIST.into());
+    }
+    let below = |dir: &Dir, name: &[u8]| dir.open_dir(&RelPath::root().join(name));
+    let (from_dir, to_dir) = (below(from, name)?, below(to, to_name)?);
+    for name in from_dir.names()? {
+        move_tree(&from_dir, &name, &to_dir, &name, depth + 1)?;
+    }
+    from.rmdir(name)
+}
+
+/// Moves an object to the first free name `<name>.~N` in `to`.
+fn set_aside(from: &Dir, name: &[u8], to: &Dir) -> std::io::Result<()> {
+    for n in 1..=ASIDE_MAX {
+        let mut free = name.to_vec();
+        free.truncate(crate::place::NAME_MAX - 6);
+        free.extend_from_slice(format!(".~{n}").as_bytes());
+        match from.rename_noreplace(name, to, &free) {
+            Err(error) if is(&error, &[Errno::EXIST]) => {}
+            done => return done,
+        }
+    }
+    Err(Errno::EXIST.into())
+}
