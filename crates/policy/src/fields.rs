@@ -51,9 +51,9 @@ impl<'t> Sink<'t> {
         Diagnostic::error(message, Some(self.mark(span)))
     }
 
-    /// Whether nothing was wrong so far.
-    pub(crate) fn is_good(&self) -> bool {
-        self.list.borrow().is_empty()
+    /// How many problems there are so far.
+    pub(crate) fn len(&self) -> usize {
+        self.list.borrow().len()
     }
 
     pub(crate) fn into_list(self) -> Vec<Diagnostic> {

@@ -4,8 +4,10 @@
 //! I/O is reading the configuration ([`load`], [`find`]) and [`look`]; what lies on disk comes
 //! into the proof ([`resolve`]) as a value ([`Landscape`]), so the proof is pure.
 
+mod coverage;
 mod diagnostic;
 mod fields;
+mod look;
 mod meant;
 mod name;
 mod parse;
@@ -15,7 +17,9 @@ mod scope;
 mod units;
 mod written;
 
+pub use coverage::{Because, Coverage, Held, Line, Unrouted, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
+pub use look::{Entry, Landscape, Seen, look};
 pub use meant::{
     Config, Dataset, Declared, DeclaredSource, Guard, Host, Keep, Metrics, Root, RootEach,
     Schedule, Source, StoreKind, StoreSpec,

@@ -98,25 +98,32 @@ pub fn load(file: &Path) -> Result<(Config, Report), Report> {
 pub fn parse(file: &Path, text: &str) -> Result<(Config, Report), Report> {
     let sink = Sink::new(text);
     let (table, syntax) = DeTable::parse_recoverable(text);
-    let broken = !syntax.is_empty();
-    for error in syntax {
+    let mut broken = Vec::new();
+    for error in &syntax {
         let at = error.span().map(|span| sink.mark(&span));
+        broken.extend(at.as_ref().map(|mark| mark.line));
         sink.push(Diagnostic::error(error.message(), at));
     }
     let top = Fields::new(&sink, String::new(), 0..0, table.get_ref());
     let written = written::read(&sink, top);
-    let config = mean(&sink, file, written);
-    let mut list = sink.into_list();
-    if broken {
-        // What could not be read is not what the rest lacks: no guesses on top of it.
-        let syntax_errors = list.iter().take_while(|d| d.remedy.is_none()).count();
-        list.truncate(syntax_errors);
-    }
-    let report = Report::new(file, text, list);
-    if report.has_errors() {
-        Err(report)
+    let config = if syntax.is_empty() {
+        Some(mean(&sink, file, written))
     } else {
-        Ok((config, report))
+        // What could not be read is not what the rest lacks.
+        None
+    };
+    let mut list = sink.into_list();
+    let mut index = 0;
+    list.retain(|diagnostic| {
+        index += 1;
+        // A line that could not be read has its error; what was made of it needs no second.
+        let line = diagnostic.at.as_ref().map(|mark| mark.line);
+        index <= syntax.len() || line.is_none_or(|line| !broken.contains(&line))
+    });
+    let report = Report::new(file, text, list);
+    match config {
+        Some(config) if !report.has_errors() => Ok((config, report)),
+        _ => Err(report),
     }
 }
 
@@ -131,7 +138,7 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
         check_route(sink, common, &names);
     }
     check_equal(sink, &written);
-    if written.roots.is_empty() && written.datasets.is_empty() && sink.is_good() {
+    if written.roots.is_empty() && written.datasets.is_empty() && sink.len() == 0 {
         let remedy = "write `[root.\"/srv\"]` with `each = \"dir\"` and a `route`, or \
                       `[dataset.NAME]` with a `path` and a `route`";
         let message = "the configuration protects nothing: no root, no dataset";

@@ -58,6 +58,9 @@ const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION_MINOR")
 );
 
+/// Longest path that is declared, in bytes: `PATH_MAX` of Linux.
+const PATH_BYTES_MAX: usize = 4096;
+
 /// Reads every table of `top`.
 pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
     let (host_name, state) = match top.table("host", "[host]".into()) {
@@ -117,6 +120,9 @@ fn clean_path(text: &str) -> Result<PathBuf, String> {
     if path.components().any(|part| part.as_os_str() == "..") {
         return Err(format!("the path `{text}` must not have `..` in it"));
     }
+    if text.len() > PATH_BYTES_MAX {
+        return Err(format!("the path is longer than {PATH_BYTES_MAX} bytes"));
+    }
     Ok(path.components().collect())
 }
 
@@ -166,20 +172,23 @@ fn read_store(sink: &Sink<'_>, name: String, mut fields: Fields<'_, '_>) -> Opti
         );
     }
     let kind = fields.string("kind");
-    let agent = match kind.as_ref().map(|kind| kind.value.as_str()) {
-        Some("disk") => false,
-        Some("agent") => true,
-        Some(other) => {
-            let at = kind.as_ref().map_or(&span, |kind| &kind.span);
+    let agent = match kind.as_ref().map(|kind| (kind.value.as_str(), &kind.span)) {
+        Some(("disk", _)) => Some(false),
+        Some(("agent", _)) => Some(true),
+        Some((other, at)) => {
             report_kind(sink, other, at);
-            return None;
+            None
         }
-        // Its keys can be told apart all the same.
-        None => fields.has("ssh"),
+        None => None,
     };
-    let spec = read_store_keys(sink, &name, agent, &mut fields);
+    if kind.is_some_and(|kind| matches!(kind.value.as_str(), "rsync" | "repository")) {
+        return None;
+    }
+    // Without a kind its keys can be told apart all the same.
+    let is_agent = agent.unwrap_or(fields.has("ssh"));
+    let spec = read_store_keys(sink, &name, is_agent, &mut fields);
     fields.finish();
-    (name_good && kind.is_some()).then_some(spec?)
+    (name_good && agent.is_some()).then_some(spec?)
 }
 
 fn report_kind(sink: &Sink<'_>, kind: &str, span: &Range<usize>) {
