@@ -26,16 +26,19 @@ use crate::scope::{ExcludeSet, Scope};
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
     /// What there is to back up, routes of nobody (`[]`) included: declared ones first, then
-    /// roots, each in the order of the file.
+    /// roots, each in the order of the file. Those whose name is in `held` must not be touched
+    /// now: their scope is not to be trusted.
     pub datasets: Vec<Dataset>,
-    /// Datasets that must not be touched now, because it is not known what they are.
+    /// Names of datasets, or of what the catalog knows in a root that cannot be listed, for
+    /// which it is not known now what belongs to them.
     pub held: Vec<Held>,
     /// One line for each path directly in a root, and one for each path that is carved out of
     /// where it lies or declared outside the roots; in the order of the paths.
     pub proof: Vec<Line>,
     /// Lines that lead nowhere.
     pub unrouted: Vec<Unrouted>,
-    /// Names in the catalog that are no longer any dataset's, and where those were.
+    /// Names in the catalog that are no dataset's at present, and where those were. Their
+    /// replicas stay as they are.
     pub gone: Vec<(String, PathBuf)>,
     /// Ties, name collisions, what could not be looked at.
     pub errors: Vec<Diagnostic>,
@@ -506,10 +509,9 @@ impl<'a> Proof<'a> {
                     name: draft.name.clone(),
                     why: why.clone(),
                 });
-                continue;
             }
             // A pattern that lost all it matches is still a dataset: of nothing, now.
-            let of_nothing = draft.declared && draft.shape == Shape::Only;
+            let of_nothing = draft.declared && (draft.shape == Shape::Only || draft.held.is_some());
             if draft.refused || (owned.is_empty() && !of_nothing) {
                 continue;
             }
@@ -528,8 +530,7 @@ impl<'a> Proof<'a> {
         let coverage = &mut self.coverage;
         coverage.datasets = datasets;
         coverage.held.extend(held);
-        let names = coverage.datasets.iter().map(|dataset| &dataset.name);
-        let alive: BTreeSet<&String> = names.chain(coverage.held.iter().map(|h| &h.name)).collect();
+        let alive: BTreeSet<&String> = coverage.datasets.iter().map(|d| &d.name).collect();
         let gone = self.known.iter().filter(|(name, _)| !alive.contains(name));
         coverage.gone = gone.map(|(n, p)| (n.clone(), p.clone())).collect();
     }
@@ -601,7 +602,7 @@ impl<'a> Proof<'a> {
     }
 
     /// The claim that decides on `path`.
-    fn claim_on(&self, path: &Path, is_dir: bool) -> Option<&Claim> {
+    fn claim_on<'p>(&'p self, path: &'p Path, is_dir: bool) -> Option<&'p Claim> {
         if let Some(here) = self.claims.get(path) {
             return Some(here);
         }
