@@ -233,6 +233,10 @@ struct Lane {
     slots: VecDeque<Option<Ready>>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are submits, and a box for each costs more"
+)]
 enum Ready {
     Submit(u64, Op, Option<Staged>),
     Failed(u64, Failure),

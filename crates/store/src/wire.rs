@@ -515,11 +515,6 @@ impl Outbox {
         Ok(())
     }
 
-    /// Has everything so far written without waiting for more.
-    pub(crate) fn flush(&self) {
-        self.wake(&mut lock(&self.state), Urgency::Now);
-    }
-
     /// No more will be sent: the writer writes what there is and ends.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
@@ -640,3 +635,6 @@ impl Pace {
         std::thread::sleep(self.due.saturating_duration_since(now));
     }
 }
+
+#[cfg(test)]
+mod tests;
