@@ -133,7 +133,7 @@ fn cargo(root: &Path, arguments: &[&str]) -> Command {
 /// One cargo command that either holds or does not.
 fn check(root: &Path, arguments: &[&str]) -> Result<Tally> {
     let limit = Duration::from_secs(STAGE_SECONDS_MAX);
-    run::shown(&mut cargo(root, arguments), limit, |_| {}).map(Tally::one)
+    run::shown(&mut cargo(root, arguments), limit, |_| true).map(Tally::one)
 }
 
 /// A command whose output is that of a test runner.

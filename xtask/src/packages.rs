@@ -70,7 +70,7 @@ fn install(packages: &[&str]) -> Result<bool> {
             ])
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive");
-        run::shown(&mut command, Duration::from_secs(600), |_| {})
+        run::shown(&mut command, Duration::from_secs(600), |_| true)
     };
     Ok(apt(&["update"])? && apt(&[&["install"], packages].concat())? && missing().is_empty())
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// Runs `command` to its end, showing its output and handing each line to `line`.
+/// Runs `command` to its end, handing each line of its output to `line` and showing those for
+/// which it answers `true`.
 /// Returns whether it succeeded.
 ///
 /// # Errors
@@ -18,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 pub fn shown(
     command: &mut Command,
     deadline: Duration,
-    line: impl FnMut(&str) + Send,
+    line: impl FnMut(&str) -> bool + Send,
 ) -> Result<bool> {
     let name = command.get_program().to_string_lossy().into_owned();
     command
@@ -55,15 +56,17 @@ pub fn shown(
     Ok(status.success())
 }
 
-fn copy_lines(stream: Option<impl Read>, line: &Mutex<impl FnMut(&str)>) {
+fn copy_lines(stream: Option<impl Read>, line: &Mutex<impl FnMut(&str) -> bool>) {
     let Some(stream) = stream else { return };
     let mut reader = BufReader::new(stream);
     let mut bytes = Vec::new();
     while matches!(reader.read_until(b'\n', &mut bytes), Ok(n) if n > 0) {
         let text = String::from_utf8_lossy(&bytes);
         if let Ok(mut line) = line.lock() {
-            print!("{text}");
-            line(text.trim_end_matches('\n'));
+            let text = text.trim_end_matches('\n');
+            if line(text) {
+                println!("{text}");
+            }
         }
         bytes.clear();
     }

@@ -62,12 +62,16 @@ pub struct Reader {
     /// The test among `skips` that was counted last.
     skipped_last: Option<String>,
     summaries: u64,
+    /// What is shown now comes from a test that passed.
+    passing: bool,
 }
 
 impl Reader {
-    pub fn line(&mut self, line: &str) {
+    /// Takes one line; whether it is worth showing: what passing tests say is not, but for
+    /// their skips.
+    pub fn line(&mut self, line: &str) -> bool {
         let text = line.trim_start();
-        if let Some(rest) = text.strip_prefix("test result: ") {
+        if let Some(rest) = line.strip_prefix("test result: ") {
             self.summary(
                 rest.split_once(". ").map_or(rest, |(_, counts)| counts),
                 "; ",
@@ -79,9 +83,13 @@ impl Reader {
             );
         } else if let Some(name) = nextest_header(text) {
             self.current = Some(name.to_owned());
+            self.passing = text.starts_with("PASS");
         } else if let Some((_, reason)) = line.split_once(SKIPPED) {
             self.skipped(reason.trim());
+        } else {
+            return !self.passing;
         }
+        true
     }
 
     /// The count, and whether any runner got as far as its summary.
@@ -107,6 +115,7 @@ impl Reader {
     fn summary(&mut self, counts: &str, separator: &str) {
         self.summaries += 1;
         self.current = None;
+        self.passing = false;
         for part in counts.split(separator) {
             let mut words = part.split_whitespace();
             let Some(Ok(count)) = words.next().map(str::parse::<u64>) else {
@@ -145,7 +154,9 @@ mod tests {
 
     fn read(output: &str) -> (Tally, bool) {
         let mut reader = Reader::default();
-        output.lines().for_each(|line| reader.line(line));
+        for line in output.lines() {
+            reader.line(line);
+        }
         reader.finish()
     }
 
@@ -171,6 +182,8 @@ test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
         let (tally, heard) = read(
             "\
         PASS [   0.003s] (1/3) blackbox::a r01
+  stdout ───
+    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out
   stderr ───
     SKIPPED: no xfs
     SKIPPED: no btrfs
@@ -182,6 +195,20 @@ test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
         assert!(heard);
         assert_eq!((tally.passed, tally.failed), (1, 2));
         assert_eq!(tally.skips, ["r01: no xfs"]);
+    }
+
+    #[test]
+    fn what_failing_tests_say_is_shown_and_passing_ones_are_quiet() {
+        let mut reader = Reader::default();
+        let lines = [
+            "  PASS [ 0.1s] (1/2) a b",
+            "    talk",
+            "    SKIPPED: x",
+            "  FAIL [ 0.1s] (2/2) a c",
+            "    why",
+        ];
+        let shown: Vec<_> = lines.iter().map(|line| reader.line(line)).collect();
+        assert_eq!(shown, [true, false, true, true, true]);
     }
 
     #[test]

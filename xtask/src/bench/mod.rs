@@ -134,7 +134,7 @@ fn build(root: &Path) -> Result<()> {
     cargo
         .current_dir(root)
         .args(["build", "--release", "-p", "thrice"]);
-    let built = run::shown(&mut cargo, std::time::Duration::from_secs(1_800), |_| {})?;
+    let built = run::shown(&mut cargo, std::time::Duration::from_secs(1_800), |_| true)?;
     ensure!(built, "thrice does not build");
     Ok(())
 }
