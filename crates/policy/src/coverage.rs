@@ -252,24 +252,18 @@ impl<'a> Proof<'a> {
             line: draft.mark.line,
             pattern: pattern.text().into(),
         };
-        let at = Some(draft.mark.clone());
         let found = match self.landscape.matches.get(&draft.name) {
             Some(Ok(found)) => found.as_slice(),
             Some(Err(why)) => {
                 let message = format!("what `{}` matches is not known: {why}", draft.name);
                 draft.held = Some(message.clone());
-                let error = Diagnostic::error(message, at).remedy("mount it, or fix its access");
+                let error = Diagnostic::error(message, Some(draft.mark.clone()));
+                let error = error.remedy("mount it, or fix its access");
                 self.coverage.errors.push(error);
                 &[]
             }
             None => &[],
         };
-        if found.is_empty() && draft.held.is_none() && !draft.route.is_empty() {
-            let message = format!("`{}` matches nothing", draft.name);
-            let warning = Diagnostic::error(message, Some(draft.mark.clone())).warning();
-            let remedy = format!("check the pattern `{}`", show(Path::new(pattern.text())));
-            self.coverage.warnings.push(warning.remedy(remedy));
-        }
         let (components, bytes) = pattern.specificity();
         let owner = self.draft(draft);
         for (path, seen) in found {
@@ -502,7 +496,7 @@ impl<'a> Proof<'a> {
     }
 
     fn write_datasets(&mut self) {
-        let (mut datasets, mut held) = (Vec::new(), Vec::new());
+        let (mut datasets, mut held, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (draft, owned) in self.drafts.iter().zip(self.owned()) {
             if let Some(why) = &draft.held {
                 held.push(Held {
@@ -514,6 +508,9 @@ impl<'a> Proof<'a> {
             let of_nothing = draft.declared && (draft.shape == Shape::Only || draft.held.is_some());
             if draft.refused || (owned.is_empty() && !of_nothing) {
                 continue;
+            }
+            if owned.is_empty() && draft.held.is_none() && !draft.route.is_empty() {
+                warnings.push(self.nothing_left(draft));
             }
             datasets.push(Dataset {
                 name: draft.name.clone(),
@@ -530,9 +527,26 @@ impl<'a> Proof<'a> {
         let coverage = &mut self.coverage;
         coverage.datasets = datasets;
         coverage.held.extend(held);
+        coverage.warnings.extend(warnings);
         let alive: BTreeSet<&String> = coverage.datasets.iter().map(|d| &d.name).collect();
         let gone = self.known.iter().filter(|(name, _)| !alive.contains(name));
         coverage.gone = gone.map(|(n, p)| (n.clone(), p.clone())).collect();
+    }
+
+    /// A pattern that has nothing.
+    fn nothing_left(&self, draft: &Draft<'a>) -> Diagnostic {
+        let found = self.landscape.matches.get(&draft.name);
+        let message = match found {
+            Some(Ok(found)) if !found.is_empty() => {
+                format!(
+                    "all that `{}` matches is declared more specifically",
+                    draft.name
+                )
+            }
+            _ => format!("`{}` matches nothing", draft.name),
+        };
+        let warning = Diagnostic::error(message, Some(draft.mark.clone())).warning();
+        warning.remedy("check its pattern, or remove it")
     }
 
     /// What of the draft's base is its own. All its claims are equally deep or there is one,
