@@ -6,15 +6,25 @@
 //! transaction; [`Catalog::atomically`] makes several one. This room knows nothing of how
 //! anything is copied.
 
+mod check;
+mod datasets;
+mod entries;
+mod findings;
+mod node;
+mod outbox;
+mod query;
+mod runs;
 mod schema;
-mod sketch;
+mod state;
 mod types;
+mod versions;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+pub use entries::Below;
 pub use types::{
     Change, Copy, Dataset, DatasetId, DirId, Finding, FindingRow, Held, Hold, HoldKind, Kept, Key,
     Order, Pending, PruneChunk, PruneCursor, PrunePlan, Replica, ReplicaId, Row, Run, RunPart,
@@ -49,9 +59,7 @@ pub enum Error {
         known: u32,
     },
     /// What it says cannot be.
-    #[error(
-        "the catalog is damaged ({0}): `thrice catalog rebuild` makes it anew from the stores"
-    )]
+    #[error("the catalog is damaged ({0}): `thrice catalog rebuild` makes it anew from the stores")]
     Damaged(String),
     /// Its file system says no.
     #[error("{}: {source}", path.display())]
@@ -87,6 +95,8 @@ pub struct Catalog {
     conn: Connection,
     /// Whether a transaction is open, and whether something in it failed.
     transaction: Cell<Transaction>,
+    dirs: RefCell<entries::DirCache>,
+    counters: RefCell<outbox::Counters>,
     /// Held for as long as this lives.
     _lock: Option<std::fs::File>,
 }
@@ -115,17 +125,23 @@ impl Catalog {
     /// Does everything in `work`, or, when it fails, none of it. Inside another
     /// `atomically` it is a part of that one, which can then no longer succeed when this
     /// part has failed.
-    pub fn atomically<T, E: From<Error>>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    pub fn atomically<T, E: From<Error>>(
+        &self,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         if self.transaction.get() != Transaction::None {
             return work().inspect_err(|_| self.transaction.set(Transaction::Doomed));
         }
-        self.conn.execute_batch("BEGIN IMMEDIATE").map_err(Error::from)?;
+        self.conn
+            .execute_batch("BEGIN IMMEDIATE")
+            .map_err(Error::from)?;
         let undo = Undo(self);
         self.transaction.set(Transaction::Open);
         let done = work()?;
         if self.transaction.get() == Transaction::Doomed {
             return Err(Error::Misuse("a part of the transaction had failed".into()).into());
         }
+        self.save_counters()?;
         self.conn.execute_batch("COMMIT").map_err(Error::from)?;
         self.transaction.set(Transaction::None);
         std::mem::forget(undo);
@@ -141,13 +157,15 @@ impl Drop for Undo<'_> {
         // A failed rollback leaves the transaction open: every later BEGIN then fails.
         let _ = self.0.conn.execute_batch("ROLLBACK");
         self.0.transaction.set(Transaction::None);
+        self.0.dirs.borrow_mut().clear();
+        self.0.counters.borrow_mut().clear();
     }
 }
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
         use rusqlite::Error as Sqlite;
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
         match error.sqlite_error_code() {
             Some(DatabaseCorrupt | NotADatabase) => Self::Damaged(error.to_string()),
             _ => match error {

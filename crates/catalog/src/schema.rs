@@ -1,6 +1,6 @@
 //! Opening, locking, migrations.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
@@ -100,6 +100,8 @@ fn catalog(conn: Connection, lock: Option<File>) -> Catalog {
     Catalog {
         conn,
         transaction: Cell::new(Transaction::None),
+        dirs: RefCell::default(),
+        counters: RefCell::default(),
         _lock: lock,
     }
 }
@@ -158,7 +160,9 @@ fn lock(state: &Path) -> Result<File> {
 /// What the holder wrote; it may be about to.
 fn holder(file: &mut File) -> String {
     let mut text = Vec::new();
-    let read = file.rewind().and_then(|()| file.take(4096).read_to_end(&mut text));
+    let read = file
+        .rewind()
+        .and_then(|()| file.take(4096).read_to_end(&mut text));
     match (read, text.trim_ascii()) {
         (Ok(_), text) if !text.is_empty() => tree::escape(text).into_owned(),
         _ => "it has not said which yet".into(),
