@@ -1,27 +1,17 @@
 //! What has to be done to make a path in a replica what it should be. Pure.
 
+use catalog::Held;
 use store::{Old, Op};
 use tree::{Kind, Node, RelPath};
 
-/// What a replica holds at a path, as far as deciding needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holding {
-    pub node: Node,
-    /// The number of the version that first had this object.
-    pub since: u64,
-}
-
-impl Holding {
-    /// What becomes of the object when it is replaced: history keeps what a sealed version
-    /// can reach, and nothing else.
-    pub fn old(&self, sealed: u64) -> Old {
-        if self.since <= sealed { Old::Keep } else { Old::Drop }
+/// What becomes of the object at a path when it is replaced: history keeps what a sealed version
+/// can reach, and nothing else. `sealed` is the newest sealed version's number.
+pub fn old_of(held: Option<&Held>, sealed: u64) -> Old {
+    match held {
+        None => Old::None,
+        Some(held) if held.since <= sealed => Old::Keep,
+        Some(_) => Old::Drop,
     }
-}
-
-/// What becomes of what lies at a path, whatever it is.
-pub fn old_of(held: Option<&Holding>, sealed: u64) -> Old {
-    held.map_or(Old::None, |holding| holding.old(sealed))
 }
 
 /// What a path needs, once everything about the wanted node is known.
@@ -41,8 +31,8 @@ pub enum Need {
 ///
 /// A file that left its group of hard links needs a place of its own, though every byte
 /// be the same: in the store it still shares one with the others.
-pub fn need(node: &Node, held: Option<&Holding>) -> Need {
-    let Some(Holding { node: have, .. }) = held else {
+pub fn need(node: &Node, held: Option<&Held>) -> Need {
+    let Some(Held { node: have, .. }) = held else {
         return Need::Put;
     };
     if !node.same_content(have) || have.linked && have.ino != node.ino {
@@ -56,7 +46,7 @@ pub fn need(node: &Node, held: Option<&Holding>) -> Need {
 
 /// Whether the held content may be the wanted one, so that comparing hashes before copying
 /// is worth a read.
-pub fn may_be_same(node: &Node, held: Option<&Holding>) -> bool {
+pub fn may_be_same(node: &Node, held: Option<&Held>) -> bool {
     held.is_some_and(|h| h.node.kind == Kind::File && h.node.size == node.size)
 }
 
@@ -95,8 +85,8 @@ mod tests {
         }
     }
 
-    fn held(node: Node) -> Option<Holding> {
-        Some(Holding { node, since: 3 })
+    fn held(node: Node) -> Option<Held> {
+        Some(Held { node, born: 3, since: 3 })
     }
 
     #[test]
@@ -125,9 +115,9 @@ mod tests {
 
     #[test]
     fn only_what_a_sealed_version_reaches_is_kept() {
-        let holding = Holding { node: file(b""), since: 3 };
-        assert_eq!(holding.old(3), Old::Keep);
-        assert_eq!(holding.old(2), Old::Drop);
+        let one = held(file(b""));
+        assert_eq!(old_of(one.as_ref(), 3), Old::Keep);
+        assert_eq!(old_of(one.as_ref(), 2), Old::Drop);
         assert_eq!(old_of(None, 9), Old::None);
     }
 }

@@ -7,9 +7,9 @@ use policy::Guard;
 use store::Space;
 use tree::FsIdentity;
 
-/// Why a dataset is held.
+/// Why a dataset stops.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Held {
+pub struct Stop {
     /// Stable word for the finding: `source-missing`, `source-empty`, `other-filesystem`,
     /// `mass-change`, `store-full`, `store-identity`, `store-unmounted`, `store-readonly`, `by-hand`.
     pub kind: String,
@@ -17,7 +17,7 @@ pub struct Held {
     pub remedy: String,
 }
 
-impl Held {
+impl Stop {
     /// A guard's word.
     pub fn new(kind: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { kind: kind.into(), reason: reason.into(), remedy: remedy.into() }
@@ -32,21 +32,21 @@ impl Held {
 /// What the scan counted. All are paths of any kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Held before the scan.
+    /// Stop before the scan.
     pub held: u64,
     /// Seen by it, directories but the top one included.
     pub seen: u64,
-    /// Held but not there any more, and not found elsewhere under another name.
+    /// Stop but not there any more, and not found elsewhere under another name.
     pub gone: u64,
     /// Files held whose content may have changed.
     pub changed: u64,
 }
 
 /// The source is empty where it was not.
-pub fn emptied(dataset: &str, source: &str, counts: &Counts) -> Option<Held> {
+pub fn emptied(dataset: &str, source: &str, counts: &Counts) -> Option<Stop> {
     // The top directory is itself held, so one path is no content.
     (counts.seen == 0 && counts.held > 1).then(|| {
-        Held::new(
+        Stop::new(
             "source-empty",
             format!("`{source}` is empty, but {} paths of it are backed up", counts.held - 1),
             format!(
@@ -62,10 +62,10 @@ pub fn other_filesystem(
     source: &str,
     before: Option<&FsIdentity>,
     now: &FsIdentity,
-) -> Option<Held> {
+) -> Option<Stop> {
     let before = before?;
     (!before.is_same(now)).then(|| {
-        Held::new(
+        Stop::new(
             "other-filesystem",
             format!("`{source}` lies on another file system than before"),
             format!(
@@ -76,11 +76,11 @@ pub fn other_filesystem(
 }
 
 /// Too much is gone or changed at once.
-pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Held> {
+pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Stop> {
     let affected = counts.gone + counts.changed;
     let share = affected as f64 / counts.held.max(1) as f64;
     (affected >= guard.files && share > guard.share).then(|| {
-        Held::new(
+        Stop::new(
             "mass-change",
             format!(
                 "{} of {} paths are gone and {} changed at once (the limit is {:.0}%)",
@@ -97,7 +97,7 @@ pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Held
 }
 
 /// The store is fuller than its `stop` mark, or would not hold what is planned.
-pub fn full(store: &str, space: &Space, stop: f64, needed_bytes: u64, needed_inodes: u64) -> Option<Held> {
+pub fn full(store: &str, space: &Space, stop: f64, needed_bytes: u64, needed_inodes: u64) -> Option<Stop> {
     let used = space.size_bytes.saturating_sub(space.available_bytes);
     let share = used as f64 / space.size_bytes.max(1) as f64;
     let remedy = || format!("free room on `{store}` (thrice prune), or give it more");
@@ -107,21 +107,21 @@ pub fn full(store: &str, space: &Space, stop: f64, needed_bytes: u64, needed_ino
             share * 100.0,
             stop * 100.0
         );
-        return Some(Held::new("store-full", reason, remedy()));
+        return Some(Stop::new("store-full", reason, remedy()));
     }
     if needed_bytes > space.available_bytes {
         let reason = format!(
             "store `{store}` has {} bytes left, but {needed_bytes} are to be written",
             space.available_bytes
         );
-        return Some(Held::new("store-full", reason, remedy()));
+        return Some(Stop::new("store-full", reason, remedy()));
     }
     if space.inodes > 0 && needed_inodes > space.available_inodes {
         let reason = format!(
             "store `{store}` has {} inodes left, but {needed_inodes} are needed",
             space.available_inodes
         );
-        return Some(Held::new("store-full", reason, remedy()));
+        return Some(Stop::new("store-full", reason, remedy()));
     }
     None
 }

@@ -1,1 +1,42 @@
-//! (see ARCHITECTURE.md)
+//! The engine closes the difference between what should be and what is: runs, guards, restore,
+//! verify, retention. It is safe to stop at any instruction, because nothing is true until its proof is
+//! durable. It knows nothing of screens.
+
+mod decide;
+mod error;
+mod expect;
+mod findings;
+mod guard;
+mod live;
+mod moves;
+mod pipeline;
+mod plan;
+mod process;
+mod prune;
+mod rebuild;
+mod relay;
+mod report;
+mod restore;
+mod run;
+mod scan;
+mod ship;
+mod stores;
+mod sync;
+mod time;
+mod verify;
+
+pub use error::{Error, Result};
+pub use expect::{Expectation, Expected};
+pub use guard::{Counts, Stop};
+pub use plan::{Forecast, LegPlan, forecast};
+pub use process::{boot_id, is_alive};
+pub use prune::{Pruned, prune};
+pub use rebuild::{Rebuilt, rebuild};
+pub use report::{
+    DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary,
+};
+pub use restore::{RestoreOptions, Restored, restore};
+pub use run::{Engine, OUTBOX_ROWS_MAX, RunOptions};
+pub use stores::{Opened, Purpose, open};
+pub use time::rfc3339;
+pub use verify::{Verified, VerifyOptions, verify};

@@ -1,11 +1,14 @@
 //! Reading live data: what a path is now, and its content, held still.
 
+use std::fs::File;
 use std::io;
 
 use store::{Session, StageJob, Staged};
 use tree::{ContentHasher, Content, Dir, DirCache, FileContent, Kind, Node, RelPath, Stat};
 
-use crate::decide::{self, Holding, Need};
+use catalog::Held;
+
+use crate::decide::{self, Need};
 
 /// How often a file that changes while it is read is read again before it is taken as it is.
 const READS_MAX: u32 = 3;
@@ -39,6 +42,8 @@ pub(crate) enum Trouble {
     Source(io::Error),
     /// The store would not take it.
     Store(store::Error),
+    /// The copy it was to be relayed from is bad or gone.
+    Copy(store::Error),
 }
 
 impl From<io::Error> for Trouble {
@@ -66,10 +71,10 @@ impl Live {
         &mut self,
         session: &dyn Session,
         path: &RelPath,
-        held: Option<&Holding>,
+        held: Option<&Held>,
         links: bool,
     ) -> Result<Look, Trouble> {
-        let Some((dir, name)) = self.locate(path)? else { return Ok(Look::Gone) };
+        let Some((dir, name)) = self.at(path)? else { return Ok(Look::Gone) };
         let stat = match dir.stat(name) {
             Err(error) if is_gone(&error) => return Ok(Look::Gone),
             other => other?,
@@ -93,21 +98,30 @@ impl Live {
         }
         for attempt in 1..=READS_MAX {
             let last = attempt == READS_MAX;
-            let Some((dir, name)) = self.dirs_at(path)? else { return Ok(Look::Gone) };
+            let Some((dir, name)) = self.at(path)? else { return Ok(Look::Gone) };
             let file = match dir.open_file(name) {
                 Err(error) if is_gone(&error) => return Ok(Look::Gone),
                 other => other?,
             };
-            if let Some(look) = bring_file(session, path, file, held, last, &mut self.buffer)? {
+            if let Some(look) = bring_file(session, path, &file, held, last, &mut self.buffer)? {
                 return Ok(look);
             }
         }
         unreachable!("the last attempt always answers")
     }
 
+    /// The kind of what is at a path; `None` when nothing is there.
+    pub(crate) fn kind(&mut self, path: &RelPath) -> io::Result<Option<Kind>> {
+        let Some((dir, name)) = self.at(path)? else { return Ok(None) };
+        match dir.stat(name) {
+            Err(error) if is_gone(&error) => Ok(None),
+            other => Ok(Some(other?.kind)),
+        }
+    }
+
     /// The node at a path, without content; `None` when nothing is there.
     pub(crate) fn node(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
-        let Some((dir, name)) = self.locate(path)? else { return Ok(None) };
+        let Some((dir, name)) = self.at(path)? else { return Ok(None) };
         match dir.stat(name) {
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
@@ -115,30 +129,24 @@ impl Live {
         }
     }
 
-    /// The digest of the file at a path, if it is one and held still meanwhile.
+    /// The file at a path with its digest, if it is one and held still meanwhile.
     pub(crate) fn digest(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
-        let Some((dir, name)) = self.dirs_at(path)? else { return Ok(None) };
+        let Some((dir, name)) = self.at(path)? else { return Ok(None) };
         let file = match dir.open_file(name) {
             Err(error) if is_gone(&error) => return Ok(None),
             other => other?,
         };
-        let before = tree::stat_file(&file)?;
+        let before = tree::stat_fd(&file)?;
         if before.kind != Kind::File {
             return Ok(None);
         }
         let mut node = Node::from_stat(&before);
         node.xattrs = tree::read_xattrs(&file)?;
-        let mut content = FileContent::open(file)?;
-        hash_into(&mut node, &mut content, &mut self.buffer)?;
-        let still = is_still(&before, &tree::stat_file(content.file())?);
-        Ok(still.then_some(node))
+        hash_into(&mut node, FileContent::from_stat(&file, &before)?, &mut self.buffer)?;
+        Ok(is_still(&before, &tree::stat_fd(&file)?).then_some(node))
     }
 
-    fn locate<'a>(&'a mut self, path: &'a RelPath) -> io::Result<Option<(&'a Dir, &'a [u8])>> {
-        self.dirs_at(path)
-    }
-
-    fn dirs_at<'a>(&'a mut self, path: &'a RelPath) -> io::Result<Option<(&'a Dir, &'a [u8])>> {
+    fn at<'a>(&'a mut self, path: &'a RelPath) -> io::Result<Option<(&'a Dir, &'a [u8])>> {
         let (dir, name) = path.split().unwrap_or((&[], b"."));
         match self.dirs.get(dir) {
             Ok(dir) => Ok(Some((dir, name))),
@@ -166,8 +174,11 @@ fn is_still(before: &Stat, after: &Stat) -> bool {
     before.size == after.size && before.mtime == after.mtime && before.ctime == after.ctime
 }
 
-fn hash_into(node: &mut Node, content: &mut FileContent, buffer: &mut [u8]) -> io::Result<()> {
-    node.size = content.size();
+fn hash_into(
+    node: &mut Node,
+    mut content: FileContent<&File>,
+    buffer: &mut [u8],
+) -> io::Result<()> {
     node.extents = content.extents().map(<[_]>::to_vec);
     let mut hasher = ContentHasher::new(content.size(), content.extents());
     loop {
@@ -184,39 +195,43 @@ fn hash_into(node: &mut Node, content: &mut FileContent, buffer: &mut [u8]) -> i
 fn bring_file(
     session: &dyn Session,
     path: &RelPath,
-    file: std::fs::File,
-    held: Option<&Holding>,
+    file: &File,
+    held: Option<&Held>,
     last: bool,
     buffer: &mut [u8],
 ) -> Result<Option<Look>, Trouble> {
-    let before = tree::stat_file(&file)?;
+    let before = tree::stat_fd(file)?;
     if before.kind != Kind::File {
         return Ok(Some(Look::Gone));
     }
     let mut node = Node::from_stat(&before);
-    node.xattrs = tree::read_xattrs(&file)?;
-    let mut content = FileContent::open(file)?;
+    node.xattrs = tree::read_xattrs(file)?;
     let mut bytes_read = 0;
-    // What is held may be the same bytes: reading is cheap, writing them again is wear.
-    if decide::may_be_same(&node, held) {
-        hash_into(&mut node, &mut content, buffer)?;
+    // What lies there may be the same bytes: reading is cheap, writing them again is wear.
+    let unlogged = held.is_none() && session.begun().unlogged;
+    if decide::may_be_same(&node, held) || unlogged {
+        hash_into(&mut node, FileContent::from_stat(file, &before)?, buffer)?;
         bytes_read += before.size;
-        if !is_still(&before, &tree::stat_file(content.file())?) && !last {
+        node.unsettled = !is_still(&before, &tree::stat_fd(file)?);
+        if node.unsettled && !last {
             return Ok(None);
         }
-        let need = decide::need(&node, held);
+        let need = if unlogged && session.has(path, &node)? {
+            Need::Meta
+        } else {
+            decide::need(&node, held)
+        };
         if need != Need::Put {
             return Ok(Some(Look::Node { node: Box::new(node), need, staged: None, bytes_read }));
         }
-        content = content.rewind()?;
     }
-    node.size = content.size();
+    let mut content = FileContent::from_stat(file, &before)?;
     node.extents = content.extents().map(<[_]>::to_vec);
     let resume_key = (node.size >= RESUME_BYTES_MIN).then(|| resume_key(path, &node));
     let job = StageJob { path: path.clone(), node: node.clone(), resume_key };
     let staged = session.stage(&job, &mut content)?;
     bytes_read += staged.data_bytes;
-    let still = is_still(&before, &tree::stat_file(content.file())?);
+    let still = is_still(&before, &tree::stat_fd(file)?) && !content.is_short();
     if !still && !last {
         session.discard(staged)?;
         return Ok(None);

@@ -83,6 +83,26 @@ pub struct Summary {
     pub seconds: f64,
 }
 
+impl Summary {
+    /// Of a run that has done nothing yet.
+    pub fn new(run: String) -> Self {
+        Self {
+            run,
+            status: Status::Ok,
+            datasets: Vec::new(),
+            files_changed: 0,
+            files_renamed: 0,
+            files_deleted: 0,
+            bytes_read: 0,
+            bytes_written: BTreeMap::new(),
+            bytes_sent: BTreeMap::new(),
+            walked: "all",
+            why_walked: None,
+            seconds: 0.0,
+        }
+    }
+}
+
 /// What an [`Observer`] is told.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]

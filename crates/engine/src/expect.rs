@@ -1,0 +1,108 @@
+//! What a run is expected to do: the datasets of the coverage proof, and those the catalog
+//! remembers although their folder is gone. Zero things is failure (R7); a missing thing is one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use catalog::Catalog;
+use policy::{Config, Coverage, Dataset, Source};
+
+use crate::error::{Error, Result};
+use crate::run::RunOptions;
+
+/// A dataset that should be backed up.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub name: String,
+    pub source_path: PathBuf,
+    pub route: Vec<String>,
+    /// `None`: it was backed up, and its folder is gone from its root.
+    pub dataset: Option<Dataset>,
+    /// Why it must not be touched now, when the proof says so.
+    pub held: Option<String>,
+    /// When all of its route last succeeded: the oldest of its replicas, in seconds since 1970.
+    staleness: i64,
+}
+
+/// The coverage of this moment, and what follows from it.
+pub struct Expectation {
+    pub coverage: Coverage,
+    pub expected: Vec<Expected>,
+}
+
+impl Expectation {
+    /// Looks at the disk and at the catalog.
+    pub fn of(config: &Config, catalog: &Catalog) -> Result<Self> {
+        let mut known = BTreeMap::new();
+        let mut routes: BTreeMap<String, (Vec<String>, i64)> = BTreeMap::new();
+        for row in catalog.datasets()? {
+            let mut replicas = catalog.replicas(row.id)?;
+            replicas.retain(|replica| replica.position.is_some());
+            let oldest = replicas.iter().map(|r| r.last_success.map_or(i64::MIN, |t| t.as_second()));
+            let staleness = oldest.min().unwrap_or(i64::MIN);
+            let stores = replicas.into_iter().map(|r| r.store_name).collect();
+            known.insert(row.name.clone(), row.source);
+            routes.insert(row.name, (stores, staleness));
+        }
+        let coverage = policy::resolve(config, &policy::look(config), &known);
+        let held: BTreeMap<&str, &str> =
+            coverage.held.iter().map(|held| (held.name.as_str(), held.why.as_str())).collect();
+        let mut expected: Vec<Expected> = coverage
+            .datasets
+            .iter()
+            .filter(|dataset| !dataset.route.is_empty())
+            .map(|dataset| {
+                let Source::Tree { base, .. } = &dataset.source;
+                Expected {
+                    name: dataset.name.clone(),
+                    source_path: base.clone(),
+                    route: dataset.route.clone(),
+                    dataset: Some(dataset.clone()),
+                    held: held.get(dataset.name.as_str()).map(|why| (*why).to_owned()),
+                    staleness: routes.get(&dataset.name).map_or(i64::MIN, |(_, at)| *at),
+                }
+            })
+            .collect();
+        for (name, path) in &coverage.gone {
+            let Some((route, staleness)) = routes.remove(name) else { continue };
+            // Whoever removes a declaration says so; a folder that vanishes says nothing.
+            let from_root = config.roots.iter().any(|root| path.parent() == Some(&root.path));
+            if !route.is_empty() && from_root {
+                let (source_path, dataset, held) = (path.clone(), None, None);
+                let name = name.clone();
+                expected.push(Expected { name, source_path, route, dataset, held, staleness });
+            }
+        }
+        Ok(Self { coverage, expected })
+    }
+
+    /// The order of work: what was backed up longest ago comes first (R18).
+    pub(crate) fn stalest_first(&self) -> Vec<&Expected> {
+        let mut all: Vec<&Expected> = self.expected.iter().collect();
+        all.sort_by_key(|expected| expected.staleness);
+        all
+    }
+
+    /// Whether every dataset and store that was asked for exists.
+    pub(crate) fn check_filters(&self, options: &RunOptions) -> Result<()> {
+        let names = || self.expected.iter().map(|expected| expected.name.as_str());
+        for asked in options.datasets.iter().chain(&options.accept) {
+            if names().any(|name| name == asked) {
+                continue;
+            }
+            let unrouted = self.coverage.datasets.iter().any(|dataset| dataset.name == *asked);
+            let why = if unrouted { "has an empty route" } else { "does not exist" };
+            return Err(Error::Usage(format!(
+                "dataset `{asked}` {why}; there are: {}",
+                names().collect::<Vec<_>>().join(", ")
+            )));
+        }
+        for asked in &options.stores {
+            let known = self.expected.iter().flat_map(|e| &e.route).any(|store| store == asked);
+            if !known {
+                return Err(Error::Usage(format!("no route has a store `{asked}`")));
+            }
+        }
+        Ok(())
+    }
+}

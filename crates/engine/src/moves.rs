@@ -1,0 +1,222 @@
+//! Moves: what lies elsewhere now is renamed in the store, not sent again.
+//!
+//! A path is taken for moved when its inode is gone from one place and new in another and its
+//! content is proven to be the same. A directory is moved as one when most of what it held moved
+//! along; what did not is worked off afterwards like any other difference.
+
+use std::collections::HashMap;
+
+use catalog::{Catalog, Held, Key, Order, Pending, Replica, ReplicaId, What};
+use store::Op;
+use tree::{Kind, RelPath};
+
+use crate::error::Result;
+use crate::pipeline::{At, Pipeline, Task};
+use crate::ship::Rows;
+
+/// A pair to look at.
+struct Candidate {
+    from: RelPath,
+    to: At,
+    kind: Kind,
+    want: Option<tree::Node>,
+}
+
+/// Renames what moved.
+pub(crate) fn follow(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+    let gone = gone_by_inode(pipeline, rows)?;
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let candidates = pair(pipeline, rows, gone)?;
+    let (dirs, files): (Vec<_>, Vec<_>) =
+        candidates.into_iter().partition(|candidate| candidate.kind == Kind::Dir);
+    for dir in dirs {
+        move_dir(pipeline, rows, &dir)?;
+    }
+    let mut any = false;
+    for Candidate { from, to, want, .. } in files {
+        let replica = pipeline.setting.replica.id;
+        let Some(held) = pipeline.catalog.held(replica, &from)? else { continue };
+        if pipeline.catalog.held(replica, &to.path)?.is_some() {
+            continue;
+        }
+        any = true;
+        let from = At { dir: None, path: from };
+        pipeline.feed(Task::Move { from, to, held, want })?;
+    }
+    if any { pipeline.flush() } else { Ok(()) }
+}
+
+/// How many paths that look gone are new elsewhere: no reason for alarm.
+pub(crate) fn count(catalog: &Catalog, replica: &Replica) -> Result<u64> {
+    let mut gone: HashMap<u64, u64> = HashMap::new();
+    let mut moved = 0;
+    for what in [What::Gone, What::New] {
+        let mut after: Option<Key> = None;
+        loop {
+            let rows =
+                catalog.pending(replica.id, after.as_ref(), Order::Asc, crate::ship::ROWS)?;
+            let Some(last) = rows.last() else { break };
+            after = Some(last.key());
+            for row in rows.into_iter().filter(|row| row.what == what && row.ino != 0) {
+                let left = gone.entry(row.ino).or_default();
+                if what == What::Gone {
+                    *left += 1;
+                } else if *left > 0 {
+                    *left -= 1;
+                    moved += 1;
+                }
+            }
+        }
+    }
+    Ok(moved)
+}
+
+fn is_gone(row: &Pending, rows: &Rows) -> bool {
+    row.held.is_some()
+        && match rows {
+            Rows::Live => row.what == What::Gone,
+            Rows::First(_) => row.first.is_none(),
+        }
+}
+
+fn gone_by_inode(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<HashMap<u64, Vec<RelPath>>> {
+    let mut gone: HashMap<u64, Vec<RelPath>> = HashMap::new();
+    rows.each(pipeline, Order::Desc, &mut |_, row| {
+        if is_gone(&row, rows)
+            && let Some(Held { node, .. }) = &row.held
+            && matches!(node.kind, Kind::File | Kind::Dir)
+        {
+            gone.entry(node.ino).or_default().push(row.path());
+        }
+        Ok(())
+    })?;
+    Ok(gone)
+}
+
+fn pair(
+    pipeline: &mut Pipeline<'_>,
+    rows: &Rows,
+    mut gone: HashMap<u64, Vec<RelPath>>,
+) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
+    rows.each(pipeline, Order::Asc, &mut |pipeline, row| {
+        let is_new = row.held.is_none()
+            && match rows {
+                Rows::Live => row.what == What::New,
+                Rows::First(_) => row.first.is_some(),
+            };
+        if !is_new {
+            return Ok(());
+        }
+        let ino = row.first.as_ref().map_or(row.ino, |first| first.node.ino);
+        let Some(from) = gone.get_mut(&ino).and_then(Vec::pop) else { return Ok(()) };
+        let Some(held) = pipeline.catalog.held(pipeline.setting.replica.id, &from)? else {
+            return Ok(());
+        };
+        let to = At { dir: Some(row.dir), path: row.path() };
+        let want = row.first.map(|first| first.node);
+        candidates.push(Candidate { from, to, kind: held.node.kind, want });
+        Ok(())
+    })?;
+    Ok(candidates)
+}
+
+/// Renames a directory as one, if most of what it held lies in the new place.
+fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows, candidate: &Candidate) -> Result<()> {
+    let Candidate { from, to, want, .. } = candidate;
+    let replica = pipeline.setting.replica.id;
+    let catalog = pipeline.catalog;
+    let there = catalog.held(replica, from)?.is_some_and(|held| held.node.kind == Kind::Dir);
+    let free = catalog.held(replica, &to.path)?.is_none();
+    let fits = want.as_ref().is_none_or(|want| want.kind == Kind::Dir);
+    if !there || !free || !fits || to.path.is_in(from) || from.is_in(&to.path) {
+        return Ok(());
+    }
+    if !moved_along(pipeline, rows, from, &to.path)? {
+        return Ok(());
+    }
+    let op = Op::Rename { from: from.clone(), to: to.path.clone() };
+    pipeline.feed_ordered(Task::Do { at: to.clone(), op })?;
+    pipeline.flush()?;
+    note_below(pipeline, &to.path)
+}
+
+/// Whether at least half of what the directory held (and at least one thing) has its inode under the same
+/// name in the new place: an inode number alone may have been used again.
+fn moved_along(
+    pipeline: &Pipeline<'_>,
+    rows: &Rows,
+    from: &RelPath,
+    to: &RelPath,
+) -> Result<bool> {
+    let (catalog, setting) = (pipeline.catalog, pipeline.setting);
+    let there = match rows {
+        Rows::Live => pending_below(catalog, setting.replica.id, setting, to)?,
+        Rows::First(first) => held_below(catalog, *first, setting, to)?,
+    };
+    let had = held_below(catalog, setting.replica.id, setting, from)?;
+    let same = had.iter().filter(|(name, ino)| there.get(*name) == Some(*ino)).count();
+    Ok(same > 0 && same * 2 >= had.len())
+}
+
+type Inodes = HashMap<Vec<u8>, u64>;
+
+fn held_below(
+    catalog: &Catalog,
+    replica: ReplicaId,
+    setting: &crate::pipeline::Setting<'_>,
+    dir: &RelPath,
+) -> Result<Inodes> {
+    let mut inodes = HashMap::new();
+    if let Some(dir) = catalog.dir_id(setting.replica.dataset, dir, false)? {
+        catalog.children(replica, dir, |name, held| {
+            inodes.insert(name.to_vec(), held.node.ino);
+            Ok::<_, crate::error::Error>(())
+        })?;
+    }
+    Ok(inodes)
+}
+
+fn pending_below(
+    catalog: &Catalog,
+    replica: ReplicaId,
+    setting: &crate::pipeline::Setting<'_>,
+    dir: &RelPath,
+) -> Result<Inodes> {
+    let mut inodes = HashMap::new();
+    let Some(id) = catalog.dir_id(setting.replica.dataset, dir, false)? else {
+        return Ok(inodes);
+    };
+    let mut after: Key = (id, Vec::new());
+    loop {
+        let rows = catalog.pending(replica, Some(&after), Order::Asc, crate::ship::ROWS)?;
+        for row in &rows {
+            if row.dir != id {
+                return Ok(inodes);
+            }
+            inodes.insert(row.name.clone(), row.ino);
+        }
+        match rows.last() {
+            Some(last) => after = last.key(),
+            None => return Ok(inodes),
+        }
+    }
+}
+
+/// Notes everything that came along as gone: where it is not, that is seen when it is looked at.
+fn note_below(pipeline: &mut Pipeline<'_>, to: &RelPath) -> Result<()> {
+    let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
+    let mut below = Vec::new();
+    catalog.state(replica, to, None, |row| {
+        below.push((row.dir, row.path.name().unwrap_or_default().to_vec()));
+        Ok::<_, crate::error::Error>(())
+    })?;
+    catalog.atomically(|| {
+        for (dir, name) in &below {
+            catalog.note_replica(replica, *dir, name, What::Gone, 0, 0, u64::MAX)?;
+        }
+        crate::ship::note_path(catalog, pipeline.setting.replica.dataset, &pipeline.setting.replica, to)
+    })
+}

@@ -1,0 +1,634 @@
+//! The machine that moves paths from an origin into a session: a few workers that read, hash
+//! and stage, and one thread (the caller's) that owns the catalog.
+//!
+//! The caller feeds tasks and, in the same `select`, drains what workers found and what the
+//! session made durable: every queue is bounded and none can wait for another in a circle,
+//! because the caller never blocks on the session.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use catalog::{Catalog, DirId, Held, Replica, What};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use store::{Event, Op, Place, Session, Staged};
+use tree::{Node, RelPath};
+
+use crate::decide::{self, Need};
+use crate::error::{Error, Result};
+use crate::live::{Live, Look, Trouble};
+use crate::relay::Carrier;
+use crate::report::{Notice, Observer, Problem};
+
+/// Tasks and answers under way at most.
+const QUEUE: usize = 256;
+/// Rows settled without the store are written in transactions of so many.
+const SETTLE_ROWS: usize = 4096;
+
+/// A path, as the catalog and as the file system know it.
+#[derive(Clone, Debug)]
+pub(crate) struct At {
+    /// `None` where nobody will ask the catalog about it.
+    pub(crate) dir: Option<DirId>,
+    pub(crate) path: RelPath,
+}
+
+impl At {
+    pub(crate) fn name(&self) -> &[u8] {
+        self.path.name().unwrap_or_default()
+    }
+}
+
+/// Something for a worker to do.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Make the replica hold what the path is at the origin.
+    Bring { at: At, held: Option<Held>, want: Option<Node>, links: bool },
+    /// The replica's copy was found bad: bring the content whatever the catalog says.
+    Repair { at: At, held: Held, want: Option<Node> },
+    /// See whether the path is really gone (or of another kind), and if so delete it.
+    Remove { at: At, held: Held },
+    /// See whether the file at `to` is the one that lay at `from`, and if so rename it.
+    Move { from: At, to: At, held: Held, want: Option<Node> },
+    /// Give the directory its attributes; it has no content.
+    /// With `force` even if they are as recorded: what was done in it moved its times.
+    Dir { at: At, held: Option<Held>, want: Option<Node>, force: bool },
+    /// An operation that needs no look.
+    Do { at: At, op: Op },
+    /// Make everything submitted so far durable.
+    Flush,
+}
+
+/// What came of a task.
+pub(crate) enum Done {
+    /// Everything submitted is on its way to be made durable.
+    Flushing,
+    /// An operation was submitted.
+    Sent { bytes_read: u64, wrote: u64 },
+    /// Origin and replica agree; nothing was to be done.
+    Same(At),
+    /// They agree but for what the catalog keeps to see changes.
+    Refreshed(At, Node),
+    /// Neither side has it.
+    Absent(At),
+    /// A directory of the origin.
+    IsDir(At),
+    /// A name of an inode that has several.
+    IsLink(Name),
+    /// The old was deleted, and something of another kind is there to be brought.
+    Replaced(At),
+    /// The path is there after all; it will be brought.
+    Stays,
+    /// It could not be done; it stays pending.
+    Trouble(At, Trouble),
+}
+
+/// One of several names of an inode.
+#[derive(Clone, Debug)]
+pub(crate) struct Name {
+    pub(crate) at: At,
+    pub(crate) ino: u64,
+    pub(crate) held: Option<Held>,
+    /// What it should be, where that is recorded.
+    pub(crate) want: Option<Node>,
+}
+
+/// Where a pipeline reads.
+pub(crate) enum Origin<'a> {
+    Live(Live),
+    /// The first store of the route.
+    Store(Carrier<'a>),
+}
+
+/// What has been done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) put: u64,
+    pub(crate) renamed: u64,
+    pub(crate) deleted: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) bytes_written: u64,
+    pub(crate) submitted: u64,
+    /// Operations that the store made durable: a version is sealed when there are any.
+    pub(crate) committed: u64,
+}
+
+/// What a pipeline needs to know.
+pub(crate) struct Setting<'a> {
+    pub(crate) dataset: &'a str,
+    /// `None` while live data is read.
+    pub(crate) from: Option<&'a str>,
+    pub(crate) to: &'a str,
+    pub(crate) replica: Replica,
+    pub(crate) number: u64,
+    pub(crate) workers: usize,
+    pub(crate) cancel: &'a AtomicBool,
+    pub(crate) observer: &'a dyn Observer,
+}
+
+/// A running pipeline.
+pub(crate) struct Pipeline<'a> {
+    pub(crate) setting: &'a Setting<'a>,
+    pub(crate) catalog: &'a Catalog,
+    pub(crate) tally: Tally,
+    pub(crate) problems: Vec<Problem>,
+    /// Directories and further names met on the way, for later.
+    pub(crate) dirs: Vec<At>,
+    pub(crate) links: Vec<Name>,
+    /// Paths deleted because something of another kind is there now.
+    pub(crate) replaced: Vec<At>,
+    /// Paths whose copy in the first store is bad or gone.
+    pub(crate) damaged: Vec<RelPath>,
+    /// Paths that could not be done.
+    pub(crate) failed: Vec<RelPath>,
+    session: &'a dyn Session,
+    work: Sender<Task>,
+    ordered: Sender<Task>,
+    done: Receiver<Done>,
+    under_way: usize,
+    settled: Vec<Settled>,
+    progress: u64,
+    flushes: u64,
+}
+
+enum Settled {
+    Row(At),
+    Node(At, Node),
+}
+
+/// Runs `body` with a pipeline from the origins (one per worker, one more for what has to be done
+/// in order) into the session.
+pub(crate) fn run<'a, T>(
+    setting: &'a Setting<'a>,
+    catalog: &'a Catalog,
+    session: &'a dyn Session,
+    mut origins: Vec<Origin<'a>>,
+    body: impl FnOnce(&mut Pipeline<'_>) -> Result<T>,
+) -> Result<T> {
+    let (work, work_rx) = bounded(QUEUE);
+    let (ordered, ordered_rx) = bounded(QUEUE);
+    let (done_tx, done) = bounded(QUEUE);
+    let tickets = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let last = origins.pop();
+        for (origin, tasks) in origins
+            .into_iter()
+            .map(|origin| (origin, work_rx.clone()))
+            .chain(last.map(|origin| (origin, ordered_rx.clone())))
+        {
+            let sealed = setting.replica.sealed;
+            let worker = Worker { origin, session, tickets: &tickets, stop: &stop, sealed };
+            let done = done_tx.clone();
+            scope.spawn(move || worker.serve(&tasks, &done));
+        }
+        drop((work_rx, ordered_rx, done_tx));
+        let mut pipeline = Pipeline {
+            setting,
+            catalog,
+            tally: Tally::default(),
+            problems: Vec::new(),
+            dirs: Vec::new(),
+            links: Vec::new(),
+            replaced: Vec::new(),
+            damaged: Vec::new(),
+            failed: Vec::new(),
+            session,
+            work,
+            ordered,
+            done,
+            under_way: 0,
+            settled: Vec::new(),
+            progress: 0,
+            flushes: 0,
+        };
+        let answers = pipeline.done.clone();
+        let result = body(&mut pipeline);
+        drop(pipeline);
+        stop.store(true, Ordering::Relaxed);
+        // After a failure workers may wait for room in the session, which waits for its events
+        // to be heard. What they tell now is learnt again from the store's log.
+        loop {
+            select! {
+                recv(answers) -> answer => if answer.is_err() { break },
+                recv(session.events()) -> event => if event.is_err() { break },
+            }
+        }
+        result
+    })
+}
+
+impl Pipeline<'_> {
+    /// Whether the user wants to stop.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.setting.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Hands a task to any worker.
+    pub(crate) fn feed(&mut self, task: Task) -> Result<()> {
+        self.send(task, false)
+    }
+
+    /// Hands a task to the one worker that keeps the order.
+    pub(crate) fn feed_ordered(&mut self, task: Task) -> Result<()> {
+        self.send(task, true)
+    }
+
+    fn send(&mut self, task: Task, in_order: bool) -> Result<()> {
+        let mut task = Some(task);
+        while let Some(next) = task.take() {
+            let channel = if in_order { self.ordered.clone() } else { self.work.clone() };
+            // `try_send` first: a select costs more than the common case is worth.
+            match channel.try_send(next) {
+                Ok(()) => break,
+                Err(crossbeam_channel::TrySendError::Full(back)) => task = Some(back),
+                Err(_) => return Err(Error::Internal("a worker died")),
+            }
+            self.hear()?;
+        }
+        self.under_way += 1;
+        while let Ok(done) = self.done.try_recv() {
+            self.take(done)?;
+        }
+        while let Ok(event) = self.session.events().try_recv() {
+            self.on_event(event)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a path needs nothing.
+    pub(crate) fn settle(&mut self, at: At) -> Result<()> {
+        self.settled.push(Settled::Row(at));
+        if self.settled.len() >= SETTLE_ROWS { self.write_settled() } else { Ok(()) }
+    }
+
+    /// Notes what is to be kept of a path that needs nothing else.
+    pub(crate) fn refresh(&mut self, at: At, node: Node) -> Result<()> {
+        self.settled.push(Settled::Node(at, node));
+        if self.settled.len() >= SETTLE_ROWS { self.write_settled() } else { Ok(()) }
+    }
+
+    /// Waits until every task has been answered.
+    pub(crate) fn settle_tasks(&mut self) -> Result<()> {
+        while self.under_way > 0 {
+            self.hear()?;
+        }
+        self.write_settled()
+    }
+
+    /// Waits until everything is durable and the catalog knows.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.settle_tasks()?;
+        let flushes = self.flushes;
+        self.feed_ordered(Task::Flush)?;
+        while self.flushes == flushes {
+            self.hear()?;
+        }
+        self.settle_tasks()
+    }
+
+    fn hear(&mut self) -> Result<()> {
+        select! {
+            recv(self.done) -> done => {
+                let done = done.map_err(|_| Error::Internal("a worker died"))?;
+                self.take(done)
+            }
+            recv(self.session.events()) -> event => {
+                let event = event.map_err(|_| Error::Internal("the session's events ended"))?;
+                self.on_event(event)
+            }
+        }
+    }
+
+    fn take(&mut self, done: Done) -> Result<()> {
+        self.under_way -= 1;
+        match done {
+            Done::Sent { bytes_read, wrote } => {
+                self.tally.bytes_read += bytes_read;
+                self.tally.bytes_written += wrote;
+                self.tally.submitted += 1;
+                self.tell_progress();
+            }
+            Done::Same(at) | Done::Absent(at) => self.settled.push(Settled::Row(at)),
+            Done::Refreshed(at, node) => self.settled.push(Settled::Node(at, node)),
+            Done::IsDir(at) => self.dirs.push(at),
+            Done::IsLink(name) => self.links.push(name),
+            Done::Flushing => {}
+            Done::Replaced(at) => {
+                self.tally.submitted += 1;
+                self.replaced.push(at);
+            }
+            Done::Stays => {}
+            Done::Trouble(at, trouble) => self.on_trouble(at, trouble)?,
+        }
+        if self.settled.len() >= SETTLE_ROWS {
+            self.write_settled()?;
+        }
+        Ok(())
+    }
+
+    fn tell_progress(&mut self) {
+        self.progress += 1;
+        if self.progress.is_multiple_of(64) {
+            self.setting.observer.notice(&Notice::Progress {
+                files: self.progress,
+                bytes: self.tally.bytes_read,
+            });
+        }
+    }
+
+    fn on_trouble(&mut self, at: At, trouble: Trouble) -> Result<()> {
+        let (store, message) = match trouble {
+            Trouble::Source(error) => (self.setting.from, error.to_string()),
+            Trouble::Store(error) => {
+                let message = error.to_string();
+                if is_fatal(&error) {
+                    return Err(Error::Store { store: self.setting.to.to_owned(), source: error });
+                }
+                (Some(self.setting.to), message)
+            }
+            Trouble::Copy(error) => {
+                self.damaged.push(at.path.clone());
+                (self.setting.from, error.to_string())
+            }
+        };
+        self.problem(store, at, message);
+        Ok(())
+    }
+
+    /// Records that a path could not be done.
+    pub(crate) fn problem(&mut self, store: Option<&str>, at: At, message: String) {
+        let problem = Problem {
+            dataset: self.setting.dataset.to_owned(),
+            store: store.map(str::to_owned),
+            path: Some(at.path.clone()),
+            message,
+        };
+        self.setting.observer.notice(&Notice::Problem(problem.clone()));
+        self.problems.push(problem);
+        self.failed.push(at.path);
+    }
+
+    fn write_settled(&mut self) -> Result<()> {
+        if self.settled.is_empty() {
+            return Ok(());
+        }
+        let replica = self.setting.replica.id;
+        let rows = std::mem::take(&mut self.settled);
+        self.catalog.atomically(|| {
+            for row in &rows {
+                let at = match row {
+                    Settled::Row(at) => at,
+                    Settled::Node(at, node) => {
+                        self.catalog.record_node(replica, &at.path, node)?;
+                        at
+                    }
+                };
+                if let Some(dir) = at.dir {
+                    self.catalog.settle(replica, dir, at.name())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn on_event(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Committed { ops, records } => {
+                self.write_settled()?;
+                for (_, op) in &ops {
+                    match op {
+                        Op::Put { .. } | Op::Meta { .. } | Op::Link { .. } => self.tally.put += 1,
+                        Op::Rename { .. } => self.tally.renamed += 1,
+                        Op::Delete { .. } => self.tally.deleted += 1,
+                        Op::Repair { .. } => {}
+                    }
+                }
+                self.tally.committed += ops.len() as u64;
+                let Setting { replica, number, .. } = self.setting;
+                self.catalog.ack(replica.id, *number, ops.iter().map(|(_, op)| op), records)?;
+            }
+            Event::Failed { op, error, .. } => {
+                if is_fatal(&error) {
+                    return Err(Error::Store { store: self.setting.to.to_owned(), source: error });
+                }
+                let at = At { dir: None, path: op.path().clone() };
+                self.problem(Some(self.setting.to), at, error.to_string());
+            }
+            Event::Flushed => self.flushes += 1,
+            Event::Broken(error) => {
+                return Err(Error::Store { store: self.setting.to.to_owned(), source: error });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether nothing more can be done at the store.
+fn is_fatal(error: &store::Error) -> bool {
+    use store::Error as E;
+    matches!(error, E::Full(_) | E::Wire(_) | E::Poisoned(_) | E::Busy(_) | E::NotOurs(_) | E::Refused(_))
+}
+
+struct Worker<'a> {
+    origin: Origin<'a>,
+    session: &'a dyn Session,
+    tickets: &'a AtomicU64,
+    stop: &'a AtomicBool,
+    sealed: u64,
+}
+
+impl Worker<'_> {
+    fn serve(mut self, tasks: &Receiver<Task>, done: &Sender<Done>) {
+        for task in tasks {
+            if self.stop.load(Ordering::Relaxed) || done.send(self.perform(task)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn perform(&mut self, task: Task) -> Done {
+        match task {
+            Task::Bring { at, held, want, links } => {
+                let result = self.bring(&at, held.as_ref(), want, links);
+                or_trouble(at, result)
+            }
+            Task::Repair { at, held, want } => {
+                let result = self.repair(&at, &held, want);
+                or_trouble(at, result)
+            }
+            Task::Remove { at, held } => {
+                let result = self.remove(&at, &held);
+                or_trouble(at, result)
+            }
+            Task::Move { from, to, held, want } => {
+                let result = self.follow(&from, &to, &held, want);
+                or_trouble(to, result)
+            }
+            Task::Dir { at, held, want, force } => {
+                let result = self.dir(&at, held.as_ref(), want, force);
+                or_trouble(at, result)
+            }
+            Task::Do { at, op } => {
+                let result = self.submit(op, None).map(|()| SENT).map_err(Trouble::Store);
+                or_trouble(at, result)
+            }
+            Task::Flush => {
+                let at = At { dir: None, path: RelPath::root() };
+                let result = self.session.flush().map(|()| Done::Flushing);
+                or_trouble(at, result.map_err(Trouble::Store))
+            }
+        }
+    }
+
+    fn submit(&self, op: Op, staged: Option<Staged>) -> store::Result<()> {
+        self.session.submit(self.tickets.fetch_add(1, Ordering::Relaxed), op, staged)
+    }
+
+    fn old(&self, held: Option<&Held>) -> store::Old {
+        decide::old_of(held, self.sealed)
+    }
+
+    fn bring(
+        &mut self,
+        at: &At,
+        held: Option<&Held>,
+        want: Option<Node>,
+        links: bool,
+    ) -> Result<Done, Trouble> {
+        let look = match &mut self.origin {
+            Origin::Live(live) => live.bring(self.session, &at.path, held, links)?,
+            Origin::Store(carrier) => carrier.bring(self.session, &at.path, held, want)?,
+        };
+        match look {
+            Look::Gone => self.gone(at, held),
+            Look::Linked(stat) => Ok(Done::IsLink(Name {
+                at: at.clone(),
+                ino: stat.ino,
+                held: held.cloned(),
+                want: None,
+            })),
+            Look::Dir(_) => Ok(Done::IsDir(at.clone())),
+            Look::Same => Ok(Done::Same(at.clone())),
+            Look::Node { node, need: Need::Nothing, .. } => {
+                drop(node);
+                Ok(Done::Same(at.clone()))
+            }
+            Look::Node { node, need: Need::Refresh, .. } => Ok(Done::Refreshed(at.clone(), *node)),
+            Look::Node { node, need, staged, bytes_read } => {
+                let wrote = staged.as_ref().map_or(0, |s| s.data_bytes - s.resumed_bytes);
+                let old = self.old(held);
+                if let Some(op) = decide::operation(need, at.path.clone(), *node, old) {
+                    self.submit(op, staged)?;
+                }
+                Ok(Done::Sent { bytes_read, wrote })
+            }
+        }
+    }
+
+    fn repair(&mut self, at: &At, held: &Held, want: Option<Node>) -> Result<Done, Trouble> {
+        let look = match &mut self.origin {
+            Origin::Live(live) => live.bring(self.session, &at.path, None, true)?,
+            Origin::Store(carrier) => carrier.bring(self.session, &at.path, None, want)?,
+        };
+        let Look::Node { node, staged, bytes_read, .. } = look else {
+            return self.bring(at, Some(held), None, true);
+        };
+        let wrote = staged.as_ref().map_or(0, |s| s.data_bytes - s.resumed_bytes);
+        let path = at.path.clone();
+        let op = if node.same_content(&held.node) {
+            Op::Repair { place: Place::Current(path), node: held.node.clone() }
+        } else {
+            Op::Put { path, node: *node, old: self.old(Some(held)) }
+        };
+        self.submit(op, staged)?;
+        Ok(Done::Sent { bytes_read, wrote })
+    }
+
+    /// The path vanished after the scan: a deletion like any other, but for directories, whose
+    /// contents come first; the next run sees them.
+    fn gone(&self, at: &At, held: Option<&Held>) -> Result<Done, Trouble> {
+        let Some(held) = held else { return Ok(Done::Absent(at.clone())) };
+        if held.node.kind == tree::Kind::Dir {
+            return Ok(Done::Stays);
+        }
+        self.submit(Op::Delete { path: at.path.clone(), old: self.old(Some(held)) }, None)?;
+        Ok(SENT)
+    }
+
+    fn remove(&mut self, at: &At, held: &Held) -> Result<Done, Trouble> {
+        let there = match &mut self.origin {
+            Origin::Live(live) => live.kind(&at.path)?,
+            Origin::Store(_) => None,
+        };
+        if there == Some(held.node.kind) {
+            return Ok(Done::Stays);
+        }
+        self.submit(Op::Delete { path: at.path.clone(), old: self.old(Some(held)) }, None)?;
+        Ok(if there.is_some() { Done::Replaced(at.clone()) } else { SENT })
+    }
+
+    /// A file is the one that lay elsewhere when its inode is the same and its content is proven
+    /// to be: by an unchanged ctime, or by reading it.
+    fn follow(&mut self, from: &At, to: &At, held: &Held, want: Option<Node>) -> Result<Done, Trouble> {
+        let node = match (&mut self.origin, want) {
+            (Origin::Live(live), _) => match live.digest(&to.path)? {
+                Some(node) => node,
+                None => return Ok(Done::Stays),
+            },
+            (Origin::Store(_), Some(node)) => node,
+            (Origin::Store(_), None) => return Ok(Done::Stays),
+        };
+        let bytes_read = if matches!(self.origin, Origin::Live(_)) { node.size } else { 0 };
+        if node.ino != held.node.ino || !node.same_content(&held.node) {
+            return Ok(Done::Stays);
+        }
+        self.submit(Op::Rename { from: from.path.clone(), to: to.path.clone() }, None)?;
+        if decide::need(&node, Some(held)) == Need::Meta {
+            self.submit(Op::Meta { path: to.path.clone(), node }, None)?;
+        }
+        Ok(Done::Sent { bytes_read, wrote: 0 })
+    }
+
+    fn dir(
+        &mut self,
+        at: &At,
+        held: Option<&Held>,
+        want: Option<Node>,
+        force: bool,
+    ) -> Result<Done, Trouble> {
+        let node = match &mut self.origin {
+            Origin::Live(live) => live.node(&at.path)?,
+            Origin::Store(_) => want,
+        };
+        let Some(node) = node else {
+            return Ok(if held.is_some() { Done::Stays } else { Done::Absent(at.clone()) });
+        };
+        if node.kind != tree::Kind::Dir {
+            return Ok(Done::Stays);
+        }
+        let path = at.path.clone();
+        let op = match (decide::need(&node, held), held) {
+            (Need::Nothing, _) if !force => return Ok(Done::Same(at.clone())),
+            (Need::Refresh, _) if !force => return Ok(Done::Refreshed(at.clone(), node)),
+            (_, Some(held)) if held.node.kind == tree::Kind::Dir => Op::Meta { path, node },
+            (_, held) => Op::Put { path, node, old: self.old(held) },
+        };
+        self.submit(op, None)?;
+        Ok(SENT)
+    }
+}
+
+const SENT: Done = Done::Sent { bytes_read: 0, wrote: 0 };
+
+fn or_trouble(at: At, result: Result<Done, Trouble>) -> Done {
+    result.unwrap_or_else(|trouble| Done::Trouble(at, trouble))
+}
+
+/// What a scan or a comparison notes of a path for one replica.
+#[derive(Debug)]
+pub(crate) struct Note {
+    pub(crate) dir: DirId,
+    pub(crate) name: Vec<u8>,
+    pub(crate) what: What,
+    pub(crate) ino: u64,
+    pub(crate) size: u64,
+}

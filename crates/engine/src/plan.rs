@@ -1,0 +1,196 @@
+//! The plan: what the next run would do, and what it will cost. Changes nothing.
+
+use catalog::Catalog;
+use policy::Source;
+use serde::Serialize;
+use store::Space;
+
+use crate::error::{Error, Result};
+use crate::expect::{Expectation, Expected};
+use crate::guard;
+use crate::run::Engine;
+use crate::scan::Walk;
+use crate::stores::{self, Purpose};
+
+/// What the next run would do for one dataset.
+#[derive(Clone, Debug, Serialize)]
+pub struct LegPlan {
+    pub dataset: String,
+    pub route: Vec<String>,
+    /// Paths that the first store lacks, has otherwise, or has too many.
+    pub new: u64,
+    pub changed: u64,
+    pub gone: u64,
+    /// Content to be read, in bytes: the most that the first store would be given.
+    pub bytes: u64,
+    /// Pending for the later stores already, in files and bytes.
+    pub pending_files: u64,
+    pub pending_bytes: u64,
+    /// Why it would be refused.
+    pub held: Option<String>,
+    /// What could not be read.
+    pub unreadable: u64,
+}
+
+/// What the next run would cost.
+#[derive(Clone, Debug, Serialize)]
+pub struct Forecast {
+    pub datasets: Vec<LegPlan>,
+    pub stores: Vec<StorePlan>,
+}
+
+/// What a store would be given.
+#[derive(Clone, Debug, Serialize)]
+pub struct StorePlan {
+    pub store: String,
+    pub bytes: u64,
+    pub files: u64,
+    pub space: Option<Space>,
+    /// Why its room is not known.
+    pub error: Option<String>,
+    /// At the rate of the last runs; `None` where there are too few, or it does not grow.
+    pub days_to_full: Option<f64>,
+}
+
+/// Looks at every dataset (or those named), and at the room of every store.
+pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
+    let expectation = Expectation::of(engine.config, engine.catalog)?;
+    let options = crate::run::RunOptions { datasets: datasets.to_vec(), ..Default::default() };
+    expectation.check_filters(&options)?;
+    let mut plans = Vec::new();
+    for expected in expectation.stalest_first() {
+        if datasets.is_empty() || datasets.contains(&expected.name) {
+            plans.push(one(engine, expected)?);
+        }
+    }
+    let mut stores = Vec::new();
+    for spec in &engine.config.stores {
+        let mut plan = StorePlan {
+            store: spec.name.clone(),
+            bytes: 0,
+            files: 0,
+            space: None,
+            error: None,
+            days_to_full: None,
+        };
+        for leg in &plans {
+            match leg.route.iter().position(|store| *store == spec.name) {
+                Some(0) => {
+                    plan.bytes += leg.bytes;
+                    plan.files += leg.new + leg.changed;
+                }
+                Some(_) => {
+                    plan.bytes += leg.bytes + leg.pending_bytes;
+                    plan.files += leg.new + leg.changed + leg.pending_files;
+                }
+                None => {}
+            }
+        }
+        let known = engine.catalog.stores()?.into_iter().find(|row| row.name == spec.name);
+        let known = known.and_then(|row| row.uuid);
+        match stores::open(engine.config, &spec.name, known.as_deref(), Purpose::Read) {
+            Ok(opened) => {
+                plan.days_to_full = days_to_full(engine, &spec.name, &opened.info.space)?;
+                plan.space = Some(opened.info.space);
+            }
+            Err(error) => plan.error = Some(error.to_string()),
+        }
+        stores.push(plan);
+    }
+    Ok(Forecast { datasets: plans, stores })
+}
+
+fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
+    let mut plan = LegPlan {
+        dataset: expected.name.clone(),
+        route: expected.route.clone(),
+        new: 0,
+        changed: 0,
+        gone: 0,
+        bytes: 0,
+        pending_files: 0,
+        pending_bytes: 0,
+        held: expected.held.clone(),
+        unreadable: 0,
+    };
+    let Some(meant) = &expected.dataset else {
+        plan.held = Some(format!("`{}` is gone", expected.source_path.display()));
+        return Ok(plan);
+    };
+    let view = match capture::view(&meant.source) {
+        Ok(view) => view,
+        Err(error) => {
+            plan.held = Some(error.to_string());
+            return Ok(plan);
+        }
+    };
+    let catalog = engine.catalog;
+    let Source::Tree { scope, .. } = &meant.source;
+    let walk = Walk {
+        root: &view.root,
+        scope,
+        cross_mounts: meant.cross_mounts,
+        threads: 2,
+        cancel: engine.cancel,
+    };
+    // What the comparison makes known to the catalog is undone at its end.
+    let scan = undone(catalog, || {
+        let dataset = catalog.dataset(&expected.name, &expected.source_path)?;
+        let route: Vec<&str> = expected.route.iter().map(String::as_str).collect();
+        let replicas = catalog.set_route(dataset, &route)?;
+        for replica in replicas.iter().filter(|r| r.position.is_some_and(|p| p > 0)) {
+            let (files, bytes) = catalog.pending_totals(replica.id)?;
+            plan.pending_files = plan.pending_files.max(files);
+            plan.pending_bytes = plan.pending_bytes.max(bytes);
+        }
+        let first = replicas.into_iter().find(|replica| replica.position == Some(0));
+        let first = first.ok_or(Error::Internal("a route without its first replica"))?;
+        walk.compare(catalog, dataset, &first, &mut |_, difference| {
+            use catalog::What;
+            match difference.note.what {
+                What::New => plan.new += 1,
+                What::Changed => plan.changed += 1,
+                What::Gone => plan.gone += 1,
+                What::Parent | What::Repair => {}
+            }
+            Ok(())
+        })
+    })?;
+    plan.bytes = scan.bytes;
+    plan.unreadable = scan.unreadable.len() as u64;
+    let source = expected.source_path.display().to_string();
+    if plan.held.is_none() {
+        plan.held = guard::emptied(&meant.name, &source, &scan.counts)
+            .or_else(|| guard::mass_change(&meant.name, &meant.guard, &scan.counts))
+            .map(|stop| stop.reason);
+    }
+    Ok(plan)
+}
+
+/// Does `work` in a transaction that is always undone.
+fn undone<T>(catalog: &Catalog, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mut result = None;
+    let rolled_back: Result<()> = catalog.atomically(|| {
+        result = Some(work());
+        Err(Error::Internal("undone on purpose"))
+    });
+    debug_assert!(rolled_back.is_err());
+    result.ok_or(Error::Internal("the transaction did not start"))?
+}
+
+/// At the rate at which the runs on record wrote to the store.
+fn days_to_full(engine: &Engine<'_>, store: &str, space: &Space) -> Result<Option<f64>> {
+    let runs = engine.catalog.runs(64)?;
+    let written: u64 = runs
+        .iter()
+        .filter_map(|run| run.summary.as_deref())
+        .filter_map(|json| serde_json::from_str::<serde_json::Value>(json).ok())
+        .filter_map(|summary| summary["bytes_written"][store].as_u64())
+        .sum();
+    let (Some(newest), Some(oldest)) = (runs.first(), runs.last()) else { return Ok(None) };
+    let days = (newest.started.as_second() - oldest.started.as_second()) as f64 / 86_400.0;
+    if days < 1.0 || written == 0 {
+        return Ok(None);
+    }
+    Ok(Some(space.available_bytes as f64 / (written as f64 / days)))
+}

@@ -1,0 +1,80 @@
+//! Retention: which versions stay is policy's to say; here they are let go.
+//!
+//! First the store marks the versions as pruned, durably; then their objects go; then the catalog forgets
+//! them. A cut in between leaves objects that nothing reaches, which the next prune finds.
+
+use catalog::Kept;
+use jiff::Timestamp;
+use store::SealStatus;
+
+use crate::error::{Error, Result};
+use crate::report::Notice;
+use crate::run::Engine;
+use crate::stores::Opened;
+
+/// Objects let go in one request.
+const OBJECTS: usize = 1024;
+
+/// What a prune did to one replica.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Pruned {
+    pub versions: u64,
+    pub objects: u64,
+    pub bytes: u64,
+}
+
+/// Prunes one dataset in one open store.
+pub fn prune(engine: &Engine<'_>, dataset: &str, opened: &Opened) -> Result<Pruned> {
+    let catalog = engine.catalog;
+    let mut done = Pruned::default();
+    let Some(row) = catalog.find_dataset(dataset)? else { return Ok(done) };
+    if row.hold.is_some() {
+        return Ok(done);
+    }
+    let name = &opened.spec.name;
+    let replicas = catalog.replicas(row.id)?;
+    let Some(replica) = replicas.into_iter().find(|r| r.store_name == *name) else {
+        return Ok(done);
+    };
+    let kept = kept(engine, &replica, opened)?;
+    let plan = catalog.prune_plan(replica.id, &kept)?;
+    if plan.versions.is_empty() && plan.rows == 0 {
+        return Ok(done);
+    }
+    done.versions = plan.versions.len() as u64;
+    let mut versions = plan.versions;
+    let mut from = None;
+    loop {
+        let chunk = catalog.prune_chunk(replica.id, &kept, from.as_ref(), OBJECTS)?;
+        done.bytes += opened
+            .store()
+            .prune(dataset, &versions, &chunk.objects)
+            .map_err(Error::at(name))?;
+        done.objects += chunk.objects.len() as u64;
+        catalog.pruned(replica.id, &versions, &chunk)?;
+        versions.clear();
+        match chunk.next {
+            Some(next) => from = Some(next),
+            None => break,
+        }
+    }
+    let message = format!(
+        "pruned {} versions and {} objects ({} bytes) from `{name}`",
+        done.versions, done.objects, done.bytes
+    );
+    engine.observer.notice(&Notice::Note { dataset: Some(dataset.to_owned()), message });
+    Ok(done)
+}
+
+/// The versions that stay.
+fn kept(engine: &Engine<'_>, replica: &catalog::Replica, opened: &Opened) -> Result<Kept> {
+    let mut versions = Vec::new();
+    for sealed in engine.catalog.sealed(replica.id)?.into_iter().filter(|sealed| !sealed.pruned) {
+        let seal = &sealed.seal;
+        // A time that cannot be read must not cost a version: it counts as the beginning of time.
+        let sealed_at = seal.sealed_at.parse().unwrap_or(Timestamp::UNIX_EPOCH);
+        let good = seal.status == SealStatus::Ok;
+        versions.push(policy::Sealed { number: seal.number, sealed_at, good });
+    }
+    Ok(policy::retain(&opened.spec.keep, &versions))
+}

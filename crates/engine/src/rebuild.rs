@@ -1,0 +1,92 @@
+//! Rebuilding the catalog from the stores: losing it costs time, never data.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::report::Notice;
+use crate::run::Engine;
+use crate::stores::{self, Purpose};
+use crate::sync;
+
+/// What one replica's rebuilding came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Rebuilt {
+    pub dataset: String,
+    pub store: String,
+    pub versions: u64,
+    pub operations: u64,
+}
+
+/// Reads every configured store's logs into the (empty) catalog. A store that cannot be read is
+/// told in `failed`, and the others are read all the same.
+pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebuilt>> {
+    let catalog = engine.catalog;
+    let coverage = policy::resolve(engine.config, &policy::look(engine.config), &Default::default());
+    let mut done = Vec::new();
+    let mut routes: Vec<(String, Vec<String>)> = Vec::new();
+    for spec in &engine.config.stores {
+        let opened = match stores::open(engine.config, &spec.name, None, Purpose::Read) {
+            Ok(opened) => opened,
+            Err(error) => {
+                failed.push(error.to_string());
+                continue;
+            }
+        };
+        catalog.store_seen(&spec.name, &opened.info, (engine.now)())?;
+        let names = opened.store().datasets().map_err(Error::at(&spec.name))?;
+        for name in names {
+            match routes.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, stores)) => stores.push(spec.name.clone()),
+                None => routes.push((name.clone(), vec![spec.name.clone()])),
+            }
+            done.push(one(engine, &coverage, &opened, &routes, &name)?);
+        }
+    }
+    Ok(done)
+}
+
+fn one(
+    engine: &Engine<'_>,
+    coverage: &policy::Coverage,
+    opened: &stores::Opened,
+    routes: &[(String, Vec<String>)],
+    name: &str,
+) -> Result<Rebuilt> {
+    let (catalog, store) = (engine.catalog, &opened.spec.name);
+    let declared = coverage.datasets.iter().find(|dataset| dataset.name == name);
+    let source = declared.map_or_else(Default::default, |dataset| {
+        let policy::Source::Tree { base, .. } = &dataset.source;
+        base.clone()
+    });
+    let dataset = catalog.dataset(name, &source)?;
+    let found = routes.iter().find(|(known, _)| known == name).map(|(_, stores)| stores.clone());
+    let mut route: Vec<String> = declared.map_or_else(Vec::new, |d| d.route.clone());
+    // A store that is no longer on the route still has copies to restore from.
+    for extra in found.unwrap_or_default() {
+        if !route.contains(&extra) {
+            route.push(extra);
+        }
+    }
+    let route: Vec<&str> = route.iter().map(String::as_str).collect();
+    let replica = catalog
+        .set_route(dataset, &route)?
+        .into_iter()
+        .find(|replica| replica.store_name == *store)
+        .ok_or(Error::Internal("a route without its replica"))?;
+    let notice = Notice::Begin {
+        step: "rebuild",
+        dataset: name.to_owned(),
+        store: Some(store.clone()),
+    };
+    engine.observer.notice(&notice);
+    let operations = sync::rebuild(catalog, replica.id, opened.store(), name)?;
+    if replica.position != Some(0) {
+        catalog.set_reconcile(replica.id, "the catalog was rebuilt from the stores")?;
+    }
+    let versions = catalog.sealed(replica.id)?;
+    if let Some(newest) = versions.last() {
+        catalog.raise_counter(dataset, newest.seal.number)?;
+    }
+    let versions = versions.len() as u64;
+    Ok(Rebuilt { dataset: name.to_owned(), store: store.clone(), versions, operations })
+}

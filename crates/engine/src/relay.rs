@@ -1,0 +1,145 @@
+//! Relaying: making a later store hold what the first one holds.
+//!
+//! Live data is never read here. What is relayed is the first store's newest sealed state, every
+//! byte of it compared with its recorded hash on the way: a bad copy is not passed on (R12).
+
+use catalog::{Catalog, DatasetId, Held, Key, Order, What};
+use store::{Place, Session, StageJob, Store, Want};
+use tree::{Kind, Node, RelPath};
+
+use crate::decide::{self, Need};
+use crate::error::{Error, Result};
+use crate::live::{Look, Trouble, resume_key};
+use crate::pipeline::{self, At, Origin, Pipeline, Setting, Task};
+use crate::ship::{ROWS, Rows, Shipped, work_off};
+
+/// Content from this size on is worth resuming.
+const RESUME_BYTES_MIN: u64 = 16 << 20;
+
+/// The first store, as one thread reads it.
+pub(crate) struct Carrier<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) dataset: &'a str,
+}
+
+impl Carrier<'_> {
+    /// Brings `want` to the session, if the replica lacks it.
+    pub(crate) fn bring(
+        &mut self,
+        session: &dyn Session,
+        path: &RelPath,
+        held: Option<&Held>,
+        want: Option<Node>,
+    ) -> Result<Look, Trouble> {
+        let Some(node) = want else { return Ok(Look::Gone) };
+        let need = decide::need(&node, held);
+        let node = Box::new(node);
+        if need != Need::Put || node.kind != Kind::File {
+            return Ok(Look::Node { node, need, staged: None, bytes_read: 0 });
+        }
+        let Some(hash) = node.hash else {
+            return Err(damaged(path, "the catalog has no hash for it"));
+        };
+        let want = Want {
+            place: Place::Current(path.clone()),
+            size: node.size,
+            hash,
+            extents: node.extents.clone(),
+        };
+        let mut content = self.store.open(self.dataset, &want).map_err(not_read)?;
+        let resume_key = (node.size >= RESUME_BYTES_MIN).then(|| resume_key(path, &node));
+        let job = StageJob { path: path.clone(), node: (*node).clone(), resume_key };
+        let staged = session.stage(&job, content.as_mut())?;
+        if staged.hash != hash {
+            session.discard(staged)?;
+            return Err(damaged(path, "its bytes are not those that were written"));
+        }
+        let bytes_read = staged.data_bytes;
+        Ok(Look::Node { node, need, staged: Some(staged), bytes_read })
+    }
+}
+
+/// A failure to read the first store is this path's trouble, not the end of the relay.
+fn not_read(error: store::Error) -> Trouble {
+    match error {
+        fatal @ (store::Error::Wire(_) | store::Error::Poisoned(_)) => Trouble::Store(fatal),
+        other => Trouble::Copy(other),
+    }
+}
+
+fn damaged(path: &RelPath, why: &str) -> Trouble {
+    Trouble::Copy(store::Error::Damaged { what: format!("the copy of `{path}`"), why: why.into() })
+}
+
+/// Makes the pipeline's replica equal to `first`.
+pub(crate) fn relay<'a>(
+    setting: &'a Setting<'a>,
+    catalog: &'a Catalog,
+    dataset: DatasetId,
+    session: &'a dyn Session,
+    from: &'a dyn Store,
+    first: catalog::ReplicaId,
+) -> Result<Shipped> {
+    let origins = (0..=setting.workers)
+        .map(|_| Origin::Store(Carrier { store: from, dataset: setting.dataset }))
+        .collect();
+    pipeline::run(setting, catalog, session, origins, |pipeline| {
+        if setting.replica.reconcile.is_some() {
+            bring_all(pipeline, dataset, first)?;
+        }
+        work_off(pipeline, &Rows::First(first))?;
+        Ok(Shipped {
+            tally: pipeline.tally,
+            problems: std::mem::take(&mut pipeline.problems),
+            damaged: std::mem::take(&mut pipeline.damaged),
+        })
+    })
+}
+
+/// Compares everything; brings plain files at once, notes all else.
+fn bring_all(
+    pipeline: &mut Pipeline<'_>,
+    dataset: DatasetId,
+    first: catalog::ReplicaId,
+) -> Result<()> {
+    let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.clone());
+    let mut later = Vec::new();
+    let mut after: Option<Key> = None;
+    loop {
+        let rows = catalog.differing(replica.id, first, after.as_ref(), Order::Asc, ROWS)?;
+        let Some(last) = rows.last() else { break };
+        after = Some(last.key());
+        for row in rows {
+            if pipeline.is_cancelled() {
+                pipeline.flush()?;
+                return Err(Error::Interrupted);
+            }
+            let path = row.path();
+            // Only where nothing can be in the way; the rest is done in order afterwards.
+            let plain = row.held.as_ref().is_none_or(|held| held.node.kind == Kind::File);
+            match row.first {
+                Some(Held { node, .. }) if plain && node.kind == Kind::File && !node.linked => {
+                    let at = At { dir: None, path };
+                    let want = Some(node);
+                    pipeline.feed(Task::Bring { at, held: row.held, want, links: true })?;
+                }
+                _ => later.push((row.dir, row.name)),
+            }
+        }
+    }
+    pipeline.flush()?;
+    // What failed is tried once more, in order, and told then.
+    pipeline.problems.clear();
+    pipeline.damaged.clear();
+    let failed = std::mem::take(&mut pipeline.failed);
+    catalog.atomically(|| {
+        catalog.clear_reconcile(replica.id)?;
+        for (dir, name) in &later {
+            catalog.note_replica(replica.id, *dir, name, What::Changed, 0, 0, u64::MAX)?;
+        }
+        for path in &failed {
+            crate::ship::note_path(catalog, dataset, &replica, path)?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,635 @@
+//! Restore: a file, a folder or a dataset, at any sealed version, from the quickest good store.
+//!
+//! Every byte is compared with its recorded hash while it is written. A file gets its name only
+//! when it is whole; nothing is overwritten unless told; no link in the target is followed. A marker in the target
+//! says that a restore is not finished, and lets the same command go on where it was cut off.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use catalog::{Catalog, Replica, Row};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use serde::{Deserialize, Serialize};
+use store::{Store, Want};
+use tree::{Apply, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
+
+use crate::error::{Error, Result};
+use crate::report::{Notice, Observer, Problem, Status};
+use crate::run::Engine;
+use crate::stores::{self, Opened, Purpose};
+
+/// Name of the file in the target that says a restore is under way.
+const MARKER: &str = ".thrice-restore.json";
+/// Files under way at most.
+const QUEUE: usize = 128;
+
+/// What to restore.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    pub dataset: String,
+    /// The file or folder in it; the root for all.
+    pub path: RelPath,
+    pub to: PathBuf,
+    /// A version's number; `None`: the newest sealed one.
+    pub at: Option<u64>,
+    /// A store's name; `None`: the quickest good one.
+    pub from: Option<String>,
+    /// Keep what is in the target, refuse to overwrite.
+    pub merge: bool,
+    /// Overwrite what is in the way.
+    pub overwrite: bool,
+}
+
+/// What a restore came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Restored {
+    pub status: Status,
+    pub dataset: String,
+    pub version: String,
+    pub store: String,
+    /// Why this store.
+    pub because: String,
+    pub files: u64,
+    pub bytes: u64,
+    /// Files that an earlier, interrupted restore had already brought.
+    pub resumed: u64,
+    pub problems: Vec<Problem>,
+    pub seconds: f64,
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+struct Marker {
+    dataset: String,
+    path: RelPath,
+    version: u64,
+    overwrite: bool,
+    merge: bool,
+}
+
+/// Restores.
+pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored> {
+    let started = std::time::Instant::now();
+    let catalog = engine.catalog;
+    let dataset = catalog.find_dataset(&options.dataset)?.ok_or_else(|| {
+        Error::Usage(format!("there is no dataset `{}` in the catalog", options.dataset))
+    })?;
+    let mut sources = choose(engine, dataset.id, options)?;
+    let (replica, opened, number, because) = sources.remove(0);
+    let version = version_name(catalog, &replica, number)?;
+    let top = catalog.locate(replica.id, &options.path, Some(number))?.ok_or_else(|| {
+        Error::Usage(format!(
+            "`{}:{}` is not in version {version}; see `thrice versions {}:{}`",
+            options.dataset, options.path, options.dataset, options.path
+        ))
+    })?;
+    let marker = Marker {
+        dataset: options.dataset.clone(),
+        path: options.path.clone(),
+        version: number,
+        overwrite: options.overwrite,
+        merge: options.merge,
+    };
+    let (target, resuming) = prepare(options, &marker)?;
+    let strip = match top.held.node.kind {
+        Kind::Dir if options.path.is_root() => RelPath::root(),
+        _ => options.path.parent().unwrap_or_default(),
+    };
+    let job = Job {
+        observer: engine.observer,
+        cancel: engine.cancel,
+        options,
+        target: &target,
+        strip: &strip,
+        resuming,
+        number,
+    };
+    let mut outcome = job.bring(catalog, &replica, &opened)?;
+    // What this store could not give, another may.
+    for (other, opened, number, _) in sources {
+        if outcome.failed.is_empty() || engine.cancel.load(Ordering::Relaxed) {
+            break;
+        }
+        if number == job.number {
+            job.retry(catalog, &other, &opened, &mut outcome)?;
+        }
+    }
+    let cancelled = engine.cancel.load(Ordering::Relaxed);
+    if !cancelled {
+        job.finish(&mut outcome)?;
+        tree::sync_fs(&target).map_err(Error::io("making the restored files durable"))?;
+        match target.unlink(MARKER.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("removing the marker")(error));
+            }
+            _ => {}
+        }
+        job.top_attributes(&top)?;
+    }
+    let status = match (cancelled, outcome.problems.is_empty(), outcome.files) {
+        (true, ..) => Status::Aborted,
+        (_, true, _) => Status::Ok,
+        (_, _, 0) => Status::Failed,
+        _ => Status::Partial,
+    };
+    Ok(Restored {
+        status,
+        dataset: options.dataset.clone(),
+        version,
+        store: replica.store_name,
+        because,
+        files: outcome.files,
+        bytes: outcome.bytes,
+        resumed: outcome.resumed,
+        problems: outcome.problems,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+fn version_name(catalog: &Catalog, replica: &Replica, number: u64) -> Result<String> {
+    let sealed = catalog.sealed(replica.id)?;
+    let found = sealed.into_iter().find(|sealed| sealed.seal.number == number);
+    found.map(|sealed| sealed.seal.version).ok_or(Error::Internal("a version without a name"))
+}
+
+type Source = (Replica, Opened, u64, String);
+
+/// The stores that can give it, quickest first, and why.
+fn choose(
+    engine: &Engine<'_>,
+    dataset: catalog::DatasetId,
+    options: &RestoreOptions,
+) -> Result<Vec<Source>> {
+    let catalog = engine.catalog;
+    let mut refused = Vec::new();
+    let mut sources: Vec<Source> = Vec::new();
+    let mut replicas = catalog.replicas(dataset)?;
+    if let Some(from) = &options.from {
+        replicas.retain(|replica| replica.store_name == *from);
+        if replicas.is_empty() {
+            return Err(Error::Usage(format!("`{}` has no copy in `{from}`", options.dataset)));
+        }
+    }
+    let rank = |replica: &Replica| {
+        let spec = engine.config.stores.iter().find(|spec| spec.name == replica.store_name);
+        spec.map_or(2, |spec| u8::from(spec.kind != policy::StoreKind::Disk))
+    };
+    let newest = replicas.iter().map(|replica| replica.sealed).max().unwrap_or(0);
+    let wanted = options.at.unwrap_or(newest);
+    // Of copies of the same version a disk of this machine is the quickest.
+    replicas.sort_by_key(|replica| rank(replica));
+    for replica in replicas {
+        let name = replica.store_name.clone();
+        let sealed = catalog.sealed(replica.id)?;
+        let restorable = |n: u64| sealed.iter().any(|s| s.seal.number == n && !s.pruned);
+        let number = match options.at {
+            None if options.from.is_some() => replica.sealed,
+            _ => wanted,
+        };
+        if !restorable(number) {
+            refused.push(format!("`{name}` does not have that version"));
+            continue;
+        }
+        let known = catalog.stores()?.into_iter().find(|row| row.name == name);
+        let known = known.and_then(|row| row.uuid);
+        match stores::open(engine.config, &name, known.as_deref(), Purpose::Read) {
+            Ok(opened) => {
+                let because = reason(options, &opened, &refused);
+                sources.push((replica, opened, number, because));
+            }
+            Err(error) => refused.push(error.to_string()),
+        }
+    }
+    if sources.is_empty() {
+        let why = if refused.is_empty() { "it has no copy yet".into() } else { refused.join("; ") };
+        return Err(Error::Usage(format!("`{}` cannot be restored: {why}", options.dataset)));
+    }
+    Ok(sources)
+}
+
+fn reason(options: &RestoreOptions, opened: &Opened, refused: &[String]) -> String {
+    let local = opened.spec.kind == policy::StoreKind::Disk;
+    let what = match (&options.from, local) {
+        (Some(_), _) => "as asked for with --from",
+        (None, true) => "it has the version and is a disk of this machine",
+        (None, false) => "it has the version",
+    };
+    match refused {
+        [] => what.to_owned(),
+        refused => format!("{what}; {}", refused.join("; ")),
+    }
+}
+
+/// Opens the target, and says whether an interrupted restore of the same goes on there.
+fn prepare(options: &RestoreOptions, marker: &Marker) -> Result<(Dir, bool)> {
+    let shown = options.to.display().to_string();
+    let target = Dir::create(&options.to).map_err(Error::io(format!("creating `{shown}`")))?;
+    let names = target.names().map_err(Error::io(format!("reading `{shown}`")))?;
+    let json = serde_json::to_vec(marker).map_err(|_| Error::Internal("a marker"))?;
+    if names.iter().any(|name| name == MARKER.as_bytes()) {
+        let there = std::fs::read(options.to.join(MARKER))
+            .map_err(Error::io(format!("reading the marker in `{shown}`")))?;
+        if serde_json::from_slice::<Marker>(&there).is_ok_and(|there| there == *marker) {
+            return Ok((target, true));
+        }
+        return Err(Error::Usage(format!(
+            "`{shown}` holds another restore that was interrupted; finish that one or choose an empty folder"
+        )));
+    }
+    if !names.is_empty() && !options.merge && !options.overwrite {
+        return Err(Error::Usage(format!(
+            "`{shown}` is not empty; choose an empty folder, or --merge (keeps what is there) or --overwrite"
+        )));
+    }
+    let file = target.create_file(MARKER.as_bytes(), 0o600).map_err(Error::io(format!("writing in `{shown}`")))?;
+    std::io::Write::write_all(&mut &file, &json).map_err(Error::io("writing the marker"))?;
+    Ok((target, false))
+}
+
+struct Job<'a> {
+    observer: &'a dyn Observer,
+    cancel: &'a AtomicBool,
+    options: &'a RestoreOptions,
+    target: &'a Dir,
+    /// Taken off the front of every path.
+    strip: &'a RelPath,
+    resuming: bool,
+    number: u64,
+}
+
+#[derive(Default)]
+struct Outcome {
+    files: u64,
+    bytes: u64,
+    resumed: u64,
+    failed: Vec<(Row, String)>,
+    problems: Vec<Problem>,
+    /// First restored name of each inode with several.
+    leaders: HashMap<u64, RelPath>,
+    links: Vec<(RelPath, RelPath, Node)>,
+    dirs: Vec<(RelPath, Node)>,
+    flagged: Vec<(RelPath, Flags)>,
+}
+
+enum Answer {
+    Restored { bytes: u64, resumed: bool },
+    Failed(Box<Row>, String),
+}
+
+impl Job<'_> {
+    fn place(&self, path: &RelPath) -> RelPath {
+        path.strip(self.strip).unwrap_or_default()
+    }
+
+    /// Brings everything the version has below the path from one store.
+    fn bring(
+        &self,
+        catalog: &Catalog,
+        replica: &Replica,
+        opened: &Opened,
+    ) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        self.with_workers(opened, |feed, answers| {
+            let mut dirs = self.cache()?;
+            catalog.state(replica.id, &self.options.path, Some(self.number), |row| {
+                if self.cancel.load(Ordering::Relaxed) {
+                    return Err(Error::Interrupted);
+                }
+                self.row(row, &mut outcome, &mut dirs, feed)?;
+                while let Ok(answer) = answers.try_recv() {
+                    self.hear(answer, &mut outcome);
+                }
+                Ok(())
+            })
+            .or_else(|error| if matches!(error, Error::Interrupted) { Ok(()) } else { Err(error) })?;
+            Ok(outcome)
+        }, |outcome, answer| self.hear(answer, outcome))
+    }
+
+    fn cache(&self) -> Result<DirCache> {
+        let root = self.target.open_dir(&RelPath::root()).map_err(Error::io("opening the target"))?;
+        Ok(DirCache::new(root, 64))
+    }
+
+    fn row(
+        &self,
+        row: Row,
+        outcome: &mut Outcome,
+        dirs: &mut DirCache,
+        feed: &mut dyn FnMut(Row, &mut Outcome) -> Result<()>,
+    ) -> Result<()> {
+        let node = &row.held.node;
+        let to = self.place(&row.path);
+        if node.flags != Flags::default() {
+            outcome.flagged.push((to.clone(), node.flags));
+        }
+        if node.kind == Kind::Dir {
+            if let Err(error) = dirs.get_or_create(to.as_bytes(), 0o700) {
+                let message = format!("making the directory: {error}");
+                self.problem(outcome, &row.path, message);
+            }
+            if !to.is_root() {
+                outcome.dirs.push((to, row.held.node));
+            }
+            return Ok(());
+        }
+        if node.linked {
+            if let Some(leader) = outcome.leaders.get(&node.ino) {
+                outcome.links.push((to, leader.clone(), row.held.node));
+                return Ok(());
+            }
+            outcome.leaders.insert(node.ino, to);
+        }
+        feed(row, outcome)
+    }
+
+    fn hear(&self, answer: Answer, outcome: &mut Outcome) {
+        match answer {
+            Answer::Restored { bytes, resumed } => {
+                outcome.files += 1;
+                outcome.bytes += bytes;
+                outcome.resumed += u64::from(resumed);
+                if outcome.files.is_multiple_of(64) {
+                    let (files, bytes) = (outcome.files, outcome.bytes);
+                    self.observer.notice(&Notice::Progress { files, bytes });
+                }
+            }
+            Answer::Failed(row, message) => outcome.failed.push((*row, message)),
+        }
+    }
+
+    /// Tries what failed from another store that has the same version.
+    fn retry(
+        &self,
+        catalog: &Catalog,
+        other: &Replica,
+        opened: &Opened,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let failed = std::mem::take(&mut outcome.failed);
+        let taken = std::mem::take(outcome);
+        let result = self.with_workers(opened, |feed, _| {
+            let mut outcome = taken;
+            for (row, message) in failed {
+                match catalog.locate(other.id, &row.path, Some(self.number))? {
+                    Some(theirs) if theirs.held.node.same_content(&row.held.node) => {
+                        feed(theirs, &mut outcome)?;
+                    }
+                    _ => outcome.failed.push((row, message)),
+                }
+            }
+            Ok(outcome)
+        }, |outcome, answer| self.hear(answer, outcome))?;
+        *outcome = result;
+        Ok(())
+    }
+
+    /// Runs workers around `body`, and hears every answer.
+    fn with_workers(
+        &self,
+        opened: &Opened,
+        body: impl FnOnce(
+            &mut dyn FnMut(Row, &mut Outcome) -> Result<()>,
+            &Receiver<Answer>,
+        ) -> Result<Outcome>,
+        hear: impl Fn(&mut Outcome, Answer),
+    ) -> Result<Outcome> {
+        let (work, tasks) = bounded::<Row>(QUEUE);
+        let (said, answers) = bounded::<Answer>(QUEUE);
+        let serial = AtomicU64::new(0);
+        let broken = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..stores::workers(&opened.spec) {
+                let worker = Worker {
+                    job: self,
+                    store: opened.store(),
+                    serial: &serial,
+                    broken: &broken,
+                };
+                let (tasks, said): (Receiver<Row>, Sender<Answer>) = (tasks.clone(), said.clone());
+                let cache = self.cache()?;
+                scope.spawn(move || worker.serve(cache, &tasks, &said));
+            }
+            drop((tasks, said));
+            let mut outcome = body(
+                &mut |row, outcome| {
+                    let mut row = Some(row);
+                    while let Some(next) = row.take() {
+                        crossbeam_channel::select! {
+                            send(work, next) -> sent => {
+                                sent.map_err(|_| Error::Internal("a worker died"))?;
+                                break;
+                            }
+                            recv(answers) -> answer => {
+                                let answer = answer.map_err(|_| Error::Internal("a worker died"))?;
+                                hear(outcome, answer);
+                            }
+                        }
+                    }
+                    Ok(())
+                },
+                &answers,
+            )?;
+            drop(work);
+            while let Ok(answer) = answers.recv() {
+                hear(&mut outcome, answer);
+            }
+            Ok(outcome)
+        })
+    }
+
+    fn problem(&self, outcome: &mut Outcome, path: &RelPath, message: String) {
+        let problem = Problem {
+            dataset: self.options.dataset.clone(),
+            store: None,
+            path: Some(path.clone()),
+            message,
+        };
+        self.observer.notice(&Notice::Problem(problem.clone()));
+        outcome.problems.push(problem);
+    }
+
+    /// Further names, directories' attributes, and last what makes things unchangeable.
+    fn finish(&self, outcome: &mut Outcome) -> Result<()> {
+        for (row, message) in std::mem::take(&mut outcome.failed) {
+            self.problem(outcome, &row.path, message);
+        }
+        let mut dirs = self.cache()?;
+        for (to, leader, _) in std::mem::take(&mut outcome.links) {
+            match self.link(&leader, &to, &mut dirs) {
+                Ok(()) => outcome.files += 1,
+                Err(error) => self.problem(outcome, &to, format!("linking to `{leader}`: {error}")),
+            }
+        }
+        for (to, node) in std::mem::take(&mut outcome.dirs).into_iter().rev() {
+            let Some((dir, name)) = to.split() else { continue };
+            let apply = Apply { fresh: true, current: None };
+            let result = dirs
+                .get(dir)
+                .and_then(|dir| tree::set_attributes(Target::Entry(dir, name), &node, &apply));
+            if let Err(error) = result {
+                self.problem(outcome, &to, format!("setting attributes: {error}"));
+            }
+        }
+        for (to, flags) in std::mem::take(&mut outcome.flagged) {
+            let Some((dir, name)) = to.split() else { continue };
+            let result =
+                dirs.get(dir).and_then(|dir| tree::set_flags(Target::Entry(dir, name), flags));
+            if let Err(error) = result {
+                self.problem(outcome, &to, format!("setting inode flags: {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self, leader: &RelPath, to: &RelPath, dirs: &mut DirCache) -> std::io::Result<()> {
+        let (from_dir, from_name) = leader.split().unwrap_or_default();
+        let (to_dir, to_name) = to.split().unwrap_or_default();
+        let from = dirs.get(from_dir)?.open_dir(&RelPath::root())?;
+        let dir = dirs.get_or_create(to_dir, 0o700)?;
+        match from.link_to(from_name, dir, to_name) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let (one, other) = (from.stat(from_name)?, dir.stat(to_name)?);
+                if (one.dev, one.ino) == (other.dev, other.ino) {
+                    return Ok(());
+                }
+                if !self.options.overwrite {
+                    return Err(error);
+                }
+                dir.unlink(to_name)?;
+                from.link_to(from_name, dir, to_name)
+            }
+            other => other,
+        }
+    }
+
+    /// The folder that was asked for gets the attributes of what was restored into it.
+    fn top_attributes(&self, top: &Row) -> Result<()> {
+        if top.held.node.kind != Kind::Dir || !self.options.path.is_root() {
+            return Ok(());
+        }
+        let apply = Apply { fresh: true, current: None };
+        tree::set_attributes(Target::Entry(self.target, b"."), &top.held.node, &apply)
+            .map_err(Error::io("setting the attributes of the target"))?;
+        Ok(())
+    }
+}
+
+struct Worker<'a, 'j> {
+    job: &'a Job<'j>,
+    store: &'a dyn Store,
+    serial: &'a AtomicU64,
+    broken: &'a AtomicBool,
+}
+
+impl Worker<'_, '_> {
+    fn serve(&self, mut dirs: DirCache, tasks: &Receiver<Row>, said: &Sender<Answer>) {
+        for row in tasks {
+            let answer = if self.broken.load(Ordering::Relaxed) {
+                Answer::Failed(Box::new(row), "the store is gone".into())
+            } else {
+                match self.restore(&row, &mut dirs) {
+                    Ok((bytes, resumed)) => Answer::Restored { bytes, resumed },
+                    Err(message) => Answer::Failed(Box::new(row), message),
+                }
+            };
+            if said.send(answer).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn restore(&self, row: &Row, dirs: &mut DirCache) -> Result<(u64, bool), String> {
+        let to = self.job.place(&row.path);
+        let (dir, name) = to.split().ok_or("the dataset's root is no file")?;
+        let dir = dirs.get_or_create(dir, 0o700).map_err(|e| format!("making its directory: {e}"))?;
+        let node = &row.held.node;
+        let there = match dir.stat(name) {
+            Ok(stat) => Some(stat),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error.to_string()),
+        };
+        if let Some(stat) = &there {
+            if self.job.resuming && self.is_done(dir, name, node, stat) {
+                return Ok((0, true));
+            }
+            let ours = self.job.resuming && !self.job.options.merge;
+            if !self.job.options.overwrite && !ours {
+                return Err("something is there already; --overwrite replaces it".into());
+            }
+            if stat.kind == Kind::Dir {
+                return Err("a directory is there, which is not replaced by a file".into());
+            }
+        }
+        let temporary = format!(".thrice-restore.{}", self.serial.fetch_add(1, Ordering::Relaxed));
+        let temporary = temporary.as_bytes();
+        let _ = dir.unlink(temporary);
+        let made = match node.kind {
+            Kind::File => self.write(row, dir, temporary),
+            _ => make(node, dir, temporary).map(|()| 0).map_err(|e| e.to_string()),
+        };
+        let result = made.and_then(|bytes| {
+            let renamed = if there.is_some() {
+                dir.rename_to(temporary, dir, name)
+            } else {
+                dir.rename_noreplace(temporary, dir, name)
+            };
+            renamed.map(|()| bytes).map_err(|error| error.to_string())
+        });
+        if result.is_err() {
+            let _ = dir.unlink(temporary);
+        }
+        result.map(|bytes| (bytes, false))
+    }
+
+    /// Whether an earlier restore brought this already: then it is not read from the store again.
+    fn is_done(&self, dir: &Dir, name: &[u8], node: &Node, stat: &tree::Stat) -> bool {
+        if stat.kind != node.kind || stat.mtime != node.mtime {
+            return false;
+        }
+        match (node.kind, node.hash) {
+            (Kind::File, Some(hash)) => dir.open_file(name).is_ok_and(|file| {
+                tree::verify_content(&file, node.size, &hash, node.extents.as_deref())
+                    .unwrap_or(false)
+            }),
+            _ => true,
+        }
+    }
+
+    fn write(&self, row: &Row, dir: &Dir, name: &[u8]) -> Result<u64, String> {
+        let node = &row.held.node;
+        let hash = node.hash.ok_or("the catalog has no hash for it")?;
+        let want = Want {
+            place: row.place.clone(),
+            size: node.size,
+            hash,
+            extents: node.extents.clone(),
+        };
+        let mut content = self.store.open(&self.job.options.dataset, &want).map_err(|error| {
+            if matches!(error, store::Error::Wire(_)) {
+                self.broken.store(true, Ordering::Relaxed);
+            }
+            error.to_string()
+        })?;
+        let file = dir.create_file(name, 0o600).map_err(|e| format!("creating it: {e}"))?;
+        let (found, bytes) =
+            tree::copy_content(content.as_mut(), &file).map_err(|e| format!("copying: {e}"))?;
+        if found != hash {
+            return Err("the store's copy is damaged: its bytes are not those that were recorded".into());
+        }
+        let apply = Apply { fresh: true, current: None };
+        tree::set_attributes(Target::File(&file), node, &apply)
+            .map_err(|e| format!("setting attributes: {e}"))?;
+        Ok(bytes)
+    }
+}
+
+/// Makes what has no content.
+fn make(node: &Node, dir: &Dir, name: &[u8]) -> std::io::Result<()> {
+    match node.kind {
+        Kind::Symlink => dir.symlink(&node.target, name)?,
+        kind => dir.mknod(name, kind, 0o600, node.rdev)?,
+    }
+    let apply = Apply { fresh: true, current: None };
+    tree::set_attributes(Target::Entry(dir, name), node, &apply).map(drop)
+}

@@ -1,0 +1,681 @@
+//! A run: every dataset along its route, each on its own, none forgotten.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus};
+use feed::{Coverage as FeedCoverage, Feed, FullWalk};
+use jiff::Timestamp;
+use policy::{Config, Dataset, Source};
+use store::{Seal, SealStatus, Session};
+use tree::RelPath;
+
+use crate::error::{Error, Result};
+use crate::expect::{Expected, Expectation};
+use crate::findings::Findings;
+use crate::guard::{self, Stop};
+use crate::pipeline::Setting;
+use crate::relay;
+use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summary};
+use crate::scan::{Scan, Walk};
+use crate::ship::{self, Shipped};
+use crate::stores::{self, Opened, Pool, Purpose};
+use crate::{moves, prune, sync};
+
+/// Rows that an outbox holds for one replica before they collapse into "reconcile".
+pub const OUTBOX_ROWS_MAX: u64 = 500_000;
+
+/// What everything in the engine works with.
+pub struct Engine<'a> {
+    pub config: &'a Config,
+    pub catalog: &'a Catalog,
+    pub observer: &'a dyn Observer,
+    /// Set to stop safely as soon as possible.
+    pub cancel: &'a AtomicBool,
+    /// The wall clock.
+    pub now: &'a dyn Fn() -> Timestamp,
+}
+
+/// What a run is asked to do.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// `backup`, `offsite`, `prune`; empty: all.
+    pub steps: Vec<String>,
+    /// Only these datasets; empty: all.
+    pub datasets: Vec<String>,
+    /// Only these stores; empty: all.
+    pub stores: Vec<String>,
+    /// Compare everything, whatever the outbox and the feed say.
+    pub full: bool,
+    /// Datasets whose guards are told to let the change pass, once.
+    pub accept: Vec<String>,
+    /// The command line, for the record.
+    pub command: String,
+}
+
+impl RunOptions {
+    fn step(&self, name: &str) -> bool {
+        self.steps.is_empty() || self.steps.iter().any(|step| step == name)
+    }
+
+    fn store(&self, name: &str) -> bool {
+        self.stores.is_empty() || self.stores.iter().any(|store| store == name)
+    }
+}
+
+/// A run under way.
+struct Run<'a, 'e> {
+    engine: &'a Engine<'e>,
+    options: &'a RunOptions,
+    pool: Pool,
+    outcomes: BTreeMap<String, Vec<(Leg, Vec<Problem>)>>,
+    findings: Findings<'a>,
+    summary: Summary,
+    seen_full: Vec<String>,
+}
+
+/// Why a leg did not get to the end.
+struct Failure {
+    status: Status,
+    message: String,
+}
+
+impl Engine<'_> {
+    /// Runs the pipeline. An error here means that the run could not even be recorded; everything else is
+    /// in the summary.
+    pub fn run(&self, options: &RunOptions) -> Result<Summary> {
+        let started = Instant::now();
+        let expectation = Expectation::of(self.config, self.catalog)?;
+        expectation.check_filters(options)?;
+        let id = self.catalog.begin_run(
+            &options.command,
+            std::process::id(),
+            &crate::process::boot_id(),
+            (self.now)(),
+        )?;
+        self.observer.notice(&Notice::Started { run: id.clone(), steps: options.steps.clone() });
+        let mut run = Run {
+            engine: self,
+            options,
+            pool: Pool::default(),
+            outcomes: BTreeMap::new(),
+            findings: Findings::new(self.catalog, self.now),
+            summary: Summary::new(id.clone()),
+            seen_full: Vec::new(),
+        };
+        let result = run.all(&expectation);
+        run.summary.seconds = started.elapsed().as_secs_f64();
+        if let Err(error) = result {
+            run.summary.status = run.summary.status.max(Status::Failed);
+            let _ = self.catalog.finish_run(&id, RunStatus::Failed, None, (self.now)());
+            return Err(error);
+        }
+        let summary = run.summary;
+        let json = serde_json::to_string(&summary).map_err(|_| Error::Internal("summary"))?;
+        let status = run_status(summary.status);
+        self.catalog.finish_run(&id, status, Some(&json), (self.now)())?;
+        Ok(summary)
+    }
+}
+
+/// The catalog's word for a status.
+pub(crate) fn run_status(status: Status) -> RunStatus {
+    match status {
+        Status::Ok => RunStatus::Ok,
+        Status::Partial => RunStatus::Partial,
+        Status::Held => RunStatus::Held,
+        Status::Failed => RunStatus::Failed,
+        Status::Aborted => RunStatus::Aborted,
+    }
+}
+
+impl Run<'_, '_> {
+    fn all(&mut self, expectation: &Expectation) -> Result<()> {
+        self.findings.coverage(&expectation.coverage)?;
+        let chosen: Vec<&Expected> = expectation
+            .stalest_first()
+            .into_iter()
+            .filter(|e| self.options.datasets.is_empty() || self.options.datasets.contains(&e.name))
+            .collect();
+        if self.options.step("backup") {
+            for expected in &chosen {
+                if self.cancelled() {
+                    break;
+                }
+                self.first_leg(expected)?;
+            }
+        }
+        if self.options.step("offsite") {
+            self.later_legs(&chosen)?;
+        }
+        if self.options.step("prune") && !self.cancelled() {
+            self.prune(&chosen)?;
+        }
+        self.conclude(&chosen)
+    }
+
+    fn cancelled(&self) -> bool {
+        self.engine.cancel.load(Ordering::Relaxed)
+    }
+
+    fn conclude(&mut self, chosen: &[&Expected]) -> Result<()> {
+        let mut worst = Status::Ok;
+        let mut any_done = false;
+        for expected in chosen {
+            let legs = self.outcomes.remove(&expected.name).unwrap_or_default();
+            let outcome = outcome_of(&expected.name, legs);
+            any_done |= matches!(outcome.status, Status::Ok | Status::Partial);
+            worst = worst.max(outcome.status);
+            self.summary.datasets.push(outcome);
+        }
+        let cancelled = self.cancelled();
+        let all_held = self.summary.datasets.iter().all(|d| {
+            matches!(d.status, Status::Held) || !any_done && d.status == Status::Held
+        });
+        self.summary.status = match worst {
+            _ if cancelled => Status::Aborted,
+            // Zero things is failure (R7).
+            _ if self.summary.datasets.is_empty() => Status::Failed,
+            Status::Held if all_held => Status::Held,
+            Status::Held | Status::Failed if any_done => Status::Partial,
+            other => other,
+        };
+        for (name, opened) in self.pool.opened() {
+            if let Some(sent) = opened.bytes_sent() {
+                self.summary.bytes_sent.insert(name.clone(), sent);
+            }
+            // Read again: what was just written counts.
+            if let Ok(info) = opened.store().info() {
+                self.engine.catalog.store_seen(name, &info, (self.engine.now)())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn first_leg(&mut self, expected: &Expected) -> Result<()> {
+        let Some(first) = expected.route.first() else { return Ok(()) };
+        if !self.options.store(first) {
+            return Ok(());
+        }
+        self.leg("backup", expected, 0, Self::backup)
+    }
+
+    /// Does one leg, and records what it came to whatever happens.
+    fn leg(
+        &mut self,
+        step: &'static str,
+        expected: &Expected,
+        position: usize,
+        work: fn(&mut Self, &Expected, &Replica) -> Result<(Shipped, Option<Seal>)>,
+    ) -> Result<()> {
+        let engine = self.engine;
+        let store = expected.route[position].clone();
+        let dataset = engine.catalog.dataset(&expected.name, &expected.source_path)?;
+        let route: Vec<&str> = expected.route.iter().map(String::as_str).collect();
+        let replicas = engine.catalog.set_route(dataset, &route)?;
+        let replica = replicas
+            .into_iter()
+            .find(|r| r.position == u32::try_from(position).ok())
+            .ok_or(Error::Internal("a route without its replica"))?;
+        engine.observer.notice(&Notice::Begin {
+            step,
+            dataset: expected.name.clone(),
+            store: Some(store.clone()),
+        });
+        let result = work(self, expected, &replica);
+        let (leg, problems, written) = self.judge(expected, &store, result)?;
+        let now = (engine.now)();
+        engine.catalog.attempted(replica.id, run_status(leg.status), written, now)?;
+        engine.catalog.run_part(&RunPart {
+            run: self.summary.run.clone(),
+            dataset: expected.name.clone(),
+            store: Some(store.clone()),
+            status: run_status(leg.status),
+            error: leg.error.clone(),
+            summary: None,
+        })?;
+        self.findings.leg(&expected.name, &store, &leg, &problems)?;
+        engine.observer.notice(&Notice::End {
+            step,
+            dataset: expected.name.clone(),
+            store: Some(store.clone()),
+            status: leg.status,
+            error: leg.error.clone(),
+            files: 0,
+            bytes: written,
+        });
+        self.outcomes.entry(expected.name.clone()).or_default().push((leg, problems));
+        Ok(())
+    }
+
+    /// Turns what a leg returned into what is said of it. Only errors of the catalog pass.
+    fn judge(
+        &mut self,
+        expected: &Expected,
+        store: &str,
+        result: Result<(Shipped, Option<Seal>)>,
+    ) -> Result<(Leg, Vec<Problem>, u64)> {
+        let mut leg = Leg { store: store.to_owned(), status: Status::Ok, error: None, version: None };
+        match result {
+            Ok((shipped, seal)) => {
+                let tally = shipped.tally;
+                self.summary.files_changed += tally.put;
+                self.summary.files_renamed += tally.renamed;
+                self.summary.files_deleted += tally.deleted;
+                self.summary.bytes_read += tally.bytes_read;
+                *self.summary.bytes_written.entry(store.to_owned()).or_default() +=
+                    tally.bytes_written;
+                leg.version = seal.map(|seal| seal.version);
+                if let Some(first) = shipped.problems.first() {
+                    leg.status = Status::Partial;
+                    let path = first.path.as_ref().map(|p| format!("`{p}`: ")).unwrap_or_default();
+                    let more = match shipped.problems.len() - 1 {
+                        0 => String::new(),
+                        more => format!(" (and {more} more)"),
+                    };
+                    leg.error = Some(format!("{path}{}{more}", first.message));
+                }
+                Ok((leg, shipped.problems, tally.bytes_written))
+            }
+            Err(Error::Catalog(error)) => Err(error.into()),
+            Err(error) => {
+                leg.status = match &error {
+                    Error::Held(_) => Status::Held,
+                    Error::Interrupted => Status::Aborted,
+                    _ => Status::Failed,
+                };
+                if matches!(&error, Error::Store { source: store::Error::Wire(_) | store::Error::Poisoned(_), .. }) {
+                    self.pool.forget(store);
+                }
+                self.record_hold(expected, &error)?;
+                leg.error = Some(error.to_string());
+                Ok((leg, Vec::new(), 0))
+            }
+        }
+    }
+
+    fn record_hold(&self, expected: &Expected, error: &Error) -> Result<()> {
+        let Error::Held(stop) = error else { return Ok(()) };
+        let Some(dataset) = self.engine.catalog.find_dataset(&expected.name)? else {
+            return Ok(());
+        };
+        if dataset.hold.as_ref().is_some_and(|hold| hold.kind == HoldKind::User) {
+            return Ok(());
+        }
+        let hold = Hold {
+            kind: HoldKind::Guard,
+            reason: stop.reason.clone(),
+            remedy: stop.remedy.clone(),
+            since: dataset.hold.map_or_else(|| (self.engine.now)(), |hold| hold.since),
+        };
+        Ok(self.engine.catalog.hold(dataset.id, &hold)?)
+    }
+
+    /// Leg one: live data to the first store.
+    fn backup(&mut self, expected: &Expected, replica: &Replica) -> Result<(Shipped, Option<Seal>)> {
+        let engine = self.engine;
+        let catalog = engine.catalog;
+        let dataset = self.may_run(expected)?;
+        let accepted = self.is_accepted(expected, &dataset);
+        let Some(meant) = &expected.dataset else {
+            return self.source_gone(expected, dataset.id, accepted);
+        };
+        let source = expected.source_path.display().to_string();
+        let view = capture::view(&meant.source).map_err(|error| {
+            Error::Held(Stop::new(
+                "source-missing",
+                error.to_string(),
+                "mount it or put it back; the copies are untouched",
+            ))
+        })?;
+        let before = dataset.fs_identity.as_deref().and_then(|j| serde_json::from_str(j).ok());
+        let moved = guard::other_filesystem(&meant.name, &source, before.as_ref(), &view.identity);
+        if let Some(stop) = moved.filter(|_| !accepted) {
+            return Err(Error::Held(stop));
+        }
+        let store_name = &expected.route[0];
+        let number = catalog.next_number(dataset.id)?;
+        self.open(store_name)?;
+        let opened = self.pool.opened_one(store_name)?;
+        let session =
+            opened.store().begin(&meant.name, number).map_err(Error::at(store_name))?;
+        sync::sync(catalog, replica, opened.store(), &meant.name, session.begun())?;
+        let replica = catalog.replica(replica.id)?;
+        if self.options.full && replica.reconcile.is_none() {
+            catalog.set_reconcile(replica.id, "asked for with --full")?;
+        }
+        let replica = catalog.replica(replica.id)?;
+        let Source::Tree { scope, .. } = &meant.source;
+        let walk = Walk {
+            root: &view.root,
+            scope,
+            cross_mounts: meant.cross_mounts,
+            threads: 2,
+            cancel: engine.cancel,
+        };
+        let scan = self.scan(meant, dataset.id, &replica, &walk, opened, &source, accepted)?;
+        let identity = serde_json::to_string(&view.identity)
+            .map_err(|_| Error::Internal("an identity that is no JSON"))?;
+        catalog.set_fs_identity(dataset.id, &identity)?;
+        let replica = catalog.replica(replica.id)?;
+        let setting = self.setting(&meant.name, None, store_name, &replica, number, opened);
+        let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
+        shipped.problems.extend(scan.unreadable.iter().map(|(path, error)| Problem {
+            dataset: meant.name.clone(),
+            store: None,
+            path: Some(path.clone()),
+            message: error.to_string(),
+        }));
+        let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
+        drop(session);
+        if accepted {
+            catalog.set_accept(dataset.id, None)?;
+        }
+        if dataset.hold.is_some() {
+            catalog.release(dataset.id)?;
+        }
+        let why = match FullWalk.coverage(&meant.name, replica.sealed) {
+            FeedCoverage::Walk { why } => why,
+            FeedCoverage::Dirty(_) => return Err(Error::Internal("a tracker that is not there")),
+        };
+        self.seen_full.push(why.clone());
+        self.summary.why_walked = Some(why);
+        Ok((shipped, seal))
+    }
+
+    /// The dataset's row, unless a person holds it.
+    fn may_run(&self, expected: &Expected) -> Result<catalog::Dataset> {
+        let dataset = self
+            .engine
+            .catalog
+            .find_dataset(&expected.name)?
+            .ok_or(Error::Internal("a dataset without its row"))?;
+        match &dataset.hold {
+            Some(hold) if hold.kind == HoldKind::User => {
+                Err(Error::Held(Stop::new("by-hand", &*hold.reason, &*hold.remedy)))
+            }
+            _ => Ok(dataset),
+        }
+    }
+
+    fn is_accepted(&self, expected: &Expected, dataset: &catalog::Dataset) -> bool {
+        dataset.accept.is_some() || self.options.accept.contains(&expected.name)
+    }
+
+    /// A dataset that was backed up and whose folder is gone from its root.
+    fn source_gone(
+        &self,
+        expected: &Expected,
+        dataset: DatasetId,
+        accepted: bool,
+    ) -> Result<(Shipped, Option<Seal>)> {
+        if !accepted {
+            return Err(Error::Held(Stop::new(
+                "source-missing",
+                format!("`{}` is gone", expected.source_path.display()),
+                format!(
+                    "mount it or put it back; to stop backing it up and keep its copies: thrice run --accept {}",
+                    expected.name
+                ),
+            )));
+        }
+        self.engine.catalog.set_route(dataset, &[])?;
+        self.engine.catalog.release(dataset)?;
+        self.engine.observer.notice(&Notice::Note {
+            dataset: Some(expected.name.clone()),
+            message: "no longer backed up; its copies stay and can be restored".into(),
+        });
+        Ok((Shipped::default(), None))
+    }
+
+    /// Scans and asks the guards, in one transaction that is undone when one of them stops it.
+    #[expect(clippy::too_many_arguments, reason = "all of it is what a guard may look at")]
+    fn scan(
+        &self,
+        meant: &Dataset,
+        dataset: DatasetId,
+        replica: &Replica,
+        walk: &Walk<'_>,
+        opened: &Opened,
+        source: &str,
+        accepted: bool,
+    ) -> Result<Scan> {
+        let catalog = self.engine.catalog;
+        catalog.atomically(|| {
+            let mut scan = walk.compare(catalog, dataset, replica, &mut |catalog, difference| {
+                let note = difference.note;
+                let (what, ino, size) = (note.what, note.ino, note.size);
+                catalog.note(dataset, note.dir, &note.name, what, ino, size, OUTBOX_ROWS_MAX)?;
+                Ok(())
+            })?;
+            if scan.counts.gone >= meant.guard.files {
+                scan.counts.gone -= moves::count(catalog, replica)?.min(scan.counts.gone);
+            }
+            let spec = &opened.spec;
+            let space = opened.store().info().map_err(Error::at(&spec.name))?.space;
+            let full = guard::full(&spec.name, &space, spec.stop_full, scan.bytes, scan.new);
+            let changed = guard::emptied(&meant.name, source, &scan.counts)
+                .or_else(|| guard::mass_change(&meant.name, &meant.guard, &scan.counts))
+                .filter(|_| !accepted);
+            if let Some(stop) = changed.or(full) {
+                return Err(Error::Held(stop));
+            }
+            catalog.set_estimate(replica.id, scan.files_seen + 1, scan.bytes_seen)?;
+            self.engine.observer.notice(&Notice::Expect { files: scan.new, bytes: scan.bytes });
+            Ok(scan)
+        })
+    }
+
+    fn setting<'s>(
+        &'s self,
+        dataset: &'s str,
+        from: Option<&'s str>,
+        to: &'s str,
+        replica: &Replica,
+        number: u64,
+        opened: &Opened,
+    ) -> Setting<'s> {
+        Setting {
+            dataset,
+            from,
+            to,
+            replica: replica.clone(),
+            number,
+            workers: stores::workers(&opened.spec),
+            cancel: self.engine.cancel,
+            observer: self.engine.observer,
+        }
+    }
+
+    /// Seals what was built, if anything was.
+    fn seal(
+        &self,
+        session: &dyn Session,
+        replica: &Replica,
+        number: u64,
+        shipped: &Shipped,
+    ) -> Result<Option<Seal>> {
+        let catalog = self.engine.catalog;
+        let now = catalog.replica(replica.id)?;
+        if now.open_records == 0 {
+            return Ok(None);
+        }
+        let at = (self.engine.now)();
+        let whole = shipped.problems.is_empty();
+        let seal = Seal {
+            version: format!("{number:06}-{}", at.strftime("%Y%m%dT%H%M%SZ")),
+            number,
+            status: if whole { SealStatus::Ok } else { SealStatus::Partial },
+            sealed_at: crate::time::rfc3339(at),
+            received_at: String::new(),
+            files: now.files,
+            bytes: now.bytes,
+            changed: 0,
+        };
+        self.do_seal(session, &now, seal).map(Some)
+    }
+
+    fn do_seal(&self, session: &dyn Session, replica: &Replica, seal: Seal) -> Result<Seal> {
+        let seal = session.seal(seal).map_err(Error::at(&replica.store_name))?;
+        self.engine.catalog.seal(replica.id, &seal)?;
+        Ok(seal)
+    }
+
+    fn open(&mut self, name: &str) -> Result<()> {
+        let engine = self.engine;
+        let known = engine.catalog.stores()?.into_iter().find(|row| row.name == name);
+        let known = known.and_then(|row| row.uuid);
+        let opened = self.pool.get(engine.config, name, known.as_deref(), Purpose::Write);
+        match &opened {
+            Ok(()) => {
+                let info = &self.pool.opened_one(name)?.info;
+                engine.catalog.store_seen(name, info, (engine.now)())?;
+            }
+            Err(Error::Held(_)) | Err(Error::Store { .. }) => {
+                engine.catalog.store_unreachable(name)?;
+            }
+            Err(_) => {}
+        }
+        opened
+    }
+
+    /// The later legs, store by store, so that each is connected to once.
+    fn later_legs(&mut self, chosen: &[&Expected]) -> Result<()> {
+        let depth = chosen.iter().map(|expected| expected.route.len()).max().unwrap_or(0);
+        for position in 1..depth {
+            for expected in chosen {
+                let Some(store) = expected.route.get(position) else { continue };
+                if self.options.store(store) && !self.cancelled() {
+                    self.leg("offsite", expected, position, Self::offsite)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A later leg: from the first store to this one.
+    fn offsite(&mut self, expected: &Expected, replica: &Replica) -> Result<(Shipped, Option<Seal>)> {
+        let catalog = self.engine.catalog;
+        let dataset = self.may_run(expected)?;
+        let (first_name, store_name) = (&expected.route[0], &replica.store_name.clone());
+        let first = catalog
+            .replicas(dataset.id)?
+            .into_iter()
+            .find(|r| r.position == Some(0))
+            .ok_or(Error::Internal("a later leg without a first"))?;
+        if first.sealed == 0 || first.open_records > 0 {
+            return Err(Error::Usage(format!(
+                "waits for `{first_name}`, whose newest version is not sealed; run `thrice run backup`"
+            )));
+        }
+        self.open(store_name)?;
+        self.open(first_name)?;
+        let (opened, from) =
+            (self.pool.opened_one(store_name)?, self.pool.opened_one(first_name)?);
+        // Where this store has sealed that version already, what is still missing makes a new one:
+        // a sealed version never changes.
+        let number = match replica.sealed < first.sealed {
+            true => first.sealed,
+            false => catalog.next_number(dataset.id)?,
+        };
+        let name = &expected.name;
+        let session = opened.store().begin(name, number).map_err(Error::at(store_name))?;
+        let synced = sync::sync(catalog, replica, opened.store(), name, session.begun())?;
+        if synced == sync::Synced::Rebuilt && session.begun().sealed.is_some() {
+            catalog.set_reconcile(replica.id, "its contents were read anew from the store")?;
+        }
+        let replica = catalog.replica(replica.id)?;
+        self.has_room(opened, &replica)?;
+        let setting = self.setting(name, Some(first_name), store_name, &replica, number, opened);
+        let store = from.store();
+        let mut shipped =
+            relay::relay(&setting, catalog, dataset.id, session.as_ref(), store, first.id)?;
+        self.damaged(name, first_name, &first, &mut shipped)?;
+        if number != first.sealed {
+            let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
+            return Ok((shipped, seal));
+        }
+        let sealed = catalog.sealed(first.id)?;
+        let target = sealed.into_iter().find(|sealed| sealed.seal.number == number);
+        let target = target.ok_or(Error::Internal("the first store's version is not known"))?;
+        let mut seal = target.seal;
+        if !shipped.problems.is_empty() {
+            seal.status = SealStatus::Partial;
+        }
+        let now = catalog.replica(replica.id)?;
+        let seal = self.do_seal(session.as_ref(), &now, seal)?;
+        Ok((shipped, Some(seal)))
+    }
+
+    fn has_room(&self, opened: &Opened, replica: &Replica) -> Result<()> {
+        let (files, bytes) = self.engine.catalog.pending_totals(replica.id)?;
+        let space = opened.store().info().map_err(Error::at(&opened.spec.name))?.space;
+        let spec = &opened.spec;
+        match guard::full(&spec.name, &space, spec.stop_full, bytes, files) {
+            Some(stop) => Err(Error::Held(stop)),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies found bad on the way are findings, and are brought again by the next backup.
+    fn damaged(
+        &self,
+        dataset: &str,
+        store: &str,
+        first: &Replica,
+        shipped: &mut Shipped,
+    ) -> Result<()> {
+        for path in std::mem::take(&mut shipped.damaged) {
+            self.findings.damaged(dataset, store, &path)?;
+            mark_for_repair(self.engine.catalog, first, &path)?;
+        }
+        Ok(())
+    }
+
+    fn prune(&mut self, chosen: &[&Expected]) -> Result<()> {
+        for expected in chosen {
+            for store in &expected.route {
+                let Ok(opened) = self.pool.opened_one(store) else { continue };
+                let result = prune::prune(self.engine, &expected.name, opened);
+                if let Err(error) = result {
+                    if matches!(error, Error::Catalog(_)) {
+                        return Err(error);
+                    }
+                    let leg = Leg {
+                        store: store.clone(),
+                        status: Status::Failed,
+                        error: Some(format!("pruning: {error}")),
+                        version: None,
+                    };
+                    self.outcomes.entry(expected.name.clone()).or_default().push((leg, Vec::new()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Notes that a replica's copy has to be brought again.
+pub(crate) fn mark_for_repair(catalog: &Catalog, replica: &Replica, path: &RelPath) -> Result<()> {
+    let parent = path.parent().unwrap_or_default();
+    if let Some(dir) = catalog.dir_id(replica.dataset, &parent, false)? {
+        let name = path.name().unwrap_or_default();
+        catalog.note_replica(replica.id, dir, name, catalog::What::Repair, 0, 0, u64::MAX)?;
+    }
+    Ok(())
+}
+
+fn outcome_of(name: &str, legs: Vec<(Leg, Vec<Problem>)>) -> DatasetOutcome {
+    let legs: Vec<Leg> = legs.into_iter().map(|(leg, _)| leg).collect();
+    let worst = legs.iter().map(|leg| leg.status).max().unwrap_or(Status::Ok);
+    let any_ok = legs.iter().any(|leg| matches!(leg.status, Status::Ok | Status::Partial));
+    let status = match worst {
+        Status::Failed if any_ok => Status::Partial,
+        other => other,
+    };
+    let error = legs.iter().find_map(|leg| {
+        leg.error.as_ref().map(|error| format!("{}: {error}", leg.store))
+    });
+    DatasetOutcome { name: name.to_owned(), status, error, legs }
+}

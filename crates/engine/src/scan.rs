@@ -1,0 +1,280 @@
+//! Scanning: what the live tree has against what the first replica holds.
+//!
+//! A scan reads names and `statx` only. It notes, in one transaction, every path that may differ,
+//! for every store of the route; a path that could not be read is never taken for gone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use catalog::{Catalog, DatasetId, DirId, Held, Replica, Row, What};
+use policy::{Scope, Verdict};
+use tree::{Dir, Judgement, Kind, Listing, RelPath, Stat, WalkOptions};
+
+use crate::error::{Error, Result};
+use crate::guard::Counts;
+use crate::pipeline::Note;
+
+/// What a scan saw.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    pub(crate) counts: Counts,
+    /// Paths that the first replica lacks, of any kind, and bytes of content in new and changed files.
+    pub(crate) new: u64,
+    pub(crate) bytes: u64,
+    /// All paths seen, and bytes of content in them.
+    pub(crate) files_seen: u64,
+    pub(crate) bytes_seen: u64,
+    /// What could not be read, with the system's word for it.
+    pub(crate) unreadable: Vec<(RelPath, std::io::Error)>,
+    /// Other file systems mounted below that the walk did not enter.
+    pub(crate) not_entered: Vec<RelPath>,
+}
+
+/// One difference between the live tree and a replica.
+pub(crate) struct Difference<'a> {
+    pub(crate) note: Note,
+    pub(crate) dir_path: &'a RelPath,
+    pub(crate) held: Option<Held>,
+    /// `None` when the path is gone.
+    pub(crate) stat: Option<&'a Stat>,
+}
+
+/// How to look at a live tree.
+pub(crate) struct Walk<'a> {
+    pub(crate) root: &'a Dir,
+    pub(crate) scope: &'a Scope,
+    pub(crate) cross_mounts: bool,
+    pub(crate) threads: usize,
+    pub(crate) cancel: &'a AtomicBool,
+}
+
+impl Walk<'_> {
+    /// Walks, compares every directory with what `replica` holds, and tells each difference.
+    /// Parents are told before their children, and a directory in which something differs is told
+    /// itself, as `Parent` if not otherwise.
+    pub(crate) fn compare(
+        &self,
+        catalog: &Catalog,
+        dataset: DatasetId,
+        replica: &Replica,
+        tell: &mut dyn FnMut(&Catalog, Difference<'_>) -> Result<()>,
+    ) -> Result<Scan> {
+        let mut comparison = Comparison {
+            catalog,
+            dataset,
+            replica,
+            tell,
+            scan: Scan { counts: Counts { held: replica.files, ..Counts::default() }, ..Scan::default() },
+            ids: HashMap::new(),
+        };
+        let mut failure = None;
+        let options = WalkOptions { threads: self.threads, cross_mounts: self.cross_mounts };
+        let judge = |path: &RelPath, kind: Kind| match self.scope.judge(path, kind == Kind::Dir) {
+            Verdict::Take => Judgement::Take,
+            Verdict::Enter => Judgement::Enter,
+            Verdict::Skip => Judgement::Skip,
+        };
+        let judge_all = !self.scope.is_trivial();
+        let walked = tree::walk(self.root, &options, &judge, judge_all, &mut |listing| {
+            if self.cancel.load(Ordering::Relaxed) {
+                failure = Some(Error::Interrupted);
+                return ControlFlow::Break(());
+            }
+            match comparison.listing(listing) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        walked.map_err(Error::io("reading the live tree"))?;
+        Ok(comparison.scan)
+    }
+}
+
+struct Comparison<'a, 'c> {
+    catalog: &'c Catalog,
+    dataset: DatasetId,
+    replica: &'a Replica,
+    tell: &'a mut dyn FnMut(&Catalog, Difference<'_>) -> Result<()>,
+    scan: Scan,
+    /// Ids of directories whose listing is still to come.
+    ids: HashMap<RelPath, DirId>,
+}
+
+impl Comparison<'_, '_> {
+    fn dir_id(&mut self, path: &RelPath) -> Result<DirId> {
+        match self.ids.remove(path) {
+            Some(id) => Ok(id),
+            None => self.made_id(path),
+        }
+    }
+
+    fn made_id(&self, path: &RelPath) -> Result<DirId> {
+        let id = self.catalog.dir_id(self.dataset, path, true)?;
+        id.ok_or(Error::Internal("a directory was asked for and not made"))
+    }
+
+    fn listing(&mut self, listing: Listing) -> Result<()> {
+        let Listing { dir: path, problems, .. } = &listing;
+        let unread: Vec<&RelPath> = problems.iter().map(|(path, _)| path).collect();
+        let blind = listing.vanished || unread.contains(&path);
+        if !blind {
+            let id = self.dir_id(path)?;
+            let mut held = self.held_children(id)?;
+            let before = held.remove(&[][..]);
+            let mut differs = false;
+            for (name, stat) in listing.iter() {
+                let had = held.remove(name);
+                differs |= self.entry(id, path, name, stat, had)?;
+            }
+            let unread_name =
+                |name: &[u8]| unread.iter().any(|p| p.split() == Some((path.as_bytes(), name)));
+            for (name, had) in held {
+                if !unread_name(&name) {
+                    differs = true;
+                    self.vanished(id, path, &name, had)?;
+                }
+            }
+            self.top(id, path, &listing.stat, before, differs)?;
+        }
+        let Listing { problems, not_entered, .. } = listing;
+        self.scan.unreadable.extend(problems);
+        self.scan.not_entered.extend(not_entered);
+        Ok(())
+    }
+
+    fn held_children(&mut self, id: DirId) -> Result<BTreeMap<Vec<u8>, Held>> {
+        let mut held = BTreeMap::new();
+        self.catalog.children(self.replica.id, id, |name, one| {
+            held.insert(name.to_vec(), one);
+            Ok::<_, Error>(())
+        })?;
+        Ok(held)
+    }
+
+    /// Compares one name; tells whether it differs.
+    fn entry(
+        &mut self,
+        id: DirId,
+        dir: &RelPath,
+        name: &[u8],
+        stat: &Stat,
+        had: Option<Held>,
+    ) -> Result<bool> {
+        let size = if stat.kind == Kind::File { stat.size } else { 0 };
+        self.scan.files_seen += 1;
+        self.scan.bytes_seen += size;
+        self.scan.counts.seen += 1;
+        let what = match &had {
+            None => What::New,
+            Some(held) if held.node.is_unchanged(stat) => return Ok(false),
+            Some(held) => {
+                if held.node.kind == Kind::File && content_moved_on(held, stat) {
+                    self.scan.counts.changed += 1;
+                }
+                // What was there is gone first, and with a directory all that was in it.
+                if held.node.kind == stat.kind { What::Changed } else { What::Gone }
+            }
+        };
+        if let Some(held) = &had {
+            self.retyped(dir, name, held, stat)?;
+        }
+        self.scan.new += u64::from(had.is_none());
+        if had.as_ref().is_none_or(|held| content_moved_on(held, stat)) {
+            self.scan.bytes += size;
+        }
+        let note = Note { dir: id, name: name.to_vec(), what, ino: stat.ino, size };
+        let difference = Difference { note, dir_path: dir, held: had, stat: Some(stat) };
+        (self.tell)(self.catalog, difference)?;
+        Ok(true)
+    }
+
+    /// A directory became something else: what was in it is gone.
+    fn retyped(&mut self, dir: &RelPath, name: &[u8], held: &Held, stat: &Stat) -> Result<()> {
+        if held.node.kind == Kind::Dir && stat.kind != Kind::Dir {
+            self.subtree_gone(&dir.join(name))?;
+        }
+        Ok(())
+    }
+
+    fn vanished(&mut self, id: DirId, dir: &RelPath, name: &[u8], held: Held) -> Result<()> {
+        if held.node.kind == Kind::Dir {
+            self.subtree_gone(&dir.join(name))?;
+        }
+        self.gone(id, dir, name, held)
+    }
+
+    fn subtree_gone(&mut self, path: &RelPath) -> Result<()> {
+        let mut below = Vec::new();
+        self.catalog.state(self.replica.id, path, None, |row| {
+            below.push(row);
+            Ok::<_, Error>(())
+        })?;
+        for Row { dir, path: gone, held, .. } in below {
+            let (dir_path, name) = match (gone.parent(), gone.name()) {
+                (Some(parent), Some(name)) if gone != *path => (parent, name.to_vec()),
+                _ => continue,
+            };
+            self.gone(dir, &dir_path, &name, held)?;
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, dir: DirId, dir_path: &RelPath, name: &[u8], held: Held) -> Result<()> {
+        self.scan.counts.gone += 1;
+        let note = Note {
+            dir,
+            name: name.to_vec(),
+            what: What::Gone,
+            ino: held.node.ino,
+            size: held.node.size,
+        };
+        (self.tell)(self.catalog, Difference { note, dir_path, held: Some(held), stat: None })
+    }
+
+    /// The directory itself: the dataset's root is compared here, and any directory in which
+    /// something differs has to get its times again after that.
+    fn top(
+        &mut self,
+        id: DirId,
+        path: &RelPath,
+        stat: &Stat,
+        before: Option<Held>,
+        differs: bool,
+    ) -> Result<()> {
+        let (dir, dir_path, name) = match path.parent() {
+            None => (id, RelPath::root(), Vec::new()),
+            Some(parent) => {
+                let name = path.name().unwrap_or_default().to_vec();
+                (self.made_id(&parent)?, parent, name)
+            }
+        };
+        let changed = path.is_root() && before.as_ref().is_none_or(|h| !h.node.is_unchanged(stat));
+        if !changed && !differs {
+            return Ok(());
+        }
+        let what = match (path.is_root(), &before) {
+            (true, None) => What::New,
+            (true, Some(_)) if changed => What::Changed,
+            _ => What::Parent,
+        };
+        let note = Note { dir, name, what, ino: stat.ino, size: 0 };
+        let difference = Difference { note, dir_path: &dir_path, held: before, stat: Some(stat) };
+        (self.tell)(self.catalog, difference)
+    }
+}
+
+/// Whether the content, as far as statx tells, is not what it was. A new ctime alone counts not:
+/// that is a `chmod`, or someone who hides a change; copying reads it again, guards do not count it.
+fn content_moved_on(held: &Held, stat: &Stat) -> bool {
+    held.node.kind != stat.kind
+        || held.node.size != stat.size && stat.kind == Kind::File
+        || held.node.mtime != stat.mtime
+        || held.node.ino != stat.ino
+}

@@ -1,0 +1,321 @@
+//! Shipping: bringing what the scan found from live data to the first store of the route.
+//!
+//! Two ways in, one way out. Where everything is to be compared (a first copy, or too many
+//! changes to list), a walk brings plain files straight from its comparison and notes the rest in the
+//! outbox. Then the outbox is worked off: moves, deletions, contents, further names, directories.
+
+use std::collections::HashMap;
+
+use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
+use store::{Old, Op, Session};
+use tree::{Kind, RelPath};
+
+use crate::decide::{self, Need};
+use crate::error::{Error, Result};
+use crate::live::Live;
+use crate::moves;
+use crate::pipeline::{self, At, Name, Origin, Pipeline, Setting, Tally, Task};
+use crate::report::Problem;
+use crate::scan::{Difference, Walk};
+
+/// Rows of the outbox read at once.
+pub(crate) const ROWS: usize = 1024;
+
+/// What a leg came to.
+#[derive(Debug, Default)]
+pub(crate) struct Shipped {
+    pub(crate) tally: Tally,
+    pub(crate) problems: Vec<Problem>,
+    /// Paths whose copy in the first store is bad or gone (relays only).
+    pub(crate) damaged: Vec<RelPath>,
+}
+
+/// Ships to the first store; everything that was told as durable is in the catalog when this
+/// returns, whether it succeeds or not.
+pub(crate) fn ship(
+    setting: &Setting<'_>,
+    catalog: &Catalog,
+    dataset: DatasetId,
+    session: &dyn Session,
+    walk: &Walk<'_>,
+) -> Result<Shipped> {
+    let mut origins = Vec::new();
+    for _ in 0..=setting.workers {
+        let root = walk.root.open_dir(&RelPath::root()).map_err(Error::io("opening the source"))?;
+        origins.push(Origin::Live(Live::new(root)));
+    }
+    pipeline::run(setting, catalog, session, origins, |pipeline| {
+        let reconcile = setting.replica.reconcile.is_some();
+        if reconcile {
+            bring_all(pipeline, dataset, walk)?;
+        }
+        work_off(pipeline, &Rows::Live)?;
+        Ok(Shipped {
+            tally: pipeline.tally,
+            problems: std::mem::take(&mut pipeline.problems),
+            damaged: Vec::new(),
+        })
+    })
+}
+
+/// Compares everything; brings plain new and changed files at once, notes all else.
+fn bring_all(
+    pipeline: &mut Pipeline<'_>,
+    dataset: DatasetId,
+    walk: &Walk<'_>,
+) -> Result<()> {
+    let replica = pipeline.setting.replica.clone();
+    let mut later = Vec::new();
+    let mut retyped: Vec<RelPath> = Vec::new();
+    walk.compare(pipeline.catalog, dataset, &replica, &mut |_, difference| {
+        let Difference { note, dir_path, held, stat } = difference;
+        let path = if note.name.is_empty() { dir_path.clone() } else { dir_path.join(&note.name) };
+        let under_retyped = retyped.iter().any(|top| path.is_in(top));
+        let plain = stat.is_some_and(|s| s.kind != Kind::Dir && s.nlink == 1);
+        let same_kind = match (&held, stat) {
+            (Some(held), Some(stat)) => held.node.kind == stat.kind,
+            _ => true,
+        };
+        if !same_kind {
+            retyped.push(path.clone());
+        }
+        if plain && same_kind && !under_retyped {
+            let at = At { dir: None, path };
+            return pipeline.feed(Task::Bring { at, held, want: None, links: false });
+        }
+        later.push(note);
+        Ok(())
+    })?;
+    pipeline.flush()?;
+    let catalog = pipeline.catalog;
+    // What failed is tried once more, in order, and told then.
+    pipeline.problems.clear();
+    let failed = std::mem::take(&mut pipeline.failed);
+    let links = std::mem::take(&mut pipeline.links);
+    catalog.atomically(|| {
+        catalog.clear_reconcile(replica.id)?;
+        for note in later {
+            let (what, ino, size) = (note.what, note.ino, note.size);
+            catalog.note_replica(replica.id, note.dir, &note.name, what, ino, size, u64::MAX)?;
+        }
+        for path in failed.iter().chain(links.iter().map(|name| &name.at.path)) {
+            note_path(catalog, dataset, &replica, path)?;
+        }
+        Ok(())
+    })
+}
+
+/// Notes a path as to be looked at again.
+pub(crate) fn note_path(
+    catalog: &Catalog,
+    dataset: DatasetId,
+    replica: &catalog::Replica,
+    path: &RelPath,
+) -> Result<()> {
+    let parent = path.parent().unwrap_or_default();
+    let Some(dir) = catalog.dir_id(dataset, &parent, true)? else {
+        return Err(Error::Internal("a directory was asked for and not made"));
+    };
+    let name = path.name().unwrap_or_default();
+    Ok(catalog.note_replica(replica.id, dir, name, What::Changed, 0, 0, u64::MAX)?)
+}
+
+/// Where the rows of an outbox get their other side from.
+pub(crate) enum Rows {
+    /// The live tree, looked at by the workers.
+    Live,
+    /// What this replica holds.
+    First(catalog::ReplicaId),
+}
+
+impl Rows {
+    fn chunk(
+        &self,
+        catalog: &Catalog,
+        replica: catalog::ReplicaId,
+        after: Option<&Key>,
+        order: Order,
+    ) -> Result<Vec<Pending>> {
+        Ok(match self {
+            Self::Live => catalog.pending(replica, after, order, ROWS)?,
+            Self::First(first) => catalog.pending_relay(replica, *first, after, order, ROWS)?,
+        })
+    }
+
+    /// Calls `each` for every pending row; it may feed the pipeline.
+    pub(crate) fn each(
+        &self,
+        pipeline: &mut Pipeline<'_>,
+        order: Order,
+        each: &mut dyn FnMut(&mut Pipeline<'_>, Pending) -> Result<()>,
+    ) -> Result<()> {
+        let mut after: Option<Key> = None;
+        loop {
+            let replica = pipeline.setting.replica.id;
+            let rows = self.chunk(pipeline.catalog, replica, after.as_ref(), order)?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = Some(last.key());
+            for row in rows {
+                if pipeline.is_cancelled() {
+                    pipeline.flush()?;
+                    return Err(Error::Interrupted);
+                }
+                each(pipeline, row)?;
+            }
+        }
+    }
+}
+
+/// Works off the outbox of the pipeline's replica.
+pub(crate) fn work_off(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+    moves::follow(pipeline, rows)?;
+    remove(pipeline, rows)?;
+    bring(pipeline, rows)?;
+    link(pipeline)?;
+    directories(pipeline, rows)?;
+    pipeline.flush()
+}
+
+fn at(row: &Pending) -> At {
+    At { dir: Some(row.dir), path: row.path() }
+}
+
+/// Deletes what is gone or of another kind now, children first.
+fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+    let mut any = false;
+    rows.each(pipeline, Order::Desc, &mut |pipeline, row| {
+        let at = at(&row);
+        let Some(held) = row.held else { return Ok(()) };
+        let goes = match rows {
+            Rows::Live => row.what == What::Gone,
+            Rows::First(_) => row.first.as_ref().is_none_or(|f| f.node.kind != held.node.kind),
+        };
+        if goes {
+            any = true;
+            pipeline.feed_ordered(Task::Remove { at, held })?;
+        }
+        Ok(())
+    })?;
+    if !any {
+        return Ok(());
+    }
+    pipeline.flush()?;
+    // The acknowledgement of the deletion took the row with it, but the path is to be brought.
+    let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
+    let replaced = std::mem::take(&mut pipeline.replaced);
+    catalog.atomically(|| {
+        for at in replaced {
+            let dir = at.dir.ok_or(Error::Internal("a row without a directory"))?;
+            catalog.note_replica(replica, dir, at.name(), What::Changed, 0, 0, u64::MAX)?;
+        }
+        Ok(())
+    })
+}
+
+/// Brings contents; directories and further names are put off.
+fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+    rows.each(pipeline, Order::Asc, &mut |pipeline, row| {
+        let at = at(&row);
+        if row.what == What::Repair
+            && let Some(held) = row.held.clone()
+        {
+            let want = row.first.map(|first| first.node);
+            return pipeline.feed(Task::Repair { at, held, want });
+        }
+        if matches!(rows, Rows::Live) {
+            return pipeline.feed(Task::Bring { at, held: row.held, want: None, links: false });
+        }
+        let Some(Held { node, .. }) = row.first else {
+            let settled = row.held.is_none() && !row.first_pending;
+            return if settled { pipeline.settle(at) } else { Ok(()) };
+        };
+        let same = row.held.as_ref().is_some_and(|held| decide::need(&node, Some(held)) == Need::Nothing);
+        if same && row.first_pending {
+            // Equal, but the first store is about to change: the row waits for that.
+        } else if node.kind == Kind::Dir {
+            pipeline.dirs.push(at);
+        } else if node.linked {
+            let ino = node.ino;
+            pipeline.links.push(Name { at, ino, held: row.held, want: Some(node) });
+        } else {
+            pipeline.feed(Task::Bring { at, held: row.held, want: Some(node), links: true })?;
+        }
+        Ok(())
+    })?;
+    pipeline.settle_tasks()
+}
+
+/// Brings the first name of each inode that has several, and makes the others links to it.
+fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
+    let mut names = std::mem::take(&mut pipeline.links);
+    if names.is_empty() {
+        return Ok(());
+    }
+    names.sort_by(|a, b| a.at.path.cmp(&b.at.path));
+    let mut leaders: HashMap<u64, RelPath> = HashMap::new();
+    let mut followers = Vec::new();
+    for Name { at, ino, held, want } in names {
+        if leaders.contains_key(&ino) {
+            followers.push(Name { at, ino, held, want });
+        } else {
+            leaders.insert(ino, at.path.clone());
+            pipeline.feed(Task::Bring { at, held, want, links: true })?;
+        }
+    }
+    pipeline.flush()?;
+    for name in followers {
+        let leader = &leaders[&name.ino];
+        let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
+        let led = catalog.held(replica, leader)?.filter(|led| led.node.ino == name.ino);
+        follow_leader(pipeline, name, leader, led)?;
+    }
+    pipeline.settle_tasks()
+}
+
+/// Makes one more name of the file that is held at `leader` as `led`.
+fn follow_leader(
+    pipeline: &mut Pipeline<'_>,
+    name: Name,
+    leader: &RelPath,
+    led: Option<Held>,
+) -> Result<()> {
+    let Name { at, ino, held, want } = name;
+    let Some(Held { node, .. }) = led else {
+        let message = format!("its other name `{leader}` could not be copied");
+        let from = pipeline.setting.from;
+        pipeline.problem(from, at, message);
+        return Ok(());
+    };
+    if want.as_ref().is_some_and(|want| !want.same_content(&node)) {
+        return pipeline.feed(Task::Bring { at, held, want, links: true });
+    }
+    let shares = held.as_ref().is_some_and(|held| {
+        held.node.linked && held.node.ino == ino && held.node.same_content(&node)
+    });
+    if shares {
+        let need = decide::need(&node, held.as_ref());
+        return match decide::operation(need, at.path.clone(), node.clone(), Old::Keep) {
+            Some(op) => pipeline.feed_ordered(Task::Do { at, op }),
+            None => pipeline.refresh(at, node),
+        };
+    }
+    let old = decide::old_of(held.as_ref(), pipeline.setting.replica.sealed);
+    let op = Op::Link { path: at.path.clone(), to: leader.clone(), node, old };
+    pipeline.feed_ordered(Task::Do { at, op })
+}
+
+/// Gives directories their attributes, deepest first: what was done in them moved their times.
+fn directories(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+    let mut dirs = std::mem::take(&mut pipeline.dirs);
+    dirs.sort_by(|a, b| b.dir.cmp(&a.dir));
+    let force = pipeline.tally.submitted > 0;
+    for at in dirs {
+        let held = pipeline.catalog.held(pipeline.setting.replica.id, &at.path)?;
+        let want = match rows {
+            Rows::Live => None,
+            Rows::First(first) => pipeline.catalog.held(*first, &at.path)?.map(|held| held.node),
+        };
+        pipeline.feed_ordered(Task::Dir { at, held, want, force })?;
+    }
+    pipeline.settle_tasks()
+}

@@ -1,0 +1,195 @@
+//! Opening stores as the configuration names them, once per run.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use policy::{Config, StoreKind, StoreSpec};
+use store::{
+    Disk, DiskOptions, Remote, RemoteOptions, SshTransport, Store, StoreInfo,
+};
+
+use crate::error::{Error, Result};
+use crate::guard::Stop;
+
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To write: takes the store's lock for itself.
+    Write,
+    /// To read: shares the lock with other readers.
+    Read,
+}
+
+/// An open store.
+pub struct Opened {
+    pub spec: StoreSpec,
+    pub info: StoreInfo,
+    backend: Backend,
+}
+
+enum Backend {
+    Disk(Box<Disk>),
+    Remote(Box<Remote>),
+}
+
+impl Opened {
+    /// The store.
+    pub fn store(&self) -> &dyn Store {
+        match &self.backend {
+            Backend::Disk(disk) => disk.as_ref(),
+            Backend::Remote(remote) => remote.as_ref(),
+        }
+    }
+
+    /// Bytes sent over a network, as far as it has one.
+    pub fn bytes_sent(&self) -> Option<u64> {
+        match &self.backend {
+            Backend::Disk(_) => None,
+            Backend::Remote(remote) => Some(remote.bytes_sent()),
+        }
+    }
+}
+
+/// How long ssh may take to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often this machine may read or write at once for a store: a disk is fed by as many
+/// threads as there are cores, a connection by a few more, because they wait for answers.
+pub(crate) fn workers(spec: &StoreSpec) -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+    match spec.kind {
+        StoreKind::Disk => cores,
+        StoreKind::Agent { .. } => cores.max(4),
+    }
+}
+
+/// Opens the store `name`. `known`: the identity it had when it was first used.
+pub fn open(
+    config: &Config,
+    name: &str,
+    known: Option<&str>,
+    purpose: Purpose,
+) -> Result<Opened> {
+    let spec = config
+        .stores
+        .iter()
+        .find(|spec| spec.name == name)
+        .ok_or_else(|| Error::Usage(format!("there is no store `{name}` in the configuration")))?;
+    // A store that was seen before is never made anew where it is missing (R1).
+    let create = purpose == Purpose::Write && known.is_none();
+    let backend = match &spec.kind {
+        StoreKind::Disk => {
+            let options = DiskOptions {
+                host: config.host.name.clone(),
+                create,
+                expect_id: known.map(str::to_owned),
+                require_mount: spec.mounted,
+                append_only: false,
+                read_only: purpose == Purpose::Read,
+            };
+            Backend::Disk(Box::new(Disk::open(&spec.path, options).map_err(|e| refused(name, e))?))
+        }
+        StoreKind::Agent { ssh, ssh_config, command } => {
+            let transport = SshTransport {
+                destination: ssh.clone(),
+                ssh_config: ssh_config.clone(),
+                command: command.clone(),
+                path: spec.path.clone(),
+                connect_timeout: CONNECT_TIMEOUT,
+            };
+            let options = RemoteOptions {
+                create,
+                expect_id: known.map(str::to_owned),
+                read_only: purpose == Purpose::Read,
+                require_mount: spec.mounted,
+                limit_up: spec.limit_up,
+                ..RemoteOptions::new(config.host.name.clone())
+            };
+            let remote = Remote::connect(&transport, &options).map_err(|e| refused(name, e))?;
+            Backend::Remote(Box::new(remote))
+        }
+    };
+    let info = match &backend {
+        Backend::Disk(disk) => disk.info(),
+        Backend::Remote(remote) => remote.info(),
+    }
+    .map_err(Error::at(name))?;
+    Ok(Opened { spec: spec.clone(), info, backend })
+}
+
+fn refused(name: &str, error: store::Error) -> Error {
+    match error {
+        store::Error::NotOurs(reason) => Error::Held(Stop::new(
+            "store-identity",
+            format!("store `{name}`: {reason}"),
+            format!("attach the right one; if it was replaced on purpose: thrice release --store {name}"),
+        )),
+        other => Error::Store { store: name.to_owned(), source: other },
+    }
+}
+
+/// Stores opened so far, by name. Each failure to open is remembered, so that a dead host is
+/// waited for once a run and not once a dataset.
+#[derive(Default)]
+pub(crate) struct Pool {
+    open: BTreeMap<String, Opened>,
+    failed: BTreeMap<String, Refusal>,
+}
+
+enum Refusal {
+    Held(Stop),
+    Failed(String),
+}
+
+impl Pool {
+    /// Opens the store, unless it is open or has failed before.
+    pub(crate) fn get(
+        &mut self,
+        config: &Config,
+        name: &str,
+        known: Option<&str>,
+        purpose: Purpose,
+    ) -> Result<()> {
+        if self.open.contains_key(name) {
+            return Ok(());
+        }
+        match self.failed.get(name) {
+            Some(Refusal::Held(stop)) => return Err(Error::Held(stop.clone())),
+            Some(Refusal::Failed(message)) => {
+                let source = store::Error::Wire(message.clone());
+                return Err(Error::Store { store: name.to_owned(), source });
+            }
+            None => {}
+        }
+        match open(config, name, known, purpose) {
+            Ok(opened) => {
+                self.open.insert(name.to_owned(), opened);
+                Ok(())
+            }
+            Err(error) => {
+                let refusal = match &error {
+                    Error::Held(stop) => Refusal::Held(stop.clone()),
+                    Error::Store { source, .. } => Refusal::Failed(source.to_string()),
+                    other => Refusal::Failed(other.to_string()),
+                };
+                self.failed.insert(name.to_owned(), refusal);
+                Err(error)
+            }
+        }
+    }
+
+    /// The store, which must be open.
+    pub(crate) fn opened_one(&self, name: &str) -> Result<&Opened> {
+        self.open.get(name).ok_or(Error::Internal("a store is used before it is opened"))
+    }
+
+    /// Closes a store whose connection broke; the next use opens it again.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.open.remove(name);
+    }
+
+    /// All that are open.
+    pub(crate) fn opened(&self) -> impl Iterator<Item = (&String, &Opened)> {
+        self.open.iter()
+    }
+}

@@ -1,0 +1,120 @@
+//! After a crash the store's own log says what was done. Its position is compared with the
+//! catalog's, and what the catalog missed is replayed into it by the code that handles
+//! acknowledgements. The same replay from the beginning rebuilds a lost catalog.
+
+use catalog::{Catalog, Replica, ReplicaId};
+use store::{Begun, LogRecord, Store};
+
+use crate::error::{Error, Result};
+
+/// Records replayed in one transaction.
+const REPLAY: usize = 4096;
+
+/// What bringing a replica up to date came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Synced {
+    /// Nothing was missing.
+    Level,
+    /// The catalog learnt of this many operations that it had not been told.
+    Learnt(u64),
+    /// The catalog's idea of the replica was thrown away and read anew from the store.
+    Rebuilt,
+}
+
+/// Makes the catalog know what the store holds of a dataset.
+pub(crate) fn sync(
+    catalog: &Catalog,
+    replica: &Replica,
+    store: &dyn Store,
+    dataset: &str,
+    begun: &Begun,
+) -> Result<Synced> {
+    let store_sealed = begun.sealed.as_ref().map_or(0, |seal| seal.number);
+    if replica.sealed == store_sealed && replica.open_records == begun.open_records {
+        return Ok(Synced::Level);
+    }
+    let behind = replica.sealed < store_sealed
+        || replica.sealed == store_sealed && replica.open_records < begun.open_records;
+    if behind && let Some(learnt) = catch_up(catalog, replica, store, dataset)? {
+        return Ok(Synced::Learnt(learnt));
+    }
+    rebuild(catalog, replica.id, store, dataset)?;
+    Ok(Synced::Rebuilt)
+}
+
+/// Replays what came after the catalog's position; `None` when that position is not in the log.
+fn catch_up(
+    catalog: &Catalog,
+    replica: &Replica,
+    store: &dyn Store,
+    dataset: &str,
+) -> Result<Option<u64>> {
+    let at = Error::at(&replica.store_name);
+    let logs = store.logs(dataset).map_err(at)?;
+    let next = match logs.iter().position(|(seal, _)| seal.number == replica.sealed) {
+        Some(found) => found + 1,
+        None if replica.sealed == 0 => 0,
+        None => return Ok(None),
+    };
+    let mut skip = replica.open_records;
+    let mut learnt = 0;
+    for (seal, pruned) in &logs[next..] {
+        learnt += replay(catalog, replica, store, dataset, Some(&seal.version), skip)?;
+        skip = 0;
+        catalog.seal(replica.id, seal)?;
+        if *pruned {
+            catalog.mark_pruned(replica.id, &[seal.version.clone()])?;
+        }
+    }
+    learnt += replay(catalog, replica, store, dataset, None, skip)?;
+    Ok(Some(learnt))
+}
+
+/// Reads a replica's whole history from its store.
+pub(crate) fn rebuild(
+    catalog: &Catalog,
+    replica: ReplicaId,
+    store: &dyn Store,
+    dataset: &str,
+) -> Result<u64> {
+    catalog.rebuild_replica(replica)?;
+    let replica = catalog.replica(replica)?;
+    let learnt = catch_up(catalog, &replica, store, dataset)?;
+    learnt.ok_or(Error::Internal("a replica just emptied has a position"))
+}
+
+fn replay(
+    catalog: &Catalog,
+    replica: &Replica,
+    store: &dyn Store,
+    dataset: &str,
+    version: Option<&str>,
+    mut skip: u64,
+) -> Result<u64> {
+    let mut batch: Vec<LogRecord> = Vec::with_capacity(REPLAY);
+    let mut failure = None;
+    let mut learnt = 0;
+    let read = store.read_log(dataset, version, &mut |record| {
+        if skip > 0 && matches!(record, LogRecord::Op(_)) {
+            skip -= 1;
+            return Ok(());
+        }
+        learnt += u64::from(matches!(record, LogRecord::Op(_)));
+        batch.push(record);
+        if batch.len() < REPLAY {
+            return Ok(());
+        }
+        let result = catalog.replay(replica.id, &batch);
+        batch.clear();
+        result.map_err(|error| {
+            failure = Some(error);
+            store::Error::Poisoned("the catalog refused".into())
+        })
+    });
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    read.map_err(Error::at(&replica.store_name))?;
+    catalog.replay(replica.id, &batch)?;
+    Ok(learnt)
+}
