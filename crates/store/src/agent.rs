@@ -1340,3 +1340,6 @@ fn fetch(store: &dyn Store, dataset: &str, wants: &[crate::Want], reply: &Reply)
     }
     Ok(Answer::Done)
 }
+
+#[cfg(test)]
+mod tests;
