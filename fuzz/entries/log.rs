@@ -55,7 +55,7 @@ fn use_store(top: &Path, name: &str, read_only: bool) {
     let version = (name != "open").then_some(name);
     disk.read_log("data", version, &mut |_| Ok(())).ok();
     if !read_only {
-        disk.begin("data", 2, "20261123T060000Z").ok();
+        disk.begin("data", 2).ok();
     }
 }
 

@@ -7,46 +7,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[path = "../../fuzz/entries/config.rs"]
 mod config;
+#[path = "../../fuzz/entries/frame.rs"]
+mod frame;
+#[path = "../../fuzz/entries/log.rs"]
+mod log;
 
 /// Mutations of one input at most, and its length at most.
 const MUTATIONS_MAX: u64 = 8;
 const LEN_MAX: usize = 50_000;
 
-const CONFIGURATION: &str = r#"
-[host]
-name  = "pve"
-state = "/var/lib/thrice"
-[store.sda]
-kind    = "disk"
-path    = "/mnt/backup"
-mounted = true
-full    = { warn = "85%", stop = "95%" }
-keep    = { daily = 7, weekly = 4, monthly = 6 }
-[store.nas]
-kind  = "agent"
-ssh   = "backup@nas.lan"
-path  = "/volume1/Backup/pve"
-limit = { up = "40MB/s" }
-[root."/srv/nfs"]
-each  = "dir"
-route = ["sda", "nas"]
-[dataset.immich]
-path  = "/srv/nfs/immich"
-route = ["nas"]
-exclude = ["cache/", "*.tmp"]
-max_change = "50%"
-[dataset.dumps]
-match = "/srv/nfs/*-backup"
-route = ["sda", "nas"]
-[dataset.frigate]
-path  = "/srv/nfs/frigate"
-route = []
-why   = "14-day camera ring buffer"
-[schedule]
-zone     = "Europe/Sofia"
-backup   = "05:00"
-verify   = "Sun 10:00"
-"#;
+const CONFIGURATION: &str = include_str!("../../fuzz/seeds/config.toml");
+
+/// Every kind of line.
+const LOG: &str = include_str!("../../fuzz/seeds/log.jsonl");
 
 /// xorshift64*.
 struct Random(u64);
@@ -128,6 +101,28 @@ fn configurations() {
         b"[store.a]\n".to_vec(),
     ];
     drive("config", &seeds, 1, config::run);
+}
+
+#[test]
+fn logs() {
+    let framed = LOG.replace("}\n", "}\n\0");
+    let outside = LOG.replace("d/", "../").replace("\"e\"", "\"../outside\"");
+    let seeds = [LOG, &framed, &outside].map(|text| [b"\x02", text.as_bytes()].concat());
+    let named = |form: u8| seeds.iter().map(move |seed| [&[form], &seed[1..]].concat());
+    let seeds: Vec<_> = [0, 2, 4, 6].into_iter().flat_map(named).collect();
+    drive("log", &seeds, 20, log::run);
+}
+
+#[test]
+fn frames() {
+    // After the introduction: kind, length and payload of frames. A message begins with its
+    // variant; the first, with a call, a dataset and a number, opens a session.
+    let begin = [2, 5, 0, 1, 1, b'd', 1];
+    let other = |variant: u8| [&[3][..], &begin, &[2, 8, variant, 1, 0, 1, b'a', 0, 0, 0]].concat();
+    let mut seeds: Vec<_> = (0..16).map(other).collect();
+    seeds.push(b"\x01\x05\0\0\0\x01hello".to_vec());
+    seeds.push(vec![0; 100]);
+    drive("frame", &seeds, 20, frame::run);
 }
 
 /// A rig that finds nothing must be able to find something.
