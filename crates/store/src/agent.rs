@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tree::{Content, Digest, Extent, FileContent};
 
 use crate::message::*;
+use crate::place::{check_dataset, check_version};
 use crate::wire::{self, Inbox, Incoming, Kind, Outbox, Urgency, lock, wait};
 use crate::{Begun, Error, Event, LogRecord, Op, Result, Session, StageJob, Staged, Store};
 
@@ -379,9 +380,12 @@ impl<'scope, 'env> Agent<'scope, 'env> {
                 size,
                 extents,
             } => {
-                check_node(&node)?;
-                check_extents(size, extents.as_deref())?;
-                key.as_deref().map_or(Ok(()), check_key)?;
+                let checked = check_node(&node)
+                    .and_then(|()| check_extents(size, extents.as_deref()))
+                    .and_then(|()| key.as_deref().map_or(Ok(()), check_key));
+                if let Err(error) = checked {
+                    return breach(&error.to_string());
+                }
                 let job = StageJob {
                     path,
                     node,
@@ -417,11 +421,12 @@ impl<'scope, 'env> Agent<'scope, 'env> {
     }
 
     fn begin(&mut self, call: u32, dataset: &str, number: u64) -> Result<()> {
-        check_dataset(dataset)?;
         if self.session.is_some() {
             return breach("a second session");
         }
-        let answer = match self.store.begin(dataset, number) {
+        let store: &'env dyn Store = &**self.store;
+        let opened = check_dataset(dataset).and_then(|()| store.begin(dataset, number));
+        let answer = match opened {
             Ok(session) => {
                 let begun: Begun = session.begun().clone();
                 self.open(session);
@@ -522,7 +527,6 @@ impl<'scope, 'env> Agent<'scope, 'env> {
     }
 
     fn call(&mut self, call: u32, what: Call) -> Result<()> {
-        check_call(&what)?;
         let credit = Arc::new(Credit::default());
         {
             let mut calls = lock(&self.calls);
@@ -539,6 +543,10 @@ impl<'scope, 'env> Agent<'scope, 'env> {
             credit,
             calls: self.calls.clone(),
         };
+        if let Err(error) = check_call(&what) {
+            reply.end(Err(error));
+            return Ok(());
+        }
         match what {
             Call::Has { .. } | Call::Seal(_) => {
                 let sitting = self.sitting()?;
@@ -578,12 +586,10 @@ impl Sitting<'_> {
     }
 
     fn submit(&mut self, op: Op, body: Body, head_len: u64, tail: &[u8]) -> Result<()> {
-        check_op(&op)?;
         let held = self.held.clone();
         let operation = held.ledger.arrived(head_len)?;
-        if held.append_only && matches!(op, Op::Repair { .. }) {
-            let text = "this store is append-only: repair it on its own machine";
-            let refused = Ready::Failed(operation, Failure::Refused(text.into()));
+        if let Err(error) = held.check(&op) {
+            let refused = Ready::Failed(operation, Failure::from(&error));
             held.ready(held.slot(), refused);
             return Ok(());
         }
@@ -717,6 +723,14 @@ impl Ledger {
 }
 
 impl Held<'_> {
+    fn check(&self, op: &Op) -> Result<()> {
+        if self.append_only && matches!(op, Op::Repair { .. }) {
+            let text = "this store is append-only: repair it on its own machine";
+            return Err(Error::Refused(text.into()));
+        }
+        check_op(op)
+    }
+
     /// Takes the next place in the order.
     fn slot(&self) -> u64 {
         let mut lane = lock(&self.lane);
@@ -1095,7 +1109,7 @@ fn check_call(call: &Call) -> Result<()> {
         Call::Info | Call::Datasets => Ok(()),
         Call::Versions { dataset } | Call::Logs { dataset } => check_dataset(dataset),
         Call::ReadLog { dataset, version } => {
-            version.as_deref().map_or(Ok(()), check_version)?;
+            version.as_deref().map_or(Ok(0), check_version)?;
             check_dataset(dataset)
         }
         Call::Fetch { dataset, wants } => {
@@ -1104,7 +1118,8 @@ fn check_call(call: &Call) -> Result<()> {
                 sum.saturating_add(data_len(want.size, want.extents.as_deref()))
             };
             if wants.iter().fold(0, sum) > FETCH_MAX {
-                return breach("a fetch of too much");
+                let text = format!("at most {FETCH_MAX} bytes can be fetched at once");
+                return Err(Error::Refused(text));
             }
             check_dataset(dataset)
         }
@@ -1118,12 +1133,12 @@ fn check_call(call: &Call) -> Result<()> {
             versions,
             objects,
         } => {
-            versions.iter().try_for_each(|v| check_version(v))?;
+            versions.iter().try_for_each(|v| check_version(v).map(drop))?;
             objects.iter().try_for_each(check_place)?;
             check_dataset(dataset)
         }
         Call::Has { node, .. } => check_node(node),
-        Call::Seal(seal) => check_version(&seal.version),
+        Call::Seal(seal) => check_version(&seal.version).map(drop),
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use tree::{Content, Digest, Extent, Kind, Node, RelPath};
 
+use crate::place::check_version;
 use crate::{
     Begun, Check, Checked, Error, LogRecord, Op, Place, Result, Seal, StageJob, StoreInfo, Want,
 };
@@ -359,41 +360,7 @@ pub(crate) fn data_len(size: u64, extents: Option<&[Extent]>) -> u64 {
 }
 
 fn refused<T>(what: &str) -> Result<T> {
-    Err(Error::Wire(format!(
-        "the far side sent {what}: it is not to be trusted"
-    )))
-}
-
-/// A name that is one directory below the store's, and none of the store's own.
-pub(crate) fn check_dataset(name: &str) -> Result<()> {
-    let own = [".", "..", ".thrice", "HOW-TO-RESTORE.txt"];
-    let bad = name.is_empty()
-        || name.len() > 255
-        || own.contains(&name)
-        || name.chars().any(|c| c == '/' || c.is_control());
-    if bad {
-        return refused("a dataset's name that is none");
-    }
-    Ok(())
-}
-
-/// `NNNNNN-YYYYMMDDTHHMMSSZ`, which is a file's name in the log.
-pub(crate) fn check_version(name: &str) -> Result<()> {
-    let good = name.split_once('-').is_some_and(|(number, at)| {
-        (6..=20).contains(&number.len())
-            && number.bytes().all(|b| b.is_ascii_digit())
-            && at.len() == 16
-            && at.bytes().enumerate().all(|(n, b)| match n {
-                8 => b == b'T',
-                15 => b == b'Z',
-                _ => b.is_ascii_digit(),
-            })
-    });
-    if good {
-        Ok(())
-    } else {
-        refused("a version's name that is none")
-    }
+    Err(Error::Refused(what.to_owned()))
 }
 
 /// 64 lower-case hex digits: a part of a file's name in the store's `tmp/`.
@@ -414,11 +381,11 @@ pub(crate) fn check_extents(size: u64, extents: Option<&[Extent]>) -> Result<()>
     for extent in extents {
         match extent.at.checked_add(extent.len) {
             Some(end) if extent.len > 0 && extent.at >= free && end <= size => free = end,
-            _ => return refused("extents that are none"),
+            _ => return refused("its extents are not in order or not within it"),
         }
     }
     if extents.len() > EXTENTS_MAX {
-        return refused("too many extents");
+        return refused("it has too many extents");
     }
     Ok(())
 }
@@ -426,10 +393,10 @@ pub(crate) fn check_extents(size: u64, extents: Option<&[Extent]>) -> Result<()>
 pub(crate) fn check_node(node: &Node) -> Result<()> {
     let named = |name: &[u8]| !name.is_empty() && name.len() <= 255 && !name.contains(&0);
     if node.xattrs.len() > XATTRS_MAX || !node.xattrs.iter().all(|x| named(&x.name)) {
-        return refused("extended attributes that are none");
+        return refused("its extended attributes have no legal names, or are too many");
     }
     if node.mode & !0o7777 != 0 || node.target.contains(&0) {
-        return refused("a mode or link target that is none");
+        return refused("its mode or link target is not legal");
     }
     check_extents(node.size, node.extents.as_deref())
 }
@@ -439,7 +406,7 @@ pub(crate) fn check_place(place: &Place) -> Result<()> {
         Place::History {
             version: Some(version),
             ..
-        } => check_version(version),
+        } => check_version(version).map(drop),
         _ => Ok(()),
     }
 }

@@ -1006,6 +1006,8 @@ impl Session for RemoteSession<'_> {
     }
 
     fn stage(&self, job: &StageJob, content: &mut dyn Content) -> Result<Staged> {
+        // What the agent would not believe is refused here, alone.
+        check_node(&job.node).and_then(|()| check_extents(content.size(), content.extents()))?;
         let expected = content.data_len();
         if job.resume_key.is_some() && expected > INLINE_MAX as u64 {
             return self.stream(job, content, &[]);
@@ -1134,3 +1136,6 @@ impl Drop for RemoteSession<'_> {
         let _ = shared.out.send(Urgency::Now, &ToAgent::End);
     }
 }
+
+#[cfg(test)]
+mod tests;
