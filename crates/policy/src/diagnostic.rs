@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use annotate_snippets::renderer::DecorStyle;
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet, normalize_untrusted_str};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,7 +147,7 @@ impl Diagnostic {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        // Text from the file is shown escaped: it may hold control characters.
+        // `primary_title` makes control characters harmless; a `message` has to be told to.
         let mut group = Group::with_title(level.primary_title(self.message.as_str()));
         if let Some(mark) = &self.at {
             let others = self.also.iter().map(|(other, label)| {
@@ -163,7 +163,7 @@ impl Diagnostic {
             );
         }
         match &self.remedy {
-            Some(remedy) => group.element(Level::HELP.message(remedy.as_str())),
+            Some(remedy) => group.element(Level::HELP.message(normalize_untrusted_str(remedy))),
             None => group,
         }
     }

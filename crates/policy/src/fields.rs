@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::diagnostic::{Diagnostic, Mark, nearest};
+use crate::diagnostic::{Diagnostic, Mark, Severity, nearest};
 
 /// A value, and the bytes of the text it was read from.
 #[derive(Clone, Debug)]
@@ -51,9 +51,10 @@ impl<'t> Sink<'t> {
         Diagnostic::error(message, Some(self.mark(span)))
     }
 
-    /// How many problems there are so far.
-    pub(crate) fn len(&self) -> usize {
-        self.list.borrow().len()
+    /// Whether there is an error so far.
+    pub(crate) fn has_errors(&self) -> bool {
+        let list = self.list.borrow();
+        list.iter().any(|d| d.severity == Severity::Error)
     }
 
     pub(crate) fn into_list(self) -> Vec<Diagnostic> {
@@ -71,6 +72,8 @@ pub(crate) struct Fields<'a, 'i> {
     pub span: Range<usize>,
     table: &'a DeTable<'i>,
     known: Vec<&'static str>,
+    /// Keys that have a message of their own: neither unknown nor proposed.
+    special: Vec<&'static str>,
 }
 
 impl<'a, 'i> Fields<'a, 'i> {
@@ -86,6 +89,7 @@ impl<'a, 'i> Fields<'a, 'i> {
             span,
             table,
             known: Vec::new(),
+            special: Vec::new(),
         }
     }
 
@@ -98,6 +102,13 @@ impl<'a, 'i> Fields<'a, 'i> {
         self.table
             .get_key_value(key)
             .map(|(key, value)| (key.span(), value))
+    }
+
+    /// The place of a `key` that is not to be used here, and will be said to be so.
+    pub(crate) fn special(&mut self, key: &'static str) -> Option<Range<usize>> {
+        self.special.push(key);
+        let (key, _) = self.table.get_key_value(key)?;
+        Some(key.span())
     }
 
     /// Whether `key` is there, right or wrong.
@@ -230,7 +241,8 @@ impl<'a, 'i> Fields<'a, 'i> {
     pub(crate) fn finish(self) {
         for (key, _) in self.table {
             let name = key.get_ref();
-            if self.known.iter().any(|known| known == name) {
+            let mut asked = self.known.iter().chain(&self.special);
+            if asked.any(|asked| asked == name) {
                 continue;
             }
             let what = if self.place.is_empty() {

@@ -134,16 +134,10 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
         .iter()
         .map(|name| name.value.as_str())
         .collect();
-    for common in all_common(&written) {
+    for common in &written.commons {
         check_route(sink, common, &names);
     }
     check_equal(sink, &written);
-    if written.roots.is_empty() && written.datasets.is_empty() && sink.len() == 0 {
-        let remedy = "write `[root.\"/srv\"]` with `each = \"dir\"` and a `route`, or \
-                      `[dataset.NAME]` with a `path` and a `route`";
-        let message = "the configuration protects nothing: no root, no dataset";
-        sink.push(Diagnostic::error(message, None).remedy(remedy));
-    }
     let state = written
         .state
         .as_ref()
@@ -173,6 +167,9 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
         schedule: written.schedule,
     };
     check_own_places(sink, &config, &written.stores, written.state.as_ref());
+    if !sink.has_errors() {
+        check_use(sink, &config, &written.store_names);
+    }
     config
 }
 
@@ -185,9 +182,25 @@ fn machine_name() -> String {
         .unwrap_or_else(|| "localhost".into())
 }
 
-fn all_common(written: &Written) -> impl Iterator<Item = &Common> {
-    let roots = written.roots.iter().map(|root| &root.common);
-    roots.chain(written.datasets.iter().map(|dataset| &dataset.common))
+/// Something must be protected, and each store be used.
+fn check_use(sink: &Sink<'_>, config: &Config, stores: &[At<String>]) {
+    if config.roots.is_empty() && config.datasets.is_empty() {
+        let message = "the configuration protects nothing: it has no root and no dataset";
+        let remedy = "write `[root.\"/srv\"]` with `each = \"dir\"` and a `route`, or \
+                      `[dataset.NAME]` with a `path` and a `route`";
+        sink.push(Diagnostic::error(message, None).remedy(remedy));
+        return;
+    }
+    let roots = config.roots.iter().filter_map(|root| root.route.as_ref());
+    let datasets = config.datasets.iter().map(|dataset| &dataset.route);
+    let used: Vec<&String> = roots.chain(datasets).flatten().collect();
+    for At { value: name, span } in stores {
+        if !used.contains(&name) {
+            let message = format!("the store `{name}` is on no route");
+            let remedy = "put it on a route, or remove it";
+            sink.push(sink.diagnostic(span, message).remedy(remedy).warning());
+        }
+    }
 }
 
 fn check_route(sink: &Sink<'_>, common: &Common, stores: &[&str]) {
@@ -227,7 +240,7 @@ fn check_route(sink: &Sink<'_>, common: &Common, stores: &[&str]) {
     }
 }
 
-/// Two stores at one place, and stores that nothing uses.
+/// Two stores at one place.
 fn check_stores(sink: &Sink<'_>, written: &Written) {
     for (index, store) in written.stores.iter().enumerate() {
         for other in &written.stores[..index] {
@@ -250,17 +263,6 @@ fn check_stores(sink: &Sink<'_>, written: &Written) {
             let diagnostic = sink.diagnostic(&store.span, message);
             let diagnostic = diagnostic.also(sink.mark(&other.span), "the other one");
             sink.push(diagnostic.remedy("give each store its own directory"));
-        }
-    }
-    let routes = all_common(written).filter_map(|common| common.route.as_ref());
-    let used: Vec<&str> = routes
-        .flat_map(|route| route.value.iter().map(|store| store.value.as_str()))
-        .collect();
-    for At { value: name, span } in &written.store_names {
-        if !used.contains(&name.as_str()) {
-            let message = format!("the store `{name}` is on no route");
-            let remedy = "put it on a route, or remove it";
-            sink.push(sink.diagnostic(span, message).remedy(remedy).warning());
         }
     }
 }
@@ -478,4 +480,49 @@ fn taker(config: &Config, path: &Path) -> Option<(String, crate::Mark)> {
     let root = roots.find(|root| path.starts_with(&root.path))?;
     let name = tree::escape(root.path.as_os_str().as_encoded_bytes());
     Some((format!("the root `{name}`"), root.mark.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_first_configuration_there_is_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = ["here.toml", "there.toml"].map(|name| dir.path().join(name));
+        let find = |explicit: Option<&str>, env: Option<&str>| {
+            find_among(explicit.map(Path::new), env.map(OsStr::new), &places)
+        };
+        assert_eq!(find(Some("a"), Some("b")), Ok("a".into()));
+        assert_eq!(find(None, Some("b")), Ok("b".into()));
+        let missing = find(None, Some("")).unwrap_err();
+        assert_eq!(missing.tried, places);
+        assert!(missing.to_string().contains("there.toml"));
+        std::fs::write(&places[1], "").unwrap();
+        assert_eq!(find(None, None), Ok(places[1].clone()));
+        std::fs::write(&places[0], "").unwrap();
+        assert_eq!(find(None, None), Ok(places[0].clone()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_the_parser(text in "([\\[\\]{}=\"'.,#a-f0-9 \\n]|\\PC){0,60}") {
+            if let Err(report) = parse(Path::new("f"), &text) {
+                prop_assert!(report.has_errors() && !report.render(false).is_empty());
+            }
+        }
+
+        #[test]
+        fn no_value_breaks_the_decoder(
+            table in "(host|store\\.a|root\\.\"/r\"|dataset\\.d|metrics|schedule)",
+            key in "(name|state|kind|path|match|route|why|keep|full|limit|each|exclude|backup)",
+            value in "(1|-1|1.5|true|\"\"|\"/\"|\"a\"|\\[\\]|\\[1\\]|\\{\\}|\\{a=1\\}|1979-05-27)",
+        ) {
+            let text = format!("[{table}]\n{key} = {value}\n");
+            if let Err(report) = parse(Path::new("f"), &text) {
+                prop_assert!(!report.render(true).is_empty());
+            }
+        }
+    }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Written {
     pub state: Option<At<PathBuf>>,
     pub stores: Vec<At<StoreSpec>>,
     pub store_names: Vec<At<String>>,
+    /// Of every root and dataset, those left out too: so that their routes are checked.
+    pub commons: Vec<Common>,
     pub roots: Vec<WrittenRoot>,
     pub datasets: Vec<WrittenDataset>,
     pub metrics: Metrics,
@@ -24,6 +26,7 @@ pub(crate) struct Written {
 }
 
 /// What roots and datasets have in common.
+#[derive(Clone)]
 pub(crate) struct Common {
     pub route: Option<At<Vec<At<String>>>>,
     pub why: Option<At<String>>,
@@ -84,13 +87,14 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
         .into_iter()
         .filter_map(|(name, fields)| read_store(sink, name, fields));
     let stores = stores.collect();
+    let mut commons = Vec::new();
     let roots = top.tables("root").into_iter();
     let roots = roots
-        .filter_map(|(path, fields)| read_root(sink, &path, fields))
+        .filter_map(|(path, fields)| read_root(sink, &path, fields, &mut commons))
         .collect();
     let datasets = top.tables("dataset").into_iter();
     let datasets = datasets
-        .filter_map(|(name, fields)| read_dataset(sink, name, fields))
+        .filter_map(|(name, fields)| read_dataset(sink, name, fields, &mut commons))
         .collect();
     let metrics = top.table("metrics", "[metrics]".into());
     let metrics = metrics.map(read_metrics).unwrap_or_default();
@@ -104,6 +108,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
         state,
         stores,
         store_names,
+        commons,
         roots,
         datasets,
         metrics,
@@ -277,10 +282,7 @@ fn read_store_keys(
 /// Reports keys that only stores of `kind` have.
 fn wrong_kind(sink: &Sink<'_>, fields: &mut Fields<'_, '_>, keys: &[&'static str], kind: &str) {
     for key in keys {
-        // Not listed among the known: a nearest key that is wrong as well helps nobody.
-        if fields.has(key)
-            && let Some((span, _)) = fields.get(key)
-        {
+        if let Some(span) = fields.special(key) {
             sink.error(
                 &span,
                 format!("`{key}` is for stores of kind `{kind}`"),
@@ -372,7 +374,7 @@ fn read_common(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Common {
         _ => parse_percent(text).map_err(|why| format!("{why}, or `off`")),
     });
     let files = fields.integer("min_change");
-    if let Some((span, _)) = fields.get("snapshot") {
+    if let Some(span) = fields.special("snapshot") {
         unsupported(
             sink,
             &span,
@@ -389,13 +391,19 @@ fn read_common(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Common {
     }
 }
 
-fn read_root(sink: &Sink<'_>, path: &str, mut fields: Fields<'_, '_>) -> Option<WrittenRoot> {
+fn read_root(
+    sink: &Sink<'_>,
+    path: &str,
+    mut fields: Fields<'_, '_>,
+    commons: &mut Vec<Common>,
+) -> Option<WrittenRoot> {
     let span = fields.span.clone();
     let each = fields.parsed("each", |text| match text {
         "dir" => Ok(RootEach::Dir),
         _ => Err(format!("`each` must be `dir`, not `{text}`")),
     });
     let common = read_common(sink, &mut fields);
+    commons.push(common.clone());
     fields.finish();
     match clean_path(path) {
         Ok(path) => Some(WrittenRoot {
@@ -438,11 +446,12 @@ fn read_dataset(
     sink: &Sink<'_>,
     name: String,
     mut fields: Fields<'_, '_>,
+    commons: &mut Vec<Common>,
 ) -> Option<WrittenDataset> {
     let span = fields.span.clone();
     let mut supported = true;
     for (key, remedy) in LATER {
-        if let Some((at, _)) = fields.get(key) {
+        if let Some(at) = fields.special(key) {
             // `files` is part of `ssh`: said once.
             if key != "files" || !fields.has("ssh") {
                 unsupported(sink, &at, &format!("`{key}` datasets are"), remedy);
@@ -456,6 +465,7 @@ fn read_dataset(
         Pattern::new(text).map_err(|why| format!("`{text}` is not a pattern: {why}"))
     });
     let common = read_common(sink, &mut fields);
+    commons.push(common.clone());
     let cross_mounts = fields.bool("cross_mounts");
     let what = match (fields.has("path"), fields.has("match")) {
         (true, true) => {

@@ -1,0 +1,1130 @@
+//! What the configuration's diagnostics say, word for word.
+
+use std::path::Path;
+
+use insta::assert_snapshot;
+use policy::{Keep, StoreKind, When};
+
+/// Everything that is said of `text`.
+fn said(text: &str) -> String {
+    match policy::parse(Path::new("thrice.toml"), text) {
+        Ok((_, warnings)) => warnings.render(false),
+        Err(report) => report.render(false),
+    }
+}
+
+#[test]
+fn unknown_keys_and_tables_have_a_nearest_one() {
+    let text = r#"[hots]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+pathh = "/mnt/backup"
+path = "/mnt/backup"
+keep = { dayly = 7 }
+full = { wran = "85%" }
+
+[root."/srv"]
+each = "dir"
+rout = ["sda"]
+route = ["sda"]
+colour = "blue"
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: unknown table `hots`
+     --> thrice.toml:1:2
+      |
+    1 | [hots]
+      |  ^^^^
+      |
+      = help: did you mean `host`?
+
+    error: unknown key `pathh` in `[store.sda]`
+     --> thrice.toml:6:1
+      |
+    6 | pathh = "/mnt/backup"
+      | ^^^^^
+      |
+      = help: did you mean `path`?
+
+    error: unknown key `dayly` in `keep`
+     --> thrice.toml:8:10
+      |
+    8 | keep = { dayly = 7 }
+      |          ^^^^^
+      |
+      = help: did you mean `daily`?
+
+    error: unknown key `wran` in `full`
+     --> thrice.toml:9:10
+      |
+    9 | full = { wran = "85%" }
+      |          ^^^^
+      |
+      = help: did you mean `warn`?
+
+    error: unknown key `rout` in `[root."/srv"]`
+      --> thrice.toml:13:1
+       |
+    13 | rout = ["sda"]
+       | ^^^^
+       |
+       = help: did you mean `route`?
+
+    error: unknown key `colour` in `[root."/srv"]`
+      --> thrice.toml:15:1
+       |
+    15 | colour = "blue"
+       | ^^^^^^
+       |
+       = help: known here: each, route, why, exclude, max_change, min_change
+    "#);
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let text = r#"[host]
+name = "-pve"
+state = "var/lib/thrice"
+
+[store.sda]
+kind = "dsik"
+full = { warn = "95%", stop = "85" }
+keep = { daily = 0, weekly = -1, monthly = "6" }
+
+[store.nas]
+kind = "agent"
+path = "/volume1/../x"
+mounted = true
+limit = { up = "40Mb/s" }
+
+[root."srv/nfs"]
+each = "dirs"
+route = ["sda", "nass", "sda"]
+max_change = 50
+exclude = ["ok", "a["]
+
+[dataset."a b"]
+path = "/srv/a"
+match = "/srv/*"
+route = "sda"
+
+[dataset.b]
+route = []
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: `-pve` is not a name: letters, digits, `-`, `_` and `.` only, and neither `-` nor `.` first
+     --> thrice.toml:2:8
+      |
+    2 | name = "-pve"
+      |        ^^^^^^
+
+    error: the path `var/lib/thrice` must be absolute
+     --> thrice.toml:3:9
+      |
+    3 | state = "var/lib/thrice"
+      |         ^^^^^^^^^^^^^^^^
+
+    error: `[store.sda]` has no `path`
+     --> thrice.toml:5:8
+      |
+    5 | [store.sda]
+      |        ^^^
+      |
+      = help: write `path = "/mnt/backup"`
+
+    error: `dsik` is not a kind of store
+     --> thrice.toml:6:8
+      |
+    6 | kind = "dsik"
+      |        ^^^^^^
+      |
+      = help: did you mean `disk`?
+
+    error: `85` is not a percentage; write it like `85%`, up to `100%`
+     --> thrice.toml:7:31
+      |
+    7 | full = { warn = "95%", stop = "85" }
+      |                               ^^^^
+
+    error: `daily` must be at least 1, and less than 4294967295
+     --> thrice.toml:8:18
+      |
+    8 | keep = { daily = 0, weekly = -1, monthly = "6" }
+      |                  ^
+      |
+      = help: leave it out to keep none by this rule
+
+    error: `weekly` must be a whole number, not negative
+     --> thrice.toml:8:30
+      |
+    8 | keep = { daily = 0, weekly = -1, monthly = "6" }
+      |                              ^^
+
+    error: `monthly` must be a whole number, not a string
+     --> thrice.toml:8:44
+      |
+    8 | keep = { daily = 0, weekly = -1, monthly = "6" }
+      |                                            ^^^
+
+    error: `[store.nas]` has no `ssh`
+      --> thrice.toml:10:8
+       |
+    10 | [store.nas]
+       |        ^^^
+       |
+       = help: write `ssh = "user@host"`
+
+    error: the path `/volume1/../x` must not have `..` in it
+      --> thrice.toml:12:8
+       |
+    12 | path = "/volume1/../x"
+       |        ^^^^^^^^^^^^^^^
+
+    error: `mounted` is for stores of kind `disk`
+      --> thrice.toml:13:1
+       |
+    13 | mounted = true
+       | ^^^^^^^
+       |
+       = help: remove it, or write `kind = "disk"`
+
+    error: `40Mb/s` counts bits; write bytes with a capital B, like `40MB/s`
+      --> thrice.toml:14:16
+       |
+    14 | limit = { up = "40Mb/s" }
+       |                ^^^^^^^^
+
+    error: the path `srv/nfs` must be absolute
+      --> thrice.toml:16:7
+       |
+    16 | [root."srv/nfs"]
+       |       ^^^^^^^^^
+       |
+       = help: write `[root."/srv/nfs"]`
+
+    error: `each` must be `dir`, not `dirs`
+      --> thrice.toml:17:8
+       |
+    17 | each = "dirs"
+       |        ^^^^^^
+
+    error: there is no store `nass`
+      --> thrice.toml:18:17
+       |
+    18 | route = ["sda", "nass", "sda"]
+       |                 ^^^^^^
+       |
+       = help: did you mean `nas`?
+
+    error: the store `sda` is twice on this route
+      --> thrice.toml:18:25
+       |
+    18 | route = ["sda", "nass", "sda"]
+       |          -----          ^^^^^
+       |          |
+       |          first here
+       |
+       = help: remove one of them
+
+    error: `max_change` must be a string in quotes, not an integer
+      --> thrice.toml:19:14
+       |
+    19 | max_change = 50
+       |              ^^
+
+    error: `a[` is not a usable pattern: unclosed character class; missing ']'
+      --> thrice.toml:20:18
+       |
+    20 | exclude = ["ok", "a["]
+       |                  ^^^^
+       |
+       = help: see gitignore(5)
+
+    error: `[dataset."a b"]` has both `path` and `match`
+      --> thrice.toml:22:10
+       |
+    22 | [dataset."a b"]
+       |          ^^^^^
+       |
+       = help: remove one of them
+
+    error: `a b` is not a name: letters, digits, `-`, `_` and `.` only, and neither `-` nor `.` first
+      --> thrice.toml:22:10
+       |
+    22 | [dataset."a b"]
+       |          ^^^^^
+
+    error: `route` must be a list of stores, like `["sda", "nas"]`, not a string
+      --> thrice.toml:25:9
+       |
+    25 | route = "sda"
+       |         ^^^^^
+
+    error: `[dataset.b]` has no `path`
+      --> thrice.toml:27:10
+       |
+    27 | [dataset.b]
+       |          ^
+       |
+       = help: write `path = "/srv/nfs/NAME"`
+
+    error: an empty route needs a `why`
+      --> thrice.toml:28:9
+       |
+    28 | route = []
+       |         ^^
+       |
+       = help: write `why = "…"`, so that it is known to be on purpose
+    "#);
+}
+
+#[test]
+fn syntax_errors_do_not_hide_other_problems() {
+    let text = r#"[host]
+name = pve
+stat = "/var/lib/thrice"
+
+[store.sda
+kind = "disk"
+path = "/mnt/backup"
+
+[store.nas]
+kind = "agent
+ssh = "nas"
+path = "/volume1"
+mouted = true
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: string values must be quoted, expected literal string
+     --> thrice.toml:2:8
+      |
+    2 | name = pve
+      |        ^^^
+
+    error: unknown key `stat` in `[host]`
+     --> thrice.toml:3:1
+      |
+    3 | stat = "/var/lib/thrice"
+      | ^^^^
+      |
+      = help: did you mean `state`?
+
+    error: unclosed table, expected `]`
+     --> thrice.toml:5:11
+      |
+    5 | [store.sda
+      |           ^
+
+    error: invalid basic string, expected `"`
+      --> thrice.toml:10:14
+       |
+    10 | kind = "agent
+       |              ^
+
+    error: unknown key `mouted` in `[store.nas]`
+      --> thrice.toml:13:1
+       |
+    13 | mouted = true
+       | ^^^^^^
+       |
+       = help: known here: kind, path, full, keep, limit, ssh, ssh_config, command
+    "#);
+}
+
+#[test]
+fn stores_must_exist_and_be_named_once() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+
+[root."/srv"]
+each = "dir"
+route = ["sda", "sdb", "sda"]
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: there is no store `sdb`
+      --> thrice.toml:11:17
+       |
+    11 | route = ["sda", "sdb", "sda"]
+       |                 ^^^^^
+       |
+       = help: did you mean `sda`?
+
+    error: the store `sda` is twice on this route
+      --> thrice.toml:11:24
+       |
+    11 | route = ["sda", "sdb", "sda"]
+       |          -----         ^^^^^
+       |          |
+       |          first here
+       |
+       = help: remove one of them
+    "#);
+}
+
+#[test]
+fn an_empty_route_needs_a_why_and_another_does_not() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+
+[dataset.frigate]
+path = "/srv/frigate"
+route = []
+
+[dataset.photos]
+path = "/srv/photos"
+route = ["sda"]
+why = "they are dear to me"
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: an empty route needs a `why`
+      --> thrice.toml:11:9
+       |
+    11 | route = []
+       |         ^^
+       |
+       = help: write `why = "…"`, so that it is known to be on purpose
+
+    warning: `why` is for an empty route, and this one is not
+      --> thrice.toml:16:7
+       |
+    16 | why = "they are dear to me"
+       |       ^^^^^^^^^^^^^^^^^^^^^
+       |
+       = help: remove `why`, or write `route = []`
+    "#);
+}
+
+#[test]
+fn without_a_route_there_must_be_a_root() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+
+[root."/srv"]
+
+[dataset.inside]
+path = "/srv/a"
+
+[dataset.outside]
+path = "/home/me"
+route = ["sda"]
+
+[dataset.lost]
+path = "/opt/x"
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: `inside` has no `route`, nor has its root `/srv`
+      --> thrice.toml:11:10
+       |
+    11 | [dataset.inside]
+       |          ^^^^^^
+       |
+       = help: write `route = ["STORE"]`, or `route = []` with a `why`
+
+    error: `lost` has no `route`, and lies in no root
+      --> thrice.toml:18:10
+       |
+    18 | [dataset.lost]
+       |          ^^^^
+       |
+       = help: write `route = ["STORE"]`, or `route = []` with a `why`
+    "#);
+}
+
+#[test]
+fn two_datasets_at_one_path_tie() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+
+[dataset.one]
+path = "/srv/a"
+route = ["sda"]
+
+[dataset.two]
+path = "/srv//a/"
+route = ["sda"]
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: `one` and `two` claim the same path: a tie
+      --> thrice.toml:14:8
+       |
+    10 | path = "/srv/a"
+       |        -------- first here
+    ...
+    14 | path = "/srv//a/"
+       |        ^^^^^^^^^^
+       |
+       = help: every path takes one route: remove one of the two
+    "#);
+}
+
+#[test]
+fn two_stores_at_one_place() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+
+[store.sdb]
+kind = "disk"
+path = "/mnt/backup/"
+
+[store.sdc]
+kind = "disk"
+path = "/mnt/backup/c"
+
+[root."/srv"]
+each = "dir"
+route = ["sda", "sdb", "sdc"]
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: the stores `sda` and `sdb` are at the same place
+      --> thrice.toml:11:8
+       |
+     6 | path = "/mnt/backup"
+       |        ------------- the other one
+    ...
+    11 | path = "/mnt/backup/"
+       |        ^^^^^^^^^^^^^^
+       |
+       = help: give each store its own directory
+
+    error: one of the stores `sda` and `sdc` is inside the other
+      --> thrice.toml:15:8
+       |
+     6 | path = "/mnt/backup"
+       |        ------------- the other one
+    ...
+    15 | path = "/mnt/backup/c"
+       |        ^^^^^^^^^^^^^^^
+       |
+       = help: give each store its own directory
+
+    error: one of the stores `sdb` and `sdc` is inside the other
+      --> thrice.toml:15:8
+       |
+    11 | path = "/mnt/backup/"
+       |        -------------- the other one
+    ...
+    15 | path = "/mnt/backup/c"
+       |        ^^^^^^^^^^^^^^^
+       |
+       = help: give each store its own directory
+    "#);
+}
+
+#[test]
+fn a_store_must_not_back_itself_up() {
+    let text = r#"[host]
+name = "pve"
+state = "/srv/thrice"
+
+[store.in]
+kind = "disk"
+path = "/srv/backup"
+
+[store.mount]
+kind = "disk"
+path = "/srv/mount"
+mounted = true
+
+[root."/srv"]
+each = "dir"
+route = ["in", "mount"]
+
+[dataset.circle]
+path = "/srv/backup/x"
+route = ["mount"]
+"#;
+    assert_snapshot!(said(text), @r#"
+    warning: the state directory `/srv/thrice` lies inside the root `/srv`
+     --> thrice.toml:3:9
+      |
+    3 | state = "/srv/thrice"
+      |         ^^^^^^^^^^^^^
+      |
+      = help: it is left out of it: the catalog is rebuilt from the stores
+
+    error: the store `in` lies inside the root `/srv`
+      --> thrice.toml:7:8
+       |
+     7 | path = "/srv/backup"
+       |        ^^^^^^^^^^^^^
+    ...
+    14 | [root."/srv"]
+       |       ------ this one
+       |
+       = help: it would back itself up: move it out, or declare its directory as a dataset with `route = []`
+
+    warning: the store `mount` lies inside the root `/srv`
+      --> thrice.toml:11:8
+       |
+    11 | path = "/srv/mount"
+       |        ^^^^^^^^^^^^
+    ...
+    14 | [root."/srv"]
+       |       ------ this one
+       |
+       = help: its directory is left out of it; to say so, declare it with `route = []`
+
+    error: the dataset `circle` lies inside the store `in`
+      --> thrice.toml:18:10
+       |
+     7 | path = "/srv/backup"
+       |        ------------- the store
+    ...
+    18 | [dataset.circle]
+       |          ^^^^^^
+       |
+       = help: a store holds copies only: back up what they are of
+    "#);
+}
+
+#[test]
+fn keys_of_another_kind_of_store() {
+    let text = r#"[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+ssh = "nas"
+
+[store.nas]
+path = "/volume1"
+
+[store.odd]
+kind = "agent"
+ssh = "-oProxyCommand=x"
+path = "/volume1"
+
+[root."/srv"]
+each = "dir"
+route = ["sda", "nas", "odd"]
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: `ssh` is for stores of kind `agent`
+     --> thrice.toml:4:1
+      |
+    4 | ssh = "nas"
+      | ^^^
+      |
+      = help: remove it, or write `kind = "agent"`
+
+    error: `[store.nas]` has no `kind`
+     --> thrice.toml:6:8
+      |
+    6 | [store.nas]
+      |        ^^^
+      |
+      = help: write `kind = "disk"` (a directory on this machine) or `kind = "agent"` (another machine, over SSH)
+
+    error: `-oProxyCommand=x` is not an ssh destination; write it like `user@host`
+      --> thrice.toml:11:7
+       |
+    11 | ssh = "-oProxyCommand=x"
+       |       ^^^^^^^^^^^^^^^^^^
+    "#);
+}
+
+#[test]
+fn kinds_of_later_versions_are_said_to_be_that() {
+    let text = r#"[store.repo]
+kind = "repository"
+url = "s3://bucket"
+
+[store.nas]
+kind = "rsync"
+ssh = "nas"
+
+[root."/srv"]
+each = "dir"
+route = ["repo", "nas"]
+snapshot = "lvm"
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: stores of kind `repository` are not supported by this version (0.1)
+     --> thrice.toml:2:8
+      |
+    2 | kind = "repository"
+      |        ^^^^^^^^^^^^
+      |
+      = help: use `kind = "disk"` or `kind = "agent"`
+
+    error: stores of kind `rsync` are not supported by this version (0.1)
+     --> thrice.toml:6:8
+      |
+    6 | kind = "rsync"
+      |        ^^^^^^^
+      |
+      = help: use `kind = "agent"`, with `thrice` on the far side
+
+    error: `snapshot` is not supported by this version (0.1)
+      --> thrice.toml:12:1
+       |
+    12 | snapshot = "lvm"
+       | ^^^^^^^^
+       |
+       = help: remove it; live files are read as they are, and what changes meanwhile is marked
+    "#);
+}
+
+#[test]
+fn the_documented_example_but_for_later_kinds() {
+    let text = r#"[host]
+name  = "pve"
+state = "/var/lib/thrice"              # catalog and feed; default
+
+[store.sda]                            # copy 2: a local disk
+kind    = "disk"
+path    = "/mnt/backup"
+mounted = true                         # refuse when nothing is mounted there
+full    = { warn = "85%", stop = "95%" }
+keep    = { daily = 7, weekly = 4, monthly = 6 }
+
+[store.nas]                            # copy 3: another machine, over SSH
+kind  = "agent"                        # agent | rsync | repository
+ssh   = "backup@nas.lan"               # as ssh(1) understands it; ~/.ssh/config is honoured
+# ssh_config = "/etc/thrice/ssh_config"   another file for ssh -F
+# command    = "thrice"                   the program on the far side
+path  = "/volume1/Backup/pve"
+limit = { up = "40MB/s" }
+
+[root."/srv/nfs"]                      # a coverage root
+each  = "dir"                          # every top-level folder is a dataset
+route = ["sda", "nas"]                 # leg 1: live → sda → nas
+
+[dataset.immich]
+path  = "/srv/nfs/immich"
+route = ["nas"]                        # leg 2: too big for sda
+
+[dataset.dumps]
+match = "/srv/nfs/*-backup"            # the most specific declaration wins; a tie is an error
+route = ["sda", "nas"]
+
+[dataset.frigate]
+path  = "/srv/nfs/frigate"
+route = []
+why   = "14-day camera ring buffer"    # required when the route is empty
+
+[dataset.nextcloud-db]
+sqlite = "/srv/nfs/nextcloud/data.db"
+
+[dataset.accounts]
+postgres = "postgresql:///accounts?host=/run/postgresql"
+
+[dataset.firewall]
+ssh   = "root@10.0.20.1"
+files = ["/cf/conf/config.xml"]
+route = ["sda", "nas"]
+
+[metrics]
+pushgateway = "http://127.0.0.1:9091"
+textfile    = "/var/lib/prometheus/node-exporter/thrice.prom"
+
+[schedule]
+zone     = "Europe/Sofia"
+snapshot = "03:00"
+backup   = "05:00"
+offsite  = "after backup"
+verify   = "Sun 10:00"
+drill    = "monthly"
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: `sqlite` datasets are not supported by this version (0.1)
+      --> thrice.toml:38:1
+       |
+    38 | sqlite = "/srv/nfs/nextcloud/data.db"
+       | ^^^^^^
+       |
+       = help: remove it; until then, let `sqlite3 FILE .backup` write into a tree that has a route
+
+    error: `postgres` datasets are not supported by this version (0.1)
+      --> thrice.toml:41:1
+       |
+    41 | postgres = "postgresql:///accounts?host=/run/postgresql"
+       | ^^^^^^^^
+       |
+       = help: remove it; until then, let `pg_dump` write into a tree that has a route
+
+    error: `ssh` datasets are not supported by this version (0.1)
+      --> thrice.toml:44:1
+       |
+    44 | ssh   = "root@10.0.20.1"
+       | ^^^
+       |
+       = help: remove it; until then, fetch the files into a tree that has a route
+    "#);
+}
+
+#[test]
+fn schedules_and_metrics_are_checked() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+
+[root."/srv"]
+each = "dir"
+route = ["sda"]
+
+[metrics]
+pushgateway = "localhost:9091"
+textfile = "thrice.prom"
+
+[schedule]
+zone = "Europe/Sofiya"
+snapshot = "3 am"
+backup = "25:00"
+offsite = "after lunch"
+verify = "after drill"
+drill = "after verify"
+prune = "after capture"
+bakcup = "05:00"
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: `localhost:9091` is not a URL; write it like `http://127.0.0.1:9091`
+      --> thrice.toml:14:15
+       |
+    14 | pushgateway = "localhost:9091"
+       |               ^^^^^^^^^^^^^^^^
+
+    error: the path `thrice.prom` must be absolute
+      --> thrice.toml:15:12
+       |
+    15 | textfile = "thrice.prom"
+       |            ^^^^^^^^^^^^^
+
+    error: `Europe/Sofiya` is not a time zone; write it like `Europe/Sofia`
+      --> thrice.toml:18:8
+       |
+    18 | zone = "Europe/Sofiya"
+       |        ^^^^^^^^^^^^^^^
+
+    error: `3 am` is not a time; write it like `03:00`, `Sun 10:00`, `monthly` or `after backup`
+      --> thrice.toml:19:12
+       |
+    19 | snapshot = "3 am"
+       |            ^^^^^^
+
+    error: `25:00` is not a time; write it like `03:00`, `Sun 10:00`, `monthly` or `after backup`
+      --> thrice.toml:20:10
+       |
+    20 | backup = "25:00"
+       |          ^^^^^^^
+
+    error: `lunch` is not a step; the steps are snapshot, capture, backup, offsite, verify, prune, drill
+      --> thrice.toml:21:11
+       |
+    21 | offsite = "after lunch"
+       |           ^^^^^^^^^^^^^
+
+    error: `verify` would never run: it waits for itself
+      --> thrice.toml:22:10
+       |
+    22 | verify = "after drill"
+       |          ^^^^^^^^^^^^^
+       |
+       = help: give one of these steps a time, like `05:00`
+
+    error: `drill` would never run: it waits for itself
+      --> thrice.toml:23:9
+       |
+    23 | drill = "after verify"
+       |         ^^^^^^^^^^^^^^
+       |
+       = help: give one of these steps a time, like `05:00`
+
+    error: `prune` would never run: `capture` has no time
+      --> thrice.toml:24:9
+       |
+    24 | prune = "after capture"
+       |         ^^^^^^^^^^^^^^^
+       |
+       = help: write `capture = "05:00"` too
+
+    error: unknown key `bakcup` in `[schedule]`
+      --> thrice.toml:25:1
+       |
+    25 | bakcup = "05:00"
+       | ^^^^^^
+       |
+       = help: did you mean `backup`?
+    "#);
+}
+
+#[test]
+fn nothing_to_protect_is_an_error() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: the configuration protects nothing: it has no root and no dataset
+     |
+     = help: write `[root."/srv"]` with `each = "dir"` and a `route`, or `[dataset.NAME]` with a `path` and a `route`
+    "#);
+}
+
+#[test]
+fn sqlite_true_is_not_done_silently() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+
+[dataset.a]
+path = "/srv/a"
+route = ["sda"]
+sqlite = true
+
+[dataset.b]
+path = "/srv/b"
+route = ["sda"]
+sqlite = false
+"#;
+    assert_snapshot!(said(text), @r#"
+    warning: `sqlite = true` has no effect in this version (0.1): databases are copied as files
+      --> thrice.toml:12:10
+       |
+    12 | sqlite = true
+       |          ^^^^
+       |
+       = help: let `sqlite3 FILE .backup` write a consistent copy into the tree
+    "#);
+}
+
+#[test]
+fn control_characters_are_shown_not_obeyed() {
+    let text = r#"[host]
+name = "pve"
+
+[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+mounted = true
+
+[dataset."a\u001b[31m"]
+path = "/srv/a"
+route = ["\u001b[2J"]
+"\u001b[1m" = 1
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: `a\x1b[31m` is not a name: letters, digits, `-`, `_` and `.` only, and neither `-` nor `.` first
+     --> thrice.toml:9:10
+      |
+    9 | [dataset."a\u001b[31m"]
+      |          ^^^^^^^^^^^^^
+
+    error: there is no store `\x1b[2J`
+      --> thrice.toml:11:10
+       |
+    11 | route = ["\u001b[2J"]
+       |          ^^^^^^^^^^^
+       |
+       = help: the stores are sda
+
+    error: unknown key `\x1b[1m` in `[dataset."a\x1b[31m"]`
+      --> thrice.toml:12:1
+       |
+    12 | "\u001b[1m" = 1
+       | ^^^^^^^^^^^
+       |
+       = help: known here: sqlite, path, match, route, why, exclude, max_change, min_change, cross_mounts
+    "#);
+}
+
+const TEN_LINES: &str = r#"[store.usb]
+kind = "disk"
+path = "/mnt/usb"
+mounted = true
+
+[root."/home"]
+each = "dir"
+route = ["usb"]
+"#;
+
+#[test]
+fn ten_lines_are_enough() {
+    let (config, warnings) = policy::parse(Path::new("thrice.toml"), TEN_LINES).unwrap();
+    assert!(warnings.is_empty());
+    assert!(!config.host.name.is_empty());
+    assert_eq!(config.host.state, Path::new("/var/lib/thrice"));
+    let store = &config.stores[0];
+    assert_eq!((store.warn_full, store.stop_full), (0.85, 0.95));
+    assert_eq!(store.keep, Keep::default());
+    assert_eq!(
+        config.roots[0].route.as_deref(),
+        Some(&["usb".to_string()][..])
+    );
+}
+
+/// The documented example, without the kinds of datasets that this version does not have.
+const FULL: &str = r#"[host]
+name  = "pve"
+state = "/var/lib/thrice"
+
+[store.sda]
+kind    = "disk"
+path    = "/mnt/backup"
+mounted = true
+full    = { warn = "80%", stop = "90.5%" }
+keep    = { daily = 7, weekly = 4, monthly = 6 }
+
+[store.nas]
+kind  = "agent"
+ssh   = "backup@nas.lan"
+ssh_config = "/etc/thrice/ssh_config"
+path  = "/volume1/Backup/pve"
+limit = { up = "40MB/s" }
+
+[root."/srv/nfs"]
+each  = "dir"
+route = ["sda", "nas"]
+max_change = "30%"
+
+[dataset.immich]
+path  = "/srv/nfs/immich"
+route = ["nas"]
+max_change = "off"
+min_change = 7
+
+[dataset.dumps]
+match = "/srv/nfs/*-backup"
+exclude = "*.part"
+
+[dataset.frigate]
+path  = "/srv/nfs/frigate"
+route = []
+why   = "14-day camera ring buffer"
+
+[metrics]
+pushgateway = "http://127.0.0.1:9091"
+textfile    = "/var/lib/prometheus/node-exporter/thrice.prom"
+
+[schedule]
+zone     = "Europe/Sofia"
+snapshot = "03:00"
+backup   = "05:00"
+offsite  = "after backup"
+verify   = "Sun 10:00"
+drill    = "monthly"
+"#;
+
+#[test]
+fn the_documented_example_means_what_it_says() {
+    let (config, warnings) = policy::parse(Path::new("thrice.toml"), FULL).unwrap();
+    assert_eq!(warnings.render(false), "");
+    let [sda, nas] = &config.stores[..] else {
+        panic!("{:?}", config.stores);
+    };
+    assert!(sda.mounted && sda.kind == StoreKind::Disk);
+    assert_eq!((sda.warn_full, sda.stop_full), (0.8, 0.905));
+    assert_eq!(
+        (sda.keep.daily, sda.keep.monthly, sda.keep.yearly),
+        (Some(7), Some(6), None)
+    );
+    let kind = StoreKind::Agent {
+        ssh: "backup@nas.lan".into(),
+        ssh_config: Some("/etc/thrice/ssh_config".into()),
+        command: "thrice".into(),
+    };
+    assert_eq!((&nas.kind, nas.limit_up), (&kind, Some(40_000_000)));
+    let names: Vec<&str> = config.datasets.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["immich", "dumps", "frigate"],
+        "the order of the file"
+    );
+    let [immich, dumps, frigate] = &config.datasets[..] else {
+        panic!("{names:?}");
+    };
+    assert_eq!(dumps.route, ["sda", "nas"], "the root's");
+    assert_eq!(
+        (dumps.guard.share, dumps.guard.files),
+        (0.3, 100),
+        "the root's"
+    );
+    assert_eq!((immich.guard.share, immich.guard.files), (1.0, 7));
+    assert_eq!(dumps.exclude.lines(), ["*.part"]);
+    assert_eq!(frigate.why.as_deref(), Some("14-day camera ring buffer"));
+    assert_eq!(immich.mark.line, 24);
+    let steps: Vec<&str> = config
+        .schedule
+        .steps
+        .iter()
+        .map(|(step, _)| step.as_str())
+        .collect();
+    assert_eq!(steps, ["snapshot", "backup", "offsite", "verify", "drill"]);
+    assert_eq!(config.schedule.steps[2].1, When::After("backup".into()));
+    assert_eq!(
+        config.metrics.pushgateway.as_deref(),
+        Some("http://127.0.0.1:9091")
+    );
+}
+
+#[test]
+fn a_folder_can_be_declared_under_the_name_it_has() {
+    let declare =
+        |name: &str| format!("{TEN_LINES}[dataset.\"{name}\"]\npath = \"/home/My Files\"\n");
+    let file = Path::new("thrice.toml");
+    assert!(policy::parse(file, &declare("My Files")).is_ok());
+    assert!(policy::parse(file, &declare("Your Files")).is_err());
+}
+
+#[test]
+fn what_cannot_be_read_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("thrice.toml");
+    let said = |file: &Path| {
+        let report = policy::load(file).unwrap_err();
+        report
+            .render(false)
+            .replace(dir.path().to_str().unwrap(), "DIR")
+    };
+    assert_snapshot!(said(&file), @"error: cannot read the configuration `DIR/thrice.toml`: No such file or directory (os error 2)");
+    std::fs::write(&file, b"[host]\nname = \"\xff\"\n").unwrap();
+    assert_snapshot!(said(&file), @"error: cannot read the configuration `DIR/thrice.toml`: line 2 is not UTF-8");
+    std::fs::write(&file, TEN_LINES).unwrap();
+    assert!(policy::load(&file).is_ok());
+}
+
+#[test]
+fn colour_is_not_the_message() {
+    let report = policy::parse(Path::new("thrice.toml"), "[hots]\n").unwrap_err();
+    let colored = report.render(true);
+    assert!(colored.contains("\u{1b}["));
+    assert!(!report.render(false).contains('\u{1b}'));
+    assert_eq!(report.to_string(), report.render(false));
+}
