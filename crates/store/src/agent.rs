@@ -1133,7 +1133,9 @@ fn check_call(call: &Call) -> Result<()> {
             versions,
             objects,
         } => {
-            versions.iter().try_for_each(|v| check_version(v).map(drop))?;
+            versions
+                .iter()
+                .try_for_each(|v| check_version(v).map(drop))?;
             objects.iter().try_for_each(check_place)?;
             check_dataset(dataset)
         }

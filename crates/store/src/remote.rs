@@ -569,6 +569,7 @@ impl Store for Remote {
             events,
             held: Mutex::default(),
             next: AtomicU32::new(0),
+            sealed: AtomicBool::new(false),
         }))
     }
 
@@ -782,6 +783,7 @@ struct RemoteSession<'a> {
     held: Mutex<Inline>,
     /// Numbers contents, inline ones and streams.
     next: AtomicU32,
+    sealed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -1063,6 +1065,10 @@ impl Session for RemoteSession<'_> {
     }
 
     fn submit(&self, ticket: u64, op: Op, staged: Option<Staged>) -> Result<()> {
+        if self.sealed.load(Ordering::Relaxed) {
+            let text = "the version is sealed; begin another";
+            return Err(Error::Refused(text.into()));
+        }
         self.wait_for_room()?;
         let (body, data) = match staged
             .map(|staged| Token::parse(&staged.token))
@@ -1122,7 +1128,10 @@ impl Session for RemoteSession<'_> {
 
     fn seal(&self, seal: Seal) -> Result<Seal> {
         match self.remote.call(Call::Seal(seal))?.answer()? {
-            Answer::Sealed(seal) => Ok(seal),
+            Answer::Sealed(seal) => {
+                self.sealed.store(true, Ordering::Relaxed);
+                Ok(seal)
+            }
             _ => Err(nonsense(&self.shared().name)),
         }
     }
