@@ -166,7 +166,7 @@ impl Object<'_> {
 
     fn set_xattr(&self, xattr: &Xattr) -> io::Result<bool> {
         let (name, value) = (xattr.name.as_slice(), xattr.value.as_slice());
-        is_held(match &self.path {
+        is_xattr_held(match &self.path {
             None => fs::fsetxattr(self.fd, name, value, XattrFlags::empty()),
             Some(path) => fs::setxattr(path.as_str(), name, value, XattrFlags::empty()),
         })
@@ -179,7 +179,7 @@ impl Object<'_> {
         };
         match removed {
             Err(Errno::NODATA) => Ok(true),
-            removed => is_held(removed),
+            removed => is_xattr_held(removed),
         }
     }
 }
@@ -195,12 +195,18 @@ fn is_held(done: Result<(), Errno>) -> io::Result<bool> {
             | Errno::NOSYS
             | Errno::NOTTY
             | Errno::INVAL
-            | Errno::OVERFLOW
-            | Errno::NOSPC
-            | Errno::RANGE
-            | Errno::TOOBIG,
+            | Errno::OVERFLOW,
         ) => Ok(false),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The same for extended attributes, for which a file system has little room (`ENOSPC` is
+/// what ext4 says) and limits of its own.
+fn is_xattr_held(done: Result<(), Errno>) -> io::Result<bool> {
+    match done {
+        Err(Errno::NOSPC | Errno::RANGE | Errno::TOOBIG) => Ok(false),
+        done => is_held(done),
     }
 }
 

@@ -381,3 +381,53 @@ fn kind_of(kind: FileType) -> Option<Kind> {
         FileType::Unknown => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_paths_are_cut_between_names() {
+        let names = |count: usize| vec![&[b'n'; 99][..]; count].join(&b'/');
+        for count in [1, 40, 41, 42, 100, 1000] {
+            let path = names(count);
+            let (mut rest, mut chunks) = (path.as_slice(), Vec::new());
+            while !rest.is_empty() {
+                let (chunk, after) = split_chunk(rest);
+                assert!(chunk.len() < PATH_MAX);
+                chunks.push(chunk);
+                rest = after;
+            }
+            assert_eq!(chunks.join(&b'/'), path);
+        }
+        // 40 names and their slashes are 3,999 bytes; the limit falls on every place.
+        for extra in 0..200 {
+            let path = [&vec![b'x'; extra + 1][..], &names(45)].join(&b'/');
+            let (chunk, rest) = split_chunk(&path);
+            assert!(chunk.len() < PATH_MAX && chunk.len() >= PATH_MAX - 101);
+            assert_eq!([chunk, rest].join(&b'/'), path);
+        }
+    }
+
+    #[test]
+    fn where_openat2_is_forbidden_names_do() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(temp.path().join("a/b/c")).unwrap();
+        std::os::unix::fs::symlink("a", temp.path().join("link")).unwrap();
+        let dir = Dir::open(temp.path()).unwrap();
+        let found = dir.open_by_names(b"a/b/c").unwrap().stat_self().unwrap();
+        let wanted = dir.open_beneath(b"a/b/c").unwrap().stat_self().unwrap();
+        assert_eq!(found.ino, wanted.ino);
+        assert!(dir.open_by_names(b"link/b").is_err() && dir.open_beneath(b"link/b").is_err());
+        assert!(dir.open_by_names(b"a/x/c").is_err());
+    }
+
+    #[test]
+    fn without_statx_the_rest_is_the_same() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(temp.path()).unwrap();
+        dir.symlink(b"target", b"link").unwrap();
+        let stat = fs::statat(&dir, "link", AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        assert_eq!(from_stat(&stat).unwrap(), dir.stat(b"link").unwrap());
+    }
+}

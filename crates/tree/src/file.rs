@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use crate::extents::{self, Cursor};
+use crate::extents::{self, Cursor, EXTENTS_MAX};
 use crate::{Content, Extent, Kind, Stat, stat_fd};
 
 /// From this many bytes of data on, reading and writing leave the page cache as it was.
@@ -65,7 +65,7 @@ impl<F: AsFd> FileContent<F> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let extents = if stat.blocks.saturating_mul(512) < stat.size {
-            extents::find(&file, stat.size)?
+            extents::find(&file, stat.size, EXTENTS_MAX)?
         } else {
             None
         };

@@ -144,3 +144,20 @@ pub fn space(dir: &Dir) -> io::Result<Space> {
 pub fn sync_fs(dir: &Dir) -> io::Result<()> {
     Ok(fs::syncfs(dir)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_found_by_its_number_whatever_stands_in_its_line() {
+        let table = b"3 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            33 1 0:9 /sub\\040vol /mnt\xff rw,noatime shared:5 master:1 - btrfs /dev/sdb rw\n\
+            34 1 0:9 / /x rw - tmpfs\n";
+        let found = |id| source_in(table, id);
+        assert_eq!(found(3).as_deref(), Some("ext4:/dev/sda1:/"));
+        assert_eq!(found(33).as_deref(), Some("btrfs:/dev/sdb:/sub\\040vol"));
+        assert_eq!(found(34), None);
+        assert_eq!(found(1), None);
+    }
+}
