@@ -248,7 +248,11 @@ fn layouts() -> impl Strategy<Value = (Vec<(u64, u64)>, u64, bool)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 60,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn sparse_layouts_are_copied_as_they_are(
