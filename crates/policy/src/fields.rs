@@ -253,7 +253,7 @@ impl<'a, 'i> Fields<'a, 'i> {
             };
             let remedy = match nearest(name, self.known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!("known here: {}", self.known.join(", ")),
+                None => format!("known: {}", self.known.join(", ")),
             };
             self.sink.error(&key.span(), what, remedy);
         }

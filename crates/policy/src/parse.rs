@@ -186,8 +186,7 @@ fn machine_name() -> String {
 fn check_use(sink: &Sink<'_>, config: &Config, stores: &[At<String>]) {
     if config.roots.is_empty() && config.datasets.is_empty() {
         let message = "the configuration protects nothing: it has no root and no dataset";
-        let remedy = "write `[root.\"/srv\"]` with `each = \"dir\"` and a `route`, or \
-                      `[dataset.NAME]` with a `path` and a `route`";
+        let remedy = "write `[root.\"/srv\"]` with `each = \"dir\"` and a `route`";
         sink.push(Diagnostic::error(message, None).remedy(remedy));
         return;
     }
@@ -418,13 +417,12 @@ fn check_own_places(
             sink.push(if store.mounted {
                 diagnostic
                     .remedy(
-                        "its directory is left out of it; to say so, declare it with `route = []`",
+                        "it is left out; to say so, declare it with `route = []`",
                     )
                     .warning()
             } else {
                 diagnostic.remedy(
-                    "it would back itself up: move it out, or declare its directory as a \
-                     dataset with `route = []`",
+                    "it would back itself up: move it out, or declare its directory with `route = []`",
                 )
             });
         }

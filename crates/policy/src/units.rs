@@ -138,10 +138,7 @@ pub fn parse_when(text: &str) -> Result<When, String> {
         return if STEPS.contains(&step) {
             Ok(When::After(step.into()))
         } else {
-            Err(format!(
-                "`{step}` is not a step; the steps are {}",
-                STEPS.join(", ")
-            ))
+            Err(format!("`{step}` is not one of {}", STEPS.join(", ")))
         };
     }
     let (word, time) = match words[..] {

@@ -136,8 +136,7 @@ fn check_name(name: &str) -> Result<String, String> {
     let good = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(good) || name.starts_with(['-', '.']) {
         return Err(format!(
-            "`{}` is not a name: letters, digits, `-`, `_` and `.` only, and neither `-` nor \
-             `.` first",
+            "`{}` is not a name: letters, digits, `-`, `_`, `.`; not `-` or `.` first",
             tree::escape(name.as_bytes())
         ));
     }
@@ -172,8 +171,7 @@ fn read_store(sink: &Sink<'_>, name: String, mut fields: Fields<'_, '_>) -> Opti
         sink.error(
             &span,
             format!("`{}` has no `kind`", fields.place),
-            "write `kind = \"disk\"` (a directory on this machine) or `kind = \"agent\"` \
-             (another machine, over SSH)",
+            "write `kind = \"disk\"` (a directory here) or `kind = \"agent\"` (over SSH)",
         );
     }
     let kind = fields.string("kind");
