@@ -353,7 +353,7 @@ impl Applier {
             });
         };
         if here.is_some_and(|here| same(&here, &there)) {
-            return Ok(());
+            return self.keep_name(path, old);
         }
         let token = self.new_token();
         let (dir, name) = split(token.as_bytes());
@@ -367,6 +367,22 @@ impl Applier {
             done => done.map_err(io_error(path))?,
         }
         self.place_over(&token, path, old)
+    }
+
+    /// What lies at `path` stays and is what shall be there; a version may need it by this name.
+    /// In a replay what it replaced may have been kept already.
+    fn keep_name(&mut self, path: &RelPath, old: Old) -> Result<()> {
+        if old != Old::Keep {
+            return Ok(());
+        }
+        let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        let place = self.place.get(dir).map_err(io_error(path))?;
+        let history = self.history.get_or_create(&history_of(dir), DIR_MODE);
+        let history = history.map_err(|error| self.disk.history_error(path, error))?;
+        match place.link_to(name, history, name) {
+            Err(error) if is(&error, &[Errno::EXIST]) => Ok(()),
+            done => done.map_err(io_error(path)),
+        }
     }
 
     fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {

@@ -16,6 +16,7 @@ use tree::{Content, Dir, RelPath};
 
 use crate::fault::Faults;
 use crate::place::{CONTROL, HOW_TO, check_dataset, io_error, is, is_absent, now, rel};
+use crate::recover::recover;
 use crate::session::DiskSession;
 use crate::{
     Check, Checked, Error, LogRecord, Place, Result, Seal, Session, Space, Store, StoreInfo, Want,
@@ -152,12 +153,13 @@ impl Disk {
             identity,
             _lock: lock,
         };
+        let inner = Arc::new(inner);
         if !inner.read_only {
             inner.write_how_to()?;
+            // Here too, so that what is read before a session begins is what was done.
+            recover(&inner)?;
         }
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner })
     }
 
     /// Where the store is.

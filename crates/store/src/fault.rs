@@ -38,6 +38,8 @@ mod plan {
         kill: bool,
         passed: AtomicU64,
         tripped: AtomicBool,
+        /// Where.
+        place: OnceLock<String>,
     }
 
     /// The fault plan of one store.
@@ -59,25 +61,17 @@ mod plan {
             Self(plan.clone())
         }
 
-        /// Fails at the n-th passing of any point, and at every one after it.
+        /// Fails at the n-th passing of any point, or of the one named, and at every one after.
         #[cfg(test)]
-        pub(crate) fn at(n: u64) -> Self {
-            Self(Some(Arc::new(Plan::new(None, n, false))))
+        pub(crate) fn at(name: Option<&str>, n: u64) -> Self {
+            assert!(name.is_none_or(|name| super::POINTS.contains(&name)));
+            Self(Some(Arc::new(Plan::new(name.map(str::to_owned), n, false))))
         }
 
-        /// Fails at the n-th passing of the point `name`.
+        /// The point at which the fault has happened, if it has.
         #[cfg(test)]
-        pub(crate) fn at_point(name: &str, n: u64) -> Self {
-            assert!(super::POINTS.contains(&name));
-            Self(Some(Arc::new(Plan::new(Some(name.to_owned()), n, false))))
-        }
-
-        /// Whether the fault has happened.
-        #[cfg(test)]
-        pub(crate) fn tripped(&self) -> bool {
-            self.0
-                .as_ref()
-                .is_some_and(|plan| plan.tripped.load(Ordering::SeqCst))
+        pub(crate) fn tripped(&self) -> Option<&str> {
+            self.0.as_ref()?.place.get().map(String::as_str)
         }
 
         /// Passes the point `name`.
@@ -92,13 +86,13 @@ mod plan {
 
     impl Plan {
         fn new(name: Option<String>, at: u64, kill: bool) -> Self {
-            let (passed, tripped) = (AtomicU64::new(0), AtomicBool::new(false));
             Self {
                 name,
                 at,
                 kill,
-                passed,
-                tripped,
+                passed: AtomicU64::new(0),
+                tripped: AtomicBool::new(false),
+                place: OnceLock::new(),
             }
         }
 
@@ -113,6 +107,8 @@ mod plan {
             if self.passed.fetch_add(1, Ordering::SeqCst) + 1 != self.at {
                 return Ok(());
             }
+            // Only one passing is the n-th.
+            let _ = self.place.set(name.to_owned());
             self.tripped.store(true, Ordering::SeqCst);
             if self.kill {
                 let own = rustix::process::getpid();

@@ -12,6 +12,8 @@ mod wire;
 
 mod apply;
 mod commit;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod disk;
 mod fault;
 mod howto;
@@ -24,6 +26,8 @@ mod read;
 mod recover;
 mod session;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use agent::{AgentOptions, serve};
 pub use message::Hello;

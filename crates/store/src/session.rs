@@ -7,22 +7,24 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::ops::Bound;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use tree::{Content, ContentHasher, Digest, Dir, Kind, Node, RelPath, Target};
+use tree::{Content, ContentHasher, Digest, Dir, Extent, Kind, Node, RelPath, Target};
 
 use crate::apply;
 use crate::commit::{Batch, Committer, Item, Work};
 use crate::disk::Inner;
 use crate::line::encode_op;
 use crate::log::FRAME_MAX;
-use crate::place::{CONTROL, NAME_MAX, PART, check_version, io_error, is, is_absent, rel};
+use crate::place::{CONTROL, NAME_MAX, PART, check_version, io_error, is_absent, rel};
 use crate::recover::{self, recover, remove_tree};
 use crate::{Begun, Error, Event, Op, Place, Result, Seal, Session, StageJob, Staged, read};
 
@@ -132,9 +134,7 @@ impl DiskSession {
 
     fn send(&self, open: &Open, work: Work) -> Result<()> {
         let Some(channel) = &open.work else {
-            return Err(Error::Refused(
-                "the version is sealed; begin another".to_owned(),
-            ));
+            return Err(sealed());
         };
         channel.send(work).or_else(|_| {
             self.check_alive()?;
@@ -153,6 +153,10 @@ impl DiskSession {
         }
         self.send(open, Work::Batch(batch))
     }
+}
+
+fn sealed() -> Error {
+    Error::Refused("the version is sealed; begin another".to_owned())
 }
 
 /// Whether anything lies in the dataset's place.
@@ -174,6 +178,14 @@ impl Session for DiskSession {
         let staged = self.staging.stage(&self.dataset, job, content)?;
         self.disk.faults.point("stage.written")?;
         Ok(staged)
+    }
+
+    fn part(&self, resume_key: &str) -> Result<Option<File>> {
+        let token = part_token(&self.dataset, resume_key);
+        if self.staging.held().contains(&token) {
+            return Ok(None);
+        }
+        self.staging.open_part(&token).map_err(io_error(token))
     }
 
     fn discard(&self, staged: Staged) -> Result<()> {
@@ -201,6 +213,9 @@ impl Session for DiskSession {
                 || batch.bytes >= BATCH_BYTES
                 || batch.lines.len() >= BATCH_LINES
         };
+        if open.work.is_none() {
+            return Err(sealed());
+        }
         if open.conflicts(&op) {
             self.close_batch(&mut open)?;
         }
@@ -438,8 +453,7 @@ impl Staging {
 
     fn stage(&self, dataset: &str, job: &StageJob, content: &mut dyn Content) -> Result<Staged> {
         if let Some(key) = &job.resume_key {
-            let key = Digest::of(format!("{dataset}/{key}").as_bytes()).to_hex();
-            let token = format!("{PART}{}", &key[..32]);
+            let token = part_token(dataset, key);
             // Twice at once: the second goes its own way.
             if self.held().insert(token.clone()) {
                 let staged = self.stage_part(&token, job, content);
@@ -471,6 +485,16 @@ impl Staging {
         })
     }
 
+    /// What an earlier session left under `token`.
+    fn open_part(&self, token: &str) -> std::io::Result<Option<File>> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.tmp, token, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Stages a large file under a name that a later session finds again.
     fn stage_part(
         &self,
@@ -478,28 +502,15 @@ impl Staging {
         job: &StageJob,
         content: &mut dyn Content,
     ) -> std::io::Result<Staged> {
-        let name = token.as_bytes();
-        let made = self.tmp.create_file(name, 0o600);
-        let (hash, data_bytes, resumed_bytes, file) = match made {
-            Ok(file) => {
-                let (hash, data_bytes) = tree::copy_content(content, &file)?;
-                (hash, data_bytes, 0, file)
+        let (file, (hash, data_bytes, resumed_bytes)) = match self.open_part(token)? {
+            Some(file) => {
+                let staged = go_on(content, &file)?;
+                (file, staged)
             }
-            Err(error) if !is(&error, &[Errno::EXIST]) => return Err(error),
-            Err(_) if content.extents().is_some() => {
-                // Its data does not lie one after the other: from the beginning.
-                self.tmp.unlink(name)?;
-                let file = self.tmp.create_file(name, 0o600)?;
+            None => {
+                let file = self.tmp.create_file(token.as_bytes(), 0o600)?;
                 let (hash, data_bytes) = tree::copy_content(content, &file)?;
-                (hash, data_bytes, 0, file)
-            }
-            Err(_) => {
-                let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOFOLLOW;
-                let flags = flags | rustix::fs::OFlags::CLOEXEC;
-                let mode = rustix::fs::Mode::empty();
-                let file: File = rustix::fs::openat(&self.tmp, name, flags, mode)?.into();
-                let (hash, data_bytes, resumed) = go_on(content, &file)?;
-                (hash, data_bytes, resumed, file)
+                (file, (hash, data_bytes, 0))
             }
         };
         attributes(&file, job)?;
@@ -510,6 +521,12 @@ impl Staging {
             resumed_bytes,
         })
     }
+}
+
+/// The name below `tmp/` of a large file with this key.
+fn part_token(dataset: &str, key: &str) -> String {
+    let digest = Digest::of(format!("{dataset}/{key}").as_bytes()).to_hex();
+    format!("{PART}{}", &digest[..32])
 }
 
 fn attributes(file: &File, job: &StageJob) -> std::io::Result<()> {
@@ -550,35 +567,38 @@ fn stage_new(
 
 /// Goes on with a file that a cut left: what is there already and right is not written again.
 /// Returns the hash, the bytes of data, and how many of them were there.
-fn go_on(content: &mut dyn Content, mut file: &File) -> std::io::Result<(Digest, u64, u64)> {
-    let there = file.metadata()?.len();
-    let mut hasher = ContentHasher::new(content.size(), None);
+fn go_on(content: &mut dyn Content, file: &File) -> std::io::Result<(Digest, u64, u64)> {
+    let (size, there) = (content.size(), file.metadata()?.len());
+    let extents = content.extents().map(<[Extent]>::to_vec);
+    let mut hasher = ContentHasher::new(size, extents.as_deref());
     let (mut source, mut found) = (vec![0; CHUNK], vec![0; CHUNK]);
-    let (mut at, mut resumed) = (0u64, 0u64);
-    let mut comparing = true;
-    loop {
-        let n = content.read(&mut source)?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&source[..n]);
-        if comparing {
-            comparing = at + n as u64 <= there && {
-                file.read_exact(&mut found[..n])?;
-                source[..n] == found[..n]
-            };
-            if comparing {
-                resumed += n as u64;
-            } else {
-                std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(at))?;
-                file.set_len(at)?;
+    let (mut data_bytes, mut resumed, mut comparing) = (0, 0, true);
+    for Extent { mut at, mut len } in extents.unwrap_or_else(|| vec![Extent { at: 0, len: size }]) {
+        while len > 0 {
+            let n = content.read(&mut source[..len.min(CHUNK as u64) as usize])?;
+            if n == 0 {
+                break;
             }
+            let data = &source[..n];
+            hasher.update(data);
+            if comparing {
+                comparing = at + n as u64 <= there && {
+                    file.read_exact_at(&mut found[..n], at)?;
+                    *data == found[..n]
+                };
+                if comparing {
+                    resumed += n as u64;
+                } else {
+                    file.set_len(at)?;
+                }
+            }
+            if !comparing {
+                file.write_all_at(data, at)?;
+            }
+            (at, len) = (at + n as u64, len - n as u64);
+            data_bytes += n as u64;
         }
-        if !comparing {
-            file.write_all(&source[..n])?;
-        }
-        at += n as u64;
     }
-    file.set_len(at)?;
-    Ok((hasher.finish(), at, resumed))
+    file.set_len(size)?;
+    Ok((hasher.finish(), data_bytes, resumed))
 }
