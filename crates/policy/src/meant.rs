@@ -64,6 +64,12 @@ pub enum StoreKind {
         /// The program on the far side. Default `thrice`.
         command: String,
     },
+    /// `thrice agent` behind a program of the user's that connects to it instead of ssh:
+    /// a container's, or, for trying it out, `thrice` itself.
+    Via {
+        /// The program and its first arguments; `agent --root PATH` follows them.
+        program: Vec<String>,
+    },
 }
 
 /// `keep`: how many distinct days, weeks, months, years with a good version are kept.

@@ -270,6 +270,7 @@ fn same_machine(a: &StoreSpec, b: &StoreSpec) -> bool {
     match (&a.kind, &b.kind) {
         (StoreKind::Disk, StoreKind::Disk) => true,
         (StoreKind::Agent { ssh: a, .. }, StoreKind::Agent { ssh: b, .. }) => a == b,
+        (StoreKind::Via { program: a }, StoreKind::Via { program: b }) => a == b,
         _ => false,
     }
 }
@@ -416,13 +417,11 @@ fn check_own_places(
             // A mount is not crossed into, and the store's directory is carved out besides.
             sink.push(if store.mounted {
                 diagnostic
-                    .remedy(
-                        "it is left out; to say so, declare it with `route = []`",
-                    )
+                    .remedy("it is left out; to say so, declare it with `route = []`")
                     .warning()
             } else {
                 diagnostic.remedy(
-                    "it would back itself up: move it out, or declare its directory with `route = []`",
+                    "it would back itself up: move it, or declare its place with `route = []`",
                 )
             });
         }

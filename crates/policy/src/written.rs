@@ -243,7 +243,10 @@ fn read_store_keys(
             up
         })
         .map(|up| up.value);
-    let kind = if agent {
+    let kind = if agent && fields.has("via") {
+        wrong_with_via(sink, fields);
+        read_via(sink, fields)
+    } else if agent {
         missing(fields, "ssh", "\"user@host\"");
         let ssh = fields.parsed("ssh", check_destination);
         let ssh_config = fields.parsed("ssh_config", clean_path);
@@ -259,7 +262,7 @@ fn read_store_keys(
     };
     let mounted = !agent && fields.bool("mounted").is_some_and(|yes| yes.value);
     if !agent {
-        wrong_kind(sink, fields, &["ssh", "ssh_config", "command"], "agent");
+        wrong_kind(sink, fields, &["ssh", "ssh_config", "command", "via"], "agent");
     }
     let At { value: path, span } = path?;
     Some(At {
@@ -275,6 +278,28 @@ fn read_store_keys(
         },
         span,
     })
+}
+
+/// `via`: at least the program.
+fn read_via(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Option<StoreKind> {
+    let via = fields.strings("via", false)?;
+    if via.value.is_empty() {
+        let remedy = "write the program and its arguments, as `via = [\"docker\", \"exec\", …]`";
+        sink.error(&via.span, "`via` is empty", remedy);
+        return None;
+    }
+    let program = via.value.into_iter().map(|word| word.value).collect();
+    Some(StoreKind::Via { program })
+}
+
+/// Reports keys that mean nothing beside `via`.
+fn wrong_with_via(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) {
+    for key in ["ssh", "ssh_config", "command", "mounted"] {
+        if let Some(span) = fields.special(key) {
+            let message = format!("`{key}` means nothing beside `via`");
+            sink.error(&span, message, "keep one of the two");
+        }
+    }
 }
 
 /// Reports keys that only stores of `kind` have.

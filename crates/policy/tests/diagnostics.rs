@@ -578,7 +578,7 @@ route = ["mount"]
     14 | [root."/srv"]
        |       ------ this one
        |
-       = help: it would back itself up: move it out, or declare its directory with `route = []`
+       = help: it would back itself up: move it, or declare its place with `route = []`
 
     warning: the store `mount` lies inside the root `/srv`
       --> thrice.toml:11:8
