@@ -21,8 +21,8 @@ pub(crate) enum Look {
     Gone,
     /// Another name of an inode that the caller did not ask to read.
     Linked(Box<Stat>),
-    /// A directory: its attributes.
-    Dir(Box<Node>),
+    /// A directory.
+    Dir,
     /// Exactly what is held.
     Same,
     /// This is what it should be; staged, where content has to go over.
@@ -80,10 +80,7 @@ impl Live {
             other => other?,
         };
         if stat.kind == Kind::Dir {
-            return Ok(match read_node(dir, name, &stat)? {
-                Some(node) => Look::Dir(Box::new(node)),
-                None => Look::Gone,
-            });
+            return Ok(Look::Dir);
         }
         if held.is_some_and(|h| h.node.is_unchanged(&stat)) {
             return Ok(Look::Same);

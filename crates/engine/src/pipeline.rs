@@ -506,7 +506,7 @@ impl Worker<'_> {
                 held: held.cloned(),
                 want: None,
             })),
-            Look::Dir(_) => Ok(Done::IsDir(at.clone())),
+            Look::Dir => Ok(Done::IsDir(at.clone())),
             Look::Same => Ok(Done::Same(at.clone())),
             Look::Node { node, need: Need::Nothing, .. } => {
                 drop(node);

@@ -54,6 +54,8 @@ pub struct Restored {
     pub bytes: u64,
     /// Files that an earlier, interrupted restore had already brought.
     pub resumed: u64,
+    /// Paths with an attribute that this user or this file system cannot set.
+    pub unheld: u64,
     pub problems: Vec<Problem>,
     pub seconds: f64,
 }
@@ -141,6 +143,7 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
         files: outcome.files,
         bytes: outcome.bytes,
         resumed: outcome.resumed,
+        unheld: outcome.unheld,
         problems: outcome.problems,
         seconds: started.elapsed().as_secs_f64(),
     })
@@ -262,6 +265,7 @@ struct Outcome {
     files: u64,
     bytes: u64,
     resumed: u64,
+    unheld: u64,
     failed: Vec<(Row, String)>,
     problems: Vec<Problem>,
     /// First restored name of each inode with several.
@@ -272,7 +276,7 @@ struct Outcome {
 }
 
 enum Answer {
-    Restored { bytes: u64, resumed: bool },
+    Restored { bytes: u64, resumed: bool, held: bool },
     Failed(Box<Row>, String),
 }
 
@@ -345,7 +349,8 @@ impl Job<'_> {
 
     fn hear(&self, answer: Answer, outcome: &mut Outcome) {
         match answer {
-            Answer::Restored { bytes, resumed } => {
+            Answer::Restored { bytes, resumed, held } => {
+                outcome.unheld += u64::from(!held);
                 outcome.files += 1;
                 outcome.bytes += bytes;
                 outcome.resumed += u64::from(resumed);
@@ -515,6 +520,13 @@ impl Job<'_> {
     }
 }
 
+/// A path that was restored.
+struct Done {
+    bytes: u64,
+    resumed: bool,
+    held: bool,
+}
+
 struct Worker<'a, 'j> {
     job: &'a Job<'j>,
     store: &'a dyn Store,
@@ -529,7 +541,9 @@ impl Worker<'_, '_> {
                 Answer::Failed(Box::new(row), "the store is gone".into())
             } else {
                 match self.restore(&row, &mut dirs) {
-                    Ok((bytes, resumed)) => Answer::Restored { bytes, resumed },
+                    Ok(Done { bytes, resumed, held }) => {
+                        Answer::Restored { bytes, resumed, held }
+                    }
                     Err(message) => Answer::Failed(Box::new(row), message),
                 }
             };
@@ -539,7 +553,7 @@ impl Worker<'_, '_> {
         }
     }
 
-    fn restore(&self, row: &Row, dirs: &mut DirCache) -> Result<(u64, bool), String> {
+    fn restore(&self, row: &Row, dirs: &mut DirCache) -> Result<Done, String> {
         let to = self.job.place(&row.path);
         let (dir, name) = to.split().ok_or("the dataset's root is no file")?;
         let dir = dirs.get_or_create(dir, 0o700).map_err(|e| format!("making its directory: {e}"))?;
@@ -551,7 +565,7 @@ impl Worker<'_, '_> {
         };
         if let Some(stat) = &there {
             if self.job.resuming && self.is_done(dir, name, node, stat) {
-                return Ok((0, true));
+                return Ok(Done { bytes: 0, resumed: true, held: true });
             }
             let ours = self.job.resuming && !self.job.options.merge;
             if !self.job.options.overwrite && !ours {
@@ -566,20 +580,22 @@ impl Worker<'_, '_> {
         let _ = dir.unlink(temporary);
         let made = match node.kind {
             Kind::File => self.write(row, dir, temporary),
-            _ => make(node, dir, temporary).map(|()| 0).map_err(|e| e.to_string()),
+            _ => make(node, dir, temporary).map(|held| (0, held)).map_err(|e| e.to_string()),
         };
-        let result = made.and_then(|bytes| {
+        let result = made.and_then(|(bytes, held)| {
             let renamed = if there.is_some() {
                 dir.rename_to(temporary, dir, name)
             } else {
                 dir.rename_noreplace(temporary, dir, name)
             };
-            renamed.map(|()| bytes).map_err(|error| error.to_string())
+            renamed
+                .map(|()| Done { bytes, resumed: false, held })
+                .map_err(|error| error.to_string())
         });
         if result.is_err() {
             let _ = dir.unlink(temporary);
         }
-        result.map(|bytes| (bytes, false))
+        result
     }
 
     /// Whether an earlier restore brought this already: then it is not read from the store again.
@@ -596,7 +612,7 @@ impl Worker<'_, '_> {
         }
     }
 
-    fn write(&self, row: &Row, dir: &Dir, name: &[u8]) -> Result<u64, String> {
+    fn write(&self, row: &Row, dir: &Dir, name: &[u8]) -> Result<(u64, bool), String> {
         let node = &row.held.node;
         let hash = node.hash.ok_or("the catalog has no hash for it")?;
         let want = Want {
@@ -618,18 +634,18 @@ impl Worker<'_, '_> {
             return Err("the store's copy is damaged: its bytes are not those that were recorded".into());
         }
         let apply = Apply { fresh: true, current: None };
-        tree::set_attributes(Target::File(&file), node, &apply)
+        let unheld = tree::set_attributes(Target::File(&file), node, &apply)
             .map_err(|e| format!("setting attributes: {e}"))?;
-        Ok(bytes)
+        Ok((bytes, unheld.is_none()))
     }
 }
 
 /// Makes what has no content.
-fn make(node: &Node, dir: &Dir, name: &[u8]) -> std::io::Result<()> {
+fn make(node: &Node, dir: &Dir, name: &[u8]) -> std::io::Result<bool> {
     match node.kind {
         Kind::Symlink => dir.symlink(&node.target, name)?,
         kind => dir.mknod(name, kind, 0o600, node.rdev)?,
     }
     let apply = Apply { fresh: true, current: None };
-    tree::set_attributes(Target::Entry(dir, name), node, &apply).map(drop)
+    Ok(tree::set_attributes(Target::Entry(dir, name), node, &apply)?.is_none())
 }

@@ -75,12 +75,6 @@ struct Run<'a, 'e> {
     seen_full: Vec<String>,
 }
 
-/// Why a leg did not get to the end.
-struct Failure {
-    status: Status,
-    message: String,
-}
-
 impl Engine<'_> {
     /// Runs the pipeline. An error here means that the run could not even be recorded; everything else is
     /// in the summary.
@@ -169,16 +163,11 @@ impl Run<'_, '_> {
             worst = worst.max(outcome.status);
             self.summary.datasets.push(outcome);
         }
-        let cancelled = self.cancelled();
-        let all_held = self.summary.datasets.iter().all(|d| {
-            matches!(d.status, Status::Held) || !any_done && d.status == Status::Held
-        });
         self.summary.status = match worst {
-            _ if cancelled => Status::Aborted,
+            _ if self.cancelled() => Status::Aborted,
             // Zero things is failure (R7).
             _ if self.summary.datasets.is_empty() => Status::Failed,
-            Status::Held if all_held => Status::Held,
-            Status::Held | Status::Failed if any_done => Status::Partial,
+            Status::Failed if any_done => Status::Partial,
             other => other,
         };
         for (name, opened) in self.pool.opened() {
@@ -391,6 +380,9 @@ impl Run<'_, '_> {
             .catalog
             .find_dataset(&expected.name)?
             .ok_or(Error::Internal("a dataset without its row"))?;
+        if let Some(why) = &expected.held {
+            return Err(Error::Held(Stop::new("coverage", &**why, "see `thrice check`")));
+        }
         match &dataset.hold {
             Some(hold) if hold.kind == HoldKind::User => {
                 Err(Error::Held(Stop::new("by-hand", &*hold.reason, &*hold.remedy)))
@@ -582,7 +574,7 @@ impl Run<'_, '_> {
         let name = &expected.name;
         let session = opened.store().begin(name, number).map_err(Error::at(store_name))?;
         let synced = sync::sync(catalog, replica, opened.store(), name, session.begun())?;
-        if synced == sync::Synced::Rebuilt && session.begun().sealed.is_some() {
+        if synced == sync::Synced::Rebuilt {
             catalog.set_reconcile(replica.id, "its contents were read anew from the store")?;
         }
         let replica = catalog.replica(replica.id)?;

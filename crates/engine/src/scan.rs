@@ -123,7 +123,8 @@ impl Comparison<'_, '_> {
     fn listing(&mut self, listing: Listing) -> Result<()> {
         let Listing { dir: path, problems, .. } = &listing;
         let unread: Vec<&RelPath> = problems.iter().map(|(path, _)| path).collect();
-        let blind = listing.vanished || unread.contains(&path);
+        let not_entered = listing.not_entered.contains(path);
+        let blind = listing.vanished || not_entered || unread.contains(&path);
         if !blind {
             let id = self.dir_id(path)?;
             let mut held = self.held_children(id)?;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use policy::{Config, StoreKind, StoreSpec};
 use store::{
-    Disk, DiskOptions, Remote, RemoteOptions, SshTransport, Store, StoreInfo,
+    CommandTransport, Disk, DiskOptions, Remote, RemoteOptions, SshTransport, Store, StoreInfo,
+    Transport,
 };
 
 use crate::error::{Error, Result};
@@ -59,7 +60,7 @@ pub(crate) fn workers(spec: &StoreSpec) -> usize {
     let cores = std::thread::available_parallelism().map_or(2, usize::from).min(8);
     match spec.kind {
         StoreKind::Disk => cores,
-        StoreKind::Agent { .. } => cores.max(4),
+        StoreKind::Agent { .. } | StoreKind::Via { .. } => cores.max(4),
     }
 }
 
@@ -97,16 +98,14 @@ pub fn open(
                 path: spec.path.clone(),
                 connect_timeout: CONNECT_TIMEOUT,
             };
-            let options = RemoteOptions {
-                create,
-                expect_id: known.map(str::to_owned),
-                read_only: purpose == Purpose::Read,
-                require_mount: spec.mounted,
-                limit_up: spec.limit_up,
-                ..RemoteOptions::new(config.host.name.clone())
-            };
-            let remote = Remote::connect(&transport, &options).map_err(|e| refused(name, e))?;
-            Backend::Remote(Box::new(remote))
+            connect(&transport, config, spec, known, purpose)?
+        }
+        StoreKind::Via { program } => {
+            let (program, arguments) =
+                program.split_first().ok_or(Error::Internal("`via` without a program"))?;
+            let mut transport = CommandTransport::agent(program, &spec.path);
+            transport.arguments.splice(0..0, arguments.iter().map(Into::into));
+            connect(&transport, config, spec, known, purpose)?
         }
     };
     let info = match &backend {
@@ -115,6 +114,25 @@ pub fn open(
     }
     .map_err(Error::at(name))?;
     Ok(Opened { spec: spec.clone(), info, backend })
+}
+
+fn connect(
+    transport: &dyn Transport,
+    config: &Config,
+    spec: &StoreSpec,
+    known: Option<&str>,
+    purpose: Purpose,
+) -> Result<Backend> {
+    let options = RemoteOptions {
+        create: purpose == Purpose::Write && known.is_none(),
+        expect_id: known.map(str::to_owned),
+        read_only: purpose == Purpose::Read,
+        require_mount: spec.mounted,
+        limit_up: spec.limit_up,
+        ..RemoteOptions::new(config.host.name.clone())
+    };
+    let remote = Remote::connect(transport, &options).map_err(|e| refused(&spec.name, e))?;
+    Ok(Backend::Remote(Box::new(remote)))
 }
 
 fn refused(name: &str, error: store::Error) -> Error {

@@ -184,7 +184,8 @@ impl ExcludeSet {
         self.lines.is_empty()
     }
 
-    fn excludes(&self, rel: &RelPath, is_dir: bool) -> bool {
+    /// Whether a path is excluded, not asking about the directories it lies in.
+    pub fn excludes(&self, rel: &RelPath, is_dir: bool) -> bool {
         self.patterns.as_ref().is_some_and(|patterns| {
             let path = Path::new(OsStr::from_bytes(rel.as_bytes()));
             matches!(patterns.matched(path, is_dir), Match::Ignore(_))

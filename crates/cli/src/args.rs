@@ -1,0 +1,265 @@
+//! The command line, declared once: help, completions and man pages come from here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Three copies of every byte, on two media, one away from home, and proof of it.
+#[derive(Debug, Parser)]
+#[command(name = "thrice", version, about, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  all done            3  attention: something was found that should not be so
+  1  done in part        4  refused by a guard; nothing was touched there
+  2  wrong usage or configuration, nothing touched
+  5  busy: another run holds the lock
+  130, 143  interrupted; recorded as aborted";
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The configuration [default: ./thrice.toml, else /etc/thrice/thrice.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "THRICE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Write JSON to standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say only what went wrong
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// When to use colours (NO_COLOR is honoured)
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Validate the configuration and print the coverage proof; 3 when something has no route
+    Check,
+    /// What the next run would do and cost; changes nothing
+    Plan(PlanArgs),
+    /// Run the pipeline, or steps of it
+    Run(RunArgs),
+    /// Per dataset and store: state, age, what is pending
+    Status,
+    /// The versions of a dataset or of one path in it
+    Versions {
+        /// DATASET or DATASET:PATH
+        target: String,
+    },
+    /// List what a dataset or folder held
+    Ls(LsArgs),
+    /// Find paths by a pattern, in every version
+    Find(FindArgs),
+    /// What differs between two versions
+    Diff(DiffArgs),
+    /// Bring back a file, a folder or a dataset
+    Restore(RestoreArgs),
+    /// Read copies back and compare them with what was recorded
+    Verify(VerifyArgs),
+    /// Let go of versions that `keep` does not ask for
+    Prune(PruneArgs),
+    /// Stop a dataset: no run touches it and nothing of it is pruned until it is released
+    Hold {
+        dataset: String,
+        /// Why, for those who look later
+        #[arg(long, default_value = "held by hand")]
+        why: String,
+    },
+    /// Let a dataset go on that was held by hand or stopped by a guard
+    Release(ReleaseArgs),
+    /// Look after the catalog
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
+    /// The far side of a store: speaks the protocol on standard input and output
+    Agent(AgentArgs),
+    /// The main job on real files of this machine, nothing to configure
+    Demo(DemoArgs),
+    /// Write a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write the man pages: this program's to standard output, or all of them into DIR
+    Man { dir: Option<PathBuf> },
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Only this dataset (may be given more than once)
+    #[arg(long, value_name = "DATASET")]
+    pub dataset: Vec<String>,
+}
+
+/// A step of the pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Step {
+    Backup,
+    Offsite,
+    Prune,
+    Verify,
+}
+
+impl Step {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Offsite => "offsite",
+            Self::Prune => "prune",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Which steps [default: backup offsite prune]
+    #[arg(value_name = "STEP")]
+    pub steps: Vec<Step>,
+    /// Only this dataset (may be given more than once)
+    #[arg(long, value_name = "DATASET")]
+    pub dataset: Vec<String>,
+    /// Only towards this store (may be given more than once)
+    #[arg(long, value_name = "STORE")]
+    pub store: Vec<String>,
+    /// Compare everything, whatever is known to have changed
+    #[arg(long)]
+    pub full: bool,
+    /// Let this dataset's guards pass once: what is gone or changed is meant to be
+    #[arg(long, value_name = "DATASET")]
+    pub accept: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// DATASET or DATASET:PATH
+    pub target: String,
+    /// A version, a time, or an age as `2d`
+    #[arg(long, value_name = "WHEN")]
+    pub at: Option<String>,
+    /// With everything below
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// Only what this store holds
+    #[arg(long, value_name = "STORE")]
+    pub from: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct FindArgs {
+    /// A glob: `*` within a name, `**` across; matched against the path and its last name
+    pub pattern: String,
+    /// Only in this dataset
+    #[arg(long, value_name = "DATASET")]
+    pub dataset: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    pub dataset: String,
+    /// A version, a time, or an age [default: the one before the newest]
+    pub before: Option<String>,
+    /// A version, a time, or an age [default: the newest]
+    pub after: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// DATASET or DATASET:PATH
+    pub target: String,
+    /// The folder to restore into; made if it is not there, must be empty
+    #[arg(long, value_name = "DIR", required_unless_present = "in_place")]
+    pub to: Option<PathBuf>,
+    /// A version, a time, or an age as `2d` [default: the newest version]
+    #[arg(long, value_name = "WHEN")]
+    pub at: Option<String>,
+    /// From this store [default: the quickest good one]
+    #[arg(long, value_name = "STORE")]
+    pub from: Option<String>,
+    /// Where the live data lies; refuses to overwrite unless --overwrite
+    #[arg(long, conflicts_with = "to")]
+    pub in_place: bool,
+    /// Keep what is in DIR, and refuse only to overwrite
+    #[arg(long)]
+    pub merge: bool,
+    /// Overwrite what is in the way
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Only this dataset (may be given more than once)
+    pub dataset: Vec<String>,
+    /// Only this store
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+    /// Read only this share; another one each day
+    #[arg(long, value_name = "PERCENT", default_value = "100%")]
+    pub sample: String,
+    /// Replace bad copies by good ones from elsewhere
+    #[arg(long)]
+    pub repair: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Only this dataset
+    pub dataset: Vec<String>,
+    /// Only in this store
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The dataset
+    #[arg(required_unless_present = "store")]
+    pub dataset: Option<String>,
+    /// Take the store of this name for a new one: it was replaced on purpose
+    #[arg(long, value_name = "STORE", conflicts_with = "dataset")]
+    pub store: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CatalogCommand {
+    /// Check the catalog's integrity; 3 when something is wrong
+    Check,
+    /// Write everything in it as JSON lines
+    Export,
+    /// Make it anew from the stores; the old one is kept beside it
+    Rebuild,
+}
+
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The store's folder on this machine
+    #[arg(long, value_name = "PATH")]
+    pub root: PathBuf,
+    /// Refuse to prune: history only grows, whoever asks
+    #[arg(long)]
+    pub append_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where to play; kept afterwards [default: a temporary folder, removed afterwards]
+    pub dir: Option<PathBuf>,
+}

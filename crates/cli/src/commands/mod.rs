@@ -1,0 +1,43 @@
+//! One file per command, or per family of commands.
+
+mod agent;
+mod browse;
+mod care;
+mod check;
+mod help;
+mod plan;
+mod restore;
+mod run;
+mod status;
+mod target;
+mod verify;
+
+use anyhow::Result;
+
+use crate::args::{Cli, Command};
+use crate::printer::Printer;
+
+/// Does what the command line asks for; returns the exit code.
+pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Check => check::check(global, printer),
+        Command::Plan(args) => plan::plan(global, printer, args),
+        Command::Run(args) => run::run(global, printer, args),
+        Command::Status => status::status(global, printer),
+        Command::Versions { target } => browse::versions(global, printer, target),
+        Command::Ls(args) => browse::ls(global, printer, args),
+        Command::Find(args) => browse::find(global, printer, args),
+        Command::Diff(args) => browse::diff(global, printer, args),
+        Command::Restore(args) => restore::restore(global, printer, args),
+        Command::Verify(args) => verify::verify(global, printer, args),
+        Command::Prune(args) => care::prune(global, printer, args),
+        Command::Hold { dataset, why } => care::hold(global, printer, dataset, why),
+        Command::Release(args) => care::release(global, printer, args),
+        Command::Catalog(command) => care::catalog(global, printer, command),
+        Command::Agent(args) => agent::agent(args),
+        Command::Demo(args) => crate::demo::demo(args.dir.as_deref()),
+        Command::Completions { shell } => help::completions(printer, *shell),
+        Command::Man { dir } => help::man(printer, dir.as_deref()),
+    }
+}

@@ -1,0 +1,53 @@
+//! `thrice plan`.
+
+use anyhow::Result;
+use engine::{Engine, Silent};
+
+use crate::args::{Global, PlanArgs};
+use crate::exit;
+use crate::printer::{Printer, bytes, table};
+use crate::session::{self, Interrupt};
+
+/// Shows what the next run would do.
+pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
+    let config = session::config(global, printer)?;
+    let interrupt = Interrupt::watch()?;
+    let catalog = session::catalog_to_write(&config)?;
+    let engine = Engine {
+        config: &config,
+        catalog: &catalog,
+        observer: &Silent,
+        cancel: interrupt.flag(),
+        now: &session::now,
+    };
+    let forecast = engine::forecast(&engine, &args.dataset)?;
+    if printer.is_json() {
+        printer.json(&forecast);
+        return Ok(exit::OK);
+    }
+    let rows = forecast.datasets.iter().map(|plan| {
+        vec![
+            plan.dataset.clone(),
+            plan.route.join(" → "),
+            plan.new.to_string(),
+            plan.changed.to_string(),
+            plan.gone.to_string(),
+            bytes(plan.bytes),
+            plan.held.clone().unwrap_or_default(),
+        ]
+    });
+    let header = ["DATASET", "ROUTE", "NEW", "CHANGED", "GONE", "TO READ", "WOULD BE REFUSED"];
+    printer.data(&table(&header, rows.collect()));
+    let rows = forecast.stores.iter().map(|plan| {
+        let room = match (&plan.space, &plan.error) {
+            (Some(space), _) => bytes(space.available_bytes),
+            (None, Some(error)) => error.clone(),
+            (None, None) => "-".into(),
+        };
+        let days = plan.days_to_full.map_or_else(|| "-".into(), |days| format!("{days:.0}"));
+        vec![plan.store.clone(), plan.files.to_string(), bytes(plan.bytes), room, days]
+    });
+    let header = ["STORE", "FILES", "AT MOST", "ROOM", "DAYS TO FULL"];
+    printer.data(&format!("\n{}", table(&header, rows.collect())));
+    Ok(exit::OK)
+}

@@ -1,0 +1,77 @@
+//! `thrice restore`.
+
+use anyhow::Result;
+use engine::{Engine, RestoreOptions, Restored};
+
+use super::run::finished;
+use super::target::{self, Target};
+use crate::args::{Global, RestoreArgs};
+use crate::exit;
+use crate::printer::{Printer, bytes};
+use crate::session::{self, Interrupt};
+
+/// Restores.
+pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result<u8> {
+    let config = session::config(global, printer)?;
+    let interrupt = Interrupt::watch()?;
+    let catalog = session::catalog_to_read(&config)?;
+    let Target { dataset, path } = Target::parse(&catalog, &args.target)?;
+    let at = target::version(&catalog, &dataset, args.at.as_deref())?;
+    let in_place = || {
+        use std::os::unix::ffi::OsStrExt;
+        let parent = path.parent().unwrap_or_default();
+        dataset.source.join(std::ffi::OsStr::from_bytes(parent.as_bytes()))
+    };
+    let to = args.to.clone().unwrap_or_else(in_place);
+    let engine = Engine {
+        config: &config,
+        catalog: &catalog,
+        observer: printer,
+        cancel: interrupt.flag(),
+        now: &session::now,
+    };
+    let options = RestoreOptions {
+        dataset: dataset.name,
+        path,
+        to,
+        at,
+        from: args.from.clone(),
+        merge: args.merge || args.in_place,
+        overwrite: args.overwrite,
+    };
+    let restored = engine::restore(&engine, &options)?;
+    if printer.is_json() {
+        finished(printer, &restored);
+    } else {
+        conclude(printer, &restored, &options);
+    }
+    Ok(exit::of(restored.status, interrupt.code()))
+}
+
+fn conclude(printer: &Printer, restored: &Restored, options: &RestoreOptions) {
+    printer.say(&format!(
+        "{}: {} files, {} of `{}` at {} into {} in {:.1} s, every byte compared",
+        restored.status.word(),
+        restored.files,
+        bytes(restored.bytes),
+        restored.dataset,
+        restored.version,
+        options.to.display(),
+        restored.seconds
+    ));
+    printer.say(&format!("from `{}`: {}", restored.store, restored.because));
+    if restored.resumed > 0 {
+        let resumed = restored.resumed;
+        printer.say(&format!("{resumed} files were there already from an interrupted restore"));
+    }
+    if restored.unheld > 0 {
+        let unheld = restored.unheld;
+        printer.say(&format!(
+            "{unheld} paths lack an attribute that this user or file system cannot set; \
+             restore as root to have all of them"
+        ));
+    }
+    if !restored.problems.is_empty() {
+        printer.error(&format!("{} paths could not be restored", restored.problems.len()));
+    }
+}

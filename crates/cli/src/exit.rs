@@ -1,0 +1,79 @@
+//! Exit codes: an interface, the same for every command.
+
+use engine::Status;
+
+use crate::printer::Printer;
+
+/// All done.
+pub const OK: u8 = 0;
+/// Done in part, something failed.
+pub const PARTIAL: u8 = 1;
+/// Wrong usage or configuration, nothing touched.
+pub const USAGE: u8 = 2;
+/// A status or audit command found a breach.
+pub const ATTENTION: u8 = 3;
+/// Refused by a guard.
+pub const HELD: u8 = 4;
+/// Another run holds the lock.
+pub const BUSY: u8 = 5;
+/// Interrupted by Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+/// Told to end by a signal.
+pub const TERMINATED: u8 = 143;
+
+/// Wrong usage or configuration, with what to say about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// The code for how something ended.
+pub fn of(status: Status, interrupted: u8) -> u8 {
+    match status {
+        Status::Ok => OK,
+        Status::Partial | Status::Failed => PARTIAL,
+        Status::Held => HELD,
+        Status::Aborted => interrupted,
+    }
+}
+
+/// Says what went wrong, and returns its code.
+pub fn report(printer: &Printer, error: &anyhow::Error) -> u8 {
+    let text = format!("{error:#}");
+    if !text.is_empty() {
+        printer.error(&text);
+    }
+    for cause in error.chain() {
+        if cause.downcast_ref::<Usage>().is_some() {
+            return USAGE;
+        }
+        if let Some(error) = cause.downcast_ref::<catalog::Error>() {
+            return of_catalog(error);
+        }
+        if let Some(error) = cause.downcast_ref::<engine::Error>() {
+            return of_engine(error);
+        }
+        if let Some(store::Error::Busy(_)) = cause.downcast_ref::<store::Error>() {
+            return BUSY;
+        }
+    }
+    PARTIAL
+}
+
+fn of_catalog(error: &catalog::Error) -> u8 {
+    match error {
+        catalog::Error::Busy(_) => BUSY,
+        catalog::Error::Absent(_) => USAGE,
+        _ => PARTIAL,
+    }
+}
+
+fn of_engine(error: &engine::Error) -> u8 {
+    match error {
+        engine::Error::Catalog(error) => of_catalog(error),
+        engine::Error::Store { source: store::Error::Busy(_), .. } => BUSY,
+        engine::Error::Usage(_) => USAGE,
+        engine::Error::Held(_) => HELD,
+        engine::Error::Interrupted => INTERRUPTED,
+        _ => PARTIAL,
+    }
+}

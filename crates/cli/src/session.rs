@@ -1,0 +1,93 @@
+//! What a command works with: the configuration, the catalog, the clock, Ctrl-C.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use catalog::{Catalog, Mode};
+use jiff::Timestamp;
+use policy::Config;
+
+use crate::args::Global;
+use crate::exit::{self, Usage};
+use crate::printer::Printer;
+
+/// Finds, reads and checks the configuration. Warnings are said, errors end the command.
+pub fn config(global: &Global, printer: &Printer) -> Result<Config> {
+    let env = std::env::var_os("THRICE_CONFIG");
+    let file = policy::find(global.config.as_deref(), env.as_deref())
+        .map_err(|error| Usage(error.to_string()))?;
+    match policy::load(&file) {
+        Ok((config, warnings)) => {
+            if !warnings.is_empty() {
+                printer.say(warnings.render(printer.color()).trim_end());
+            }
+            Ok(config)
+        }
+        Err(report) => Err(Usage(report.render(printer.color()).trim_end().to_owned()).into()),
+    }
+}
+
+/// Opens the catalog for writing, and records runs that died.
+pub fn catalog_to_write(config: &Config) -> Result<Catalog> {
+    let catalog = Catalog::open(&config.host.state, Mode::Write)?;
+    // Whoever holds the lock is the only run alive.
+    catalog.mark_aborted(|_, _| false, now())?;
+    Ok(catalog)
+}
+
+/// Opens the catalog for reading. Runs that died are recorded first, where that is allowed now.
+pub fn catalog_to_read(config: &Config) -> Result<Catalog> {
+    if config.host.state.join("catalog.db").exists()
+        && let Ok(catalog) = Catalog::open(&config.host.state, Mode::Write)
+    {
+        catalog.mark_aborted(|_, _| false, now())?;
+    }
+    Ok(Catalog::open(&config.host.state, Mode::Read)?)
+}
+
+/// The wall clock. Debug builds take `THRICE_NOW` (RFC 3339) for it: tests make clocks jump.
+pub fn now() -> Timestamp {
+    #[cfg(debug_assertions)]
+    if let Some(at) = std::env::var("THRICE_NOW").ok().and_then(|text| text.parse().ok()) {
+        return at;
+    }
+    Timestamp::now()
+}
+
+/// Watches for Ctrl-C and for being told to end.
+pub struct Interrupt {
+    cancel: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
+}
+
+impl Interrupt {
+    /// The first signal asks for a safe end; the second ends at once, which is equally safe.
+    pub fn watch() -> Result<Self> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let cancel = Arc::new(AtomicBool::new(false));
+        let signal = Arc::new(AtomicUsize::new(0));
+        for (number, code) in [(SIGINT, exit::INTERRUPTED), (SIGTERM, exit::TERMINATED)] {
+            let context = "watching for signals";
+            signal_hook::flag::register_conditional_shutdown(number, code.into(), cancel.clone())
+                .context(context)?;
+            signal_hook::flag::register(number, cancel.clone()).context(context)?;
+            let code = usize::from(code);
+            signal_hook::flag::register_usize(number, signal.clone(), code).context(context)?;
+        }
+        Ok(Self { cancel, signal })
+    }
+
+    /// Set when the work is to end.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.cancel
+    }
+
+    /// The exit code of an interrupted command.
+    pub fn code(&self) -> u8 {
+        u8::try_from(self.signal.load(Ordering::Relaxed))
+            .ok()
+            .filter(|code| *code != 0)
+            .unwrap_or(exit::INTERRUPTED)
+    }
+}
