@@ -216,7 +216,19 @@ fn sshd_answers_is_gone_and_comes_back() -> Result<()> {
             .output()
     };
     assert_eq!(ask()?.stdout, b"there\n");
+    let mut held = Command::new("ssh");
+    held.arg("-F")
+        .arg(&config)
+        .args(["-n", Sshd::HOST, "echo in; sleep 60"]);
+    let mut held = held.stdout(std::process::Stdio::piped()).spawn()?;
+    let mut said = [0; 3];
+    std::io::Read::read_exact(held.stdout.as_mut().expect("it is piped"), &mut said)?;
     sshd.down();
+    assert_eq!(
+        held.wait()?.code(),
+        Some(255),
+        "the connection outlived the server"
+    );
     assert_eq!(ask()?.status.code(), Some(255));
     sshd.up()?;
     assert_eq!(ask()?.stdout, b"there\n");

@@ -200,6 +200,8 @@ fn build(root: &Path) -> Result<Tally> {
 }
 
 fn blackbox(root: &Path) -> Result<Tally> {
+    // Nothing to do after the stage `build`; for those who ask for this stage alone.
+    check(root, &["build", "-p", "thrice"])?;
     let program = binary(root, "debug")?;
     let names = blackbox_targets(root)?;
     let mut selection = vec!["-p", "blackbox", "--lib"];
