@@ -222,11 +222,14 @@ impl Catalog {
     /// Takes over operations that the store has told as committed, under the number of the
     /// version being built; its log then has `records` operations since the newest seal.
     ///
-    /// What was pending for the operation's path is pending no longer, with these exceptions.
-    /// `Delete`, and `Rename` at the old path and below it, only take away `Gone` rows: any
-    /// other says that something is to come there. After a `Rename` the row of the new path
-    /// stays until its attributes are known to be right (a `Meta`, or [`Catalog::settle`]). In a replica that is not the first of its route a row goes only
-    /// when the replica now holds what the first one does, and nothing is pending for that.
+    /// What was pending for the operation's path is pending no longer, with these exceptions:
+    /// - `Delete`, and `Rename` at the old path and below it, only take away `Gone` rows: any
+    ///   other row says that something is to come there.
+    /// - After a `Rename` the row of the new path stays until its attributes are known to be
+    ///   right: a `Meta`, or [`Catalog::settle`].
+    /// - In a replica that is not the first of its route a row goes only when the replica now
+    ///   holds what the first one does, and nothing is pending for that.
+    ///
     /// A change of the first replica is pending for all others from here on, whether or not
     /// it was noted before.
     pub fn ack<'a>(
