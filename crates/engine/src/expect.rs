@@ -66,7 +66,10 @@ impl Expectation {
         for (name, path) in &coverage.gone {
             let Some((route, staleness)) = routes.remove(name) else { continue };
             // Whoever removes a declaration says so; a folder that vanishes says nothing.
-            let from_root = config.roots.iter().any(|root| path.parent() == Some(&root.path));
+            let from_root = config
+                .roots
+                .iter()
+                .any(|root| *path == root.path || path.parent() == Some(&root.path));
             if !route.is_empty() && from_root {
                 let (source_path, dataset, held) = (path.clone(), None, None);
                 let name = name.clone();
