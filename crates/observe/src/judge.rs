@@ -1,0 +1,347 @@
+//! Judging: facts in, report out. Pure.
+
+use catalog::RunStatus;
+use engine::rfc3339;
+use jiff::Timestamp;
+use policy::{STEPS, Schedule, When};
+
+use crate::facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts};
+use crate::report::{DatasetStatus, Replica, State, StatusReport, StoreStatus};
+
+const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
+
+/// How old the last success may become where nothing is scheduled: a day and an hour. The hour is
+/// for the longest day of the year, which has 25.
+pub const OBJECTIVE_DEFAULT: i64 = DAY + HOUR;
+
+/// Turns what is known into what is said.
+pub fn judge(facts: &Facts, now: Timestamp) -> StatusReport {
+    let all = facts.datasets.iter();
+    let datasets: Vec<DatasetStatus> = all.map(|dataset| one(facts, dataset, now)).collect();
+    let mut replicas = datasets
+        .iter()
+        .flat_map(|dataset| &dataset.stores)
+        .peekable();
+    // Nothing protected is not all protected (R7).
+    let ok = replicas.peek().is_some()
+        && replicas.all(|replica| replica.state == State::Current)
+        && facts
+            .findings
+            .iter()
+            .all(|finding| finding.severity != "S1");
+    StatusReport {
+        host: facts.host.clone(),
+        generated_at: rfc3339(now),
+        ok,
+        datasets,
+        stores: facts.stores.iter().map(store).collect(),
+        findings: facts.findings.clone(),
+    }
+}
+
+fn one(facts: &Facts, dataset: &DatasetFacts, now: Timestamp) -> DatasetStatus {
+    let none = ReplicaFacts::default();
+    let stores = dataset.route.iter().enumerate().map(|(position, store)| {
+        let replica = dataset.replicas.get(store).unwrap_or(&none);
+        let known = facts.stores.iter().find(|known| known.name == *store);
+        let step = if position == 0 { "backup" } else { "offsite" };
+        let objective_seconds = objective(&facts.schedule, step);
+        let age_seconds = replica
+            .last_success
+            .map(|at| now.as_second() - at.as_second());
+        let fresh = age_seconds.is_some_and(|age| age <= objective_seconds);
+        let reachable = known.is_some_and(|known| known.reachable);
+        Replica {
+            store: store.clone(),
+            state: state(dataset.held.is_some(), reachable, fresh, replica),
+            pending_files: replica.pending.0,
+            pending_bytes: replica.pending.1,
+            last_success: replica.last_success.map(rfc3339),
+            last_attempt: replica.last_attempt.map(rfc3339),
+            objective_seconds,
+            age_seconds,
+            version: replica.version.clone(),
+            last_verified: replica.last_verified.map(rfc3339),
+        }
+    });
+    DatasetStatus {
+        name: dataset.name.clone(),
+        route: dataset.route.clone(),
+        kind: "tree",
+        stores: stores.collect(),
+        last_drill: None,
+        why: dataset.why.clone(),
+    }
+}
+
+fn state(held: bool, reachable: bool, fresh: bool, replica: &ReplicaFacts) -> State {
+    let done = replica.last_status == Some(RunStatus::Ok);
+    let pending = replica.pending != (0, 0) || replica.reconcile || replica.open;
+    if held {
+        State::Held
+    } else if replica.version.is_none() {
+        State::Missing
+    } else if !reachable {
+        State::Unreachable
+    } else if pending || !done || !fresh {
+        State::Behind
+    } else {
+        State::Current
+    }
+}
+
+fn store(facts: &StoreFacts) -> StoreStatus {
+    let available = facts.space.map(|(_, available)| available);
+    let growth = facts.growth.filter(|growth| *growth > 0.0);
+    StoreStatus {
+        name: facts.name.clone(),
+        reachable: facts.reachable,
+        size_bytes: facts.space.map(|(size, _)| size),
+        available_bytes: available,
+        days_to_full: available
+            .zip(growth)
+            .map(|(bytes, growth)| bytes as f64 / growth),
+    }
+}
+
+/// How many seconds old the last success of a step may become: its interval, and what the clock's
+/// changes and the run itself may add.
+pub fn objective(schedule: &Schedule, step: &str) -> i64 {
+    let mut step = step;
+    // `after` may lead in a circle, but no further than all steps.
+    for _ in STEPS {
+        let when = schedule.steps.iter().find(|(name, _)| name == step);
+        step = match when.map(|(_, when)| when) {
+            None => break,
+            Some(When::Daily(_)) => return DAY + HOUR,
+            Some(When::Weekly(..)) => return 8 * DAY,
+            Some(When::Monthly(_)) => return 32 * DAY,
+            Some(When::After(other)) => other,
+        };
+    }
+    OBJECTIVE_DEFAULT
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::civil::Weekday;
+    use policy::TimeOfDay;
+
+    use super::*;
+    use crate::report::Finding;
+
+    const NOW: i64 = 1_795_414_200; // 2026-11-23T06:10:00Z
+
+    fn at(seconds_ago: i64) -> Option<Timestamp> {
+        Some(Timestamp::new(NOW - seconds_ago, 0).unwrap())
+    }
+
+    fn now() -> Timestamp {
+        at(0).unwrap()
+    }
+
+    /// Done an hour ago.
+    fn good() -> ReplicaFacts {
+        ReplicaFacts {
+            version: Some("000003-20261123T051000Z".into()),
+            last_success: at(3_600),
+            last_attempt: at(3_600),
+            last_status: Some(RunStatus::Ok),
+            ..ReplicaFacts::default()
+        }
+    }
+
+    fn facts(replica: Option<ReplicaFacts>) -> Facts {
+        let replicas = replica.map(|replica| ("sda".to_owned(), replica));
+        Facts {
+            host: "pve".into(),
+            schedule: Schedule::default(),
+            datasets: vec![DatasetFacts {
+                name: "docs".into(),
+                route: vec!["sda".into()],
+                replicas: replicas.into_iter().collect(),
+                ..DatasetFacts::default()
+            }],
+            stores: vec![StoreFacts {
+                name: "sda".into(),
+                reachable: true,
+                space: Some((1_000, 400)),
+                growth: Some(100.0),
+            }],
+            findings: Vec::new(),
+        }
+    }
+
+    fn state_of(facts: &Facts) -> State {
+        judge(facts, now()).datasets[0].stores[0].state
+    }
+
+    fn with(change: impl FnOnce(&mut ReplicaFacts)) -> State {
+        let mut replica = good();
+        change(&mut replica);
+        state_of(&facts(Some(replica)))
+    }
+
+    #[test]
+    fn the_json_is_the_interface() {
+        let mut facts = facts(Some(good()));
+        facts.datasets.push(DatasetFacts {
+            name: "frigate".into(),
+            why: Some("14-day camera ring buffer".into()),
+            ..DatasetFacts::default()
+        });
+        facts.findings.push(Finding {
+            id: "0011223344556677".into(),
+            severity: "S2",
+            subject: "docs → sda".into(),
+            message: "m".into(),
+            remedy: "r".into(),
+        });
+        let json = serde_json::to_string_pretty(&judge(&facts, now())).unwrap();
+        insta::assert_snapshot!(json, @r#"
+        {
+          "host": "pve",
+          "generated_at": "2026-11-23T06:10:00Z",
+          "ok": true,
+          "datasets": [
+            {
+              "name": "docs",
+              "route": [
+                "sda"
+              ],
+              "kind": "tree",
+              "stores": [
+                {
+                  "store": "sda",
+                  "state": "current",
+                  "pending_files": 0,
+                  "pending_bytes": 0,
+                  "last_success": "2026-11-23T05:10:00Z",
+                  "last_attempt": "2026-11-23T05:10:00Z",
+                  "objective_seconds": 90000,
+                  "age_seconds": 3600,
+                  "version": "000003-20261123T051000Z",
+                  "last_verified": null
+                }
+              ],
+              "last_drill": null
+            },
+            {
+              "name": "frigate",
+              "route": [],
+              "kind": "tree",
+              "stores": [],
+              "last_drill": null,
+              "why": "14-day camera ring buffer"
+            }
+          ],
+          "stores": [
+            {
+              "name": "sda",
+              "reachable": true,
+              "size_bytes": 1000,
+              "available_bytes": 400,
+              "days_to_full": 4.0
+            }
+          ],
+          "findings": [
+            {
+              "id": "0011223344556677",
+              "severity": "S2",
+              "subject": "docs → sda",
+              "message": "m",
+              "remedy": "r"
+            }
+          ]
+        }
+        "#);
+    }
+
+    #[test]
+    fn r07_what_was_expected_and_never_ran_is_missing() {
+        let report = judge(&facts(None), now());
+        let replica = &report.datasets[0].stores[0];
+        assert!(!report.ok);
+        assert_eq!(replica.state, State::Missing);
+        assert_eq!((replica.age_seconds, &replica.version), (None, &None));
+    }
+
+    #[test]
+    fn r07_nothing_expected_is_not_ok() {
+        assert!(!judge(&Facts::default(), now()).ok);
+    }
+
+    #[test]
+    fn r07_a_finding_that_puts_data_at_risk_is_not_ok() {
+        let mut facts = facts(Some(good()));
+        assert!(judge(&facts, now()).ok);
+        let (id, subject, message, remedy) = Default::default();
+        facts.findings.push(Finding {
+            id,
+            severity: "S1",
+            subject,
+            message,
+            remedy,
+        });
+        assert!(!judge(&facts, now()).ok);
+    }
+
+    #[test]
+    fn each_thing_left_undone_is_behind() {
+        assert_eq!(with(|_| ()), State::Current);
+        assert_eq!(with(|r| r.pending = (1, 0)), State::Behind);
+        assert_eq!(with(|r| r.reconcile = true), State::Behind);
+        assert_eq!(with(|r| r.open = true), State::Behind);
+        assert_eq!(
+            with(|r| r.last_status = Some(RunStatus::Failed)),
+            State::Behind
+        );
+        assert_eq!(
+            with(|r| r.last_status = Some(RunStatus::Aborted)),
+            State::Behind
+        );
+        assert_eq!(with(|r| r.last_success = None), State::Behind);
+        assert_eq!(with(|r| r.last_success = at(90_000)), State::Current);
+        assert_eq!(with(|r| r.last_success = at(90_001)), State::Behind);
+        assert_eq!(with(|r| r.version = None), State::Missing);
+    }
+
+    #[test]
+    fn a_store_that_was_not_reached_is_said_unless_something_graver_is() {
+        let mut facts = facts(Some(ReplicaFacts {
+            pending: (4, 9),
+            ..good()
+        }));
+        facts.stores[0].reachable = false;
+        let report = judge(&facts, now());
+        assert_eq!(report.datasets[0].stores[0].state, State::Unreachable);
+        assert_eq!(report.datasets[0].stores[0].pending_files, 4);
+        assert!(!report.ok && !report.stores[0].reachable);
+        facts.datasets[0].held = Some("by hand".into());
+        assert_eq!(state_of(&facts), State::Held);
+    }
+
+    #[test]
+    fn r20_objectives_come_from_the_schedule() {
+        let time = TimeOfDay::default();
+        let after = |step: &str| When::After(step.into());
+        let schedule = |steps: &[(&str, When)]| Schedule {
+            zone: None,
+            steps: steps
+                .iter()
+                .map(|(name, when)| ((*name).into(), when.clone()))
+                .collect(),
+        };
+        let daily = schedule(&[("backup", When::Daily(time)), ("offsite", after("backup"))]);
+        assert_eq!(objective(&daily, "offsite"), 25 * HOUR);
+        let weekly = schedule(&[
+            ("backup", When::Weekly(Weekday::Sunday, time)),
+            ("offsite", after("backup")),
+        ]);
+        assert_eq!(objective(&weekly, "offsite"), 8 * DAY);
+        let circle = schedule(&[("backup", after("offsite")), ("offsite", after("backup"))]);
+        assert_eq!(objective(&circle, "backup"), OBJECTIVE_DEFAULT);
+        assert_eq!(objective(&Schedule::default(), "backup"), OBJECTIVE_DEFAULT);
+    }
+}

@@ -1,0 +1,102 @@
+//! The shape of `thrice status --json`: an interface.
+
+use serde::Serialize;
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StatusReport {
+    pub host: String,
+    /// RFC 3339, UTC, as every time in here.
+    pub generated_at: String,
+    /// Whether every replica that should be is current and nothing is found that puts data at
+    /// risk.
+    pub ok: bool,
+    pub datasets: Vec<DatasetStatus>,
+    pub stores: Vec<StoreStatus>,
+    pub findings: Vec<Finding>,
+}
+
+/// A dataset.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DatasetStatus {
+    pub name: String,
+    /// Empty: not backed up, and `why` says why.
+    pub route: Vec<String>,
+    pub kind: &'static str,
+    /// In the order of the route.
+    pub stores: Vec<Replica>,
+    /// Always null: this version does no drills.
+    pub last_drill: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// A dataset in a store.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Replica {
+    pub store: String,
+    pub state: State,
+    pub pending_files: u64,
+    pub pending_bytes: u64,
+    pub last_success: Option<String>,
+    pub last_attempt: Option<String>,
+    /// How old the last success may become.
+    pub objective_seconds: i64,
+    /// Since the last success; negative when the clock went back.
+    pub age_seconds: Option<i64>,
+    /// The newest that can be restored.
+    pub version: Option<String>,
+    pub last_verified: Option<String>,
+}
+
+/// How a replica stands; of several that hold, the first is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// A guard or a person stopped the dataset.
+    Held,
+    /// It has never had a version.
+    Missing,
+    /// The last attempt did not reach its store.
+    Unreachable,
+    /// Something is pending, failed, unfinished or too old.
+    Behind,
+    /// It holds all that is known, and that is fresh.
+    Current,
+}
+
+impl State {
+    /// The word, as people and JSON see it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Missing => "missing",
+            Self::Unreachable => "unreachable",
+            Self::Behind => "behind",
+            Self::Current => "current",
+        }
+    }
+}
+
+/// A store, as the last run met it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StoreStatus {
+    pub name: String,
+    pub reachable: bool,
+    /// Null while it was never reached.
+    pub size_bytes: Option<u64>,
+    pub available_bytes: Option<u64>,
+    /// At the rate of the runs on record; null when it does not grow or they are too few.
+    pub days_to_full: Option<f64>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub id: String,
+    /// `S1` (data is at risk now) to `S3` (untidy).
+    pub severity: &'static str,
+    pub subject: String,
+    pub message: String,
+    pub remedy: String,
+}
