@@ -207,7 +207,7 @@ impl Catalog {
     /// at the source, and what is held there.
     pub fn link_leader(&self, replica: ReplicaId, ino: u64) -> Result<Option<(RelPath, Held)>> {
         let mut select = self.conn.prepare_cached(
-            "SELECT dir.path, entry.name, born, since, node FROM entry
+            "SELECT dir.path, entry.name, born, since, node FROM entry INDEXED BY entry_link
              JOIN dir ON dir.id = entry.dir
              WHERE replica = ?1 AND link = ?2 ORDER BY entry.dir, entry.name LIMIT 1",
         )?;
@@ -652,7 +652,7 @@ impl<'c> Applier<'c> {
         let conn = &self.catalog.conn;
         let (dir, name, born): (DirId, Vec<u8>, i64) = conn
             .prepare_cached(
-                "SELECT dir, name, born FROM past
+                "SELECT dir, name, born FROM past INDEXED BY past_moved
                  WHERE replica = ?1 AND moved_dir = ?2 AND moved_name = ?3 AND died = ?4
                      AND NOT buried",
             )?

@@ -227,16 +227,20 @@ impl Catalog {
         dataset: DatasetId,
         under: &RelPath,
     ) -> Result<Vec<(DirId, RelPath)>> {
+        let mut select = self.conn.prepare_cached(match under.is_root() {
+            true => "SELECT id, path FROM dir WHERE dataset = ?1 ORDER BY id",
+            false => {
+                "SELECT id, path FROM dir WHERE dataset = ?1 AND path = ?2 UNION ALL
+                 SELECT id, path FROM dir WHERE dataset = ?1 AND path > ?3 AND path < ?4
+                 ORDER BY id"
+            }
+        })?;
         // Everything below `a` lies between `a/` and `a0`, for `0` follows `/`.
-        let (from, to) = match under.as_bytes() {
-            [] => (Vec::new(), None),
-            bytes => ([bytes, b"/"].concat(), Some([bytes, b"0"].concat())),
+        let below = |end: &[u8]| [under.as_bytes(), end].concat();
+        let mut rows = match under.is_root() {
+            true => select.query([dataset])?,
+            false => select.query(params![dataset, under.as_bytes(), below(b"/"), below(b"0")])?,
         };
-        let mut select = self.conn.prepare_cached(
-            "SELECT id, path FROM dir WHERE dataset = ?1
-                AND (path = ?2 OR (path >= ?3 AND (?4 IS NULL OR path < ?4))) ORDER BY id",
-        )?;
-        let mut rows = select.query(params![dataset, under.as_bytes(), from, to])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             found.push((row.get(0)?, read_path(blob(row, 1)?)?));

@@ -1,6 +1,8 @@
 //! The catalog against a model that keeps a full snapshot of every version, and a store that is
 //! two maps: what lies at each path now, and in history.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use std::collections::BTreeMap;
 
 use catalog::{Catalog, Change, DatasetId, Kept, Mode, Order, Replica, ReplicaId, Row};
