@@ -223,6 +223,14 @@ impl Catalog {
         Ok(())
     }
 
+    /// Forgets which store it was, so that the next one found there is taken for it. What the
+    /// replicas in it hold is compared anew with what the next session finds. Whether the
+    /// store was known.
+    pub fn forget_store_identity(&self, name: &str) -> Result<bool> {
+        let sql = "UPDATE store SET uuid = NULL, last_info = NULL WHERE name = ?1";
+        Ok(self.conn.execute(sql, [name])? > 0)
+    }
+
     fn store_id(&self, name: &str) -> Result<StoreId> {
         self.conn.execute(
             "INSERT INTO store (name) VALUES (?1) ON CONFLICT DO NOTHING",
