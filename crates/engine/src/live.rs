@@ -66,32 +66,18 @@ impl Live {
 
     /// Looks at a path and brings its content to the session, if the replica lacks it.
     ///
-    /// `links`: whether a file with several names is to be read too.
+    /// `links`: whether a file with several names is to be read too. `plain`: a file with one
+    /// name was seen there a moment ago, so it is opened without looking first.
     pub(crate) fn bring(
         &mut self,
         session: &dyn Session,
         path: &RelPath,
         held: Option<&Held>,
         links: bool,
+        plain: bool,
     ) -> Result<Look, Trouble> {
-        let Some((dir, name)) = self.at(path)? else { return Ok(Look::Gone) };
-        let stat = match dir.stat(name) {
-            Err(error) if is_gone(&error) => return Ok(Look::Gone),
-            other => other?,
-        };
-        if stat.kind == Kind::Dir {
-            return Ok(Look::Dir);
-        }
-        if held.is_some_and(|h| h.node.is_unchanged(&stat)) {
-            return Ok(Look::Same);
-        }
-        if stat.nlink > 1 && !links {
-            return Ok(Look::Linked(Box::new(stat)));
-        }
-        if stat.kind != Kind::File {
-            let Some(node) = read_node(dir, name, &stat)? else { return Ok(Look::Gone) };
-            let need = decide::need(&node, held);
-            return Ok(Look::Node { node: Box::new(node), need, staged: None, bytes_read: 0 });
+        if !plain && let Some(look) = self.look(path, held, links)? {
+            return Ok(look);
         }
         for attempt in 1..=READS_MAX {
             let last = attempt == READS_MAX;
@@ -100,11 +86,41 @@ impl Live {
                 Err(error) if is_gone(&error) => return Ok(Look::Gone),
                 other => other?,
             };
-            if let Some(look) = bring_file(session, path, &file, held, last, &mut self.buffer)? {
+            if let Some(look) = bring_file(session, path, &file, held, links, last, &mut self.buffer)? {
                 return Ok(look);
             }
         }
         unreachable!("the last attempt always answers")
+    }
+
+    /// Everything but the content of a file, for which the answer is `None`.
+    fn look(
+        &mut self,
+        path: &RelPath,
+        held: Option<&Held>,
+        links: bool,
+    ) -> Result<Option<Look>, Trouble> {
+        let Some((dir, name)) = self.at(path)? else { return Ok(Some(Look::Gone)) };
+        let stat = match dir.stat(name) {
+            Err(error) if is_gone(&error) => return Ok(Some(Look::Gone)),
+            other => other?,
+        };
+        if stat.kind == Kind::Dir {
+            return Ok(Some(Look::Dir));
+        }
+        if held.is_some_and(|h| h.node.is_unchanged(&stat)) {
+            return Ok(Some(Look::Same));
+        }
+        if stat.nlink > 1 && !links {
+            return Ok(Some(Look::Linked(Box::new(stat))));
+        }
+        if stat.kind == Kind::File {
+            return Ok(None);
+        }
+        let Some(node) = read_node(dir, name, &stat)? else { return Ok(Some(Look::Gone)) };
+        let need = decide::need(&node, held);
+        let node = Box::new(node);
+        Ok(Some(Look::Node { node, need, staged: None, bytes_read: 0 }))
     }
 
     /// The kind of what is at a path; `None` when nothing is there.
@@ -194,12 +210,16 @@ fn bring_file(
     path: &RelPath,
     file: &File,
     held: Option<&Held>,
+    links: bool,
     last: bool,
     buffer: &mut [u8],
 ) -> Result<Option<Look>, Trouble> {
     let before = tree::stat_fd(file)?;
     if before.kind != Kind::File {
         return Ok(Some(Look::Gone));
+    }
+    if before.nlink > 1 && !links {
+        return Ok(Some(Look::Linked(Box::new(before))));
     }
     let mut node = Node::from_stat(&before);
     node.xattrs = tree::read_xattrs(file)?;

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use catalog::{Catalog, DirId, Held, Replica, What};
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use store::{Event, Op, Place, Session, Staged};
 use tree::{Node, RelPath};
 
@@ -18,8 +18,10 @@ use crate::live::{Live, Look, Trouble};
 use crate::relay::Carrier;
 use crate::report::{Notice, Observer, Problem};
 
-/// Tasks and answers under way at most.
-const QUEUE: usize = 256;
+/// Bundles of tasks and of answers that wait at most.
+const QUEUE: usize = 16;
+/// Tasks handed over together: waking a thread costs more than copying a small file's name.
+const BUNDLE: usize = 32;
 /// Rows settled without the store are written in transactions of so many.
 const SETTLE_ROWS: usize = 4096;
 
@@ -41,7 +43,8 @@ impl At {
 #[derive(Debug)]
 pub(crate) enum Task {
     /// Make the replica hold what the path is at the origin.
-    Bring { at: At, held: Option<Held>, want: Option<Node>, links: bool },
+    /// `plain`: a file with one name was seen there a moment ago.
+    Bring { at: At, held: Option<Held>, want: Option<Node>, links: bool, plain: bool },
     /// The replica's copy was found bad: bring the content whatever the catalog says.
     Repair { at: At, held: Held, want: Option<Node> },
     /// See whether the path is really gone (or of another kind), and if so delete it.
@@ -140,9 +143,11 @@ pub(crate) struct Pipeline<'a> {
     /// Paths that could not be done.
     pub(crate) failed: Vec<RelPath>,
     session: &'a dyn Session,
-    work: Sender<Task>,
-    ordered: Sender<Task>,
-    done: Receiver<Done>,
+    work: Sender<Vec<Task>>,
+    ordered: Sender<Vec<Task>>,
+    done: Receiver<Vec<Done>>,
+    /// Tasks not yet handed over.
+    bundle: Vec<Task>,
     under_way: usize,
     settled: Vec<Settled>,
     progress: u64,
@@ -163,8 +168,8 @@ pub(crate) fn run<'a, T>(
     mut origins: Vec<Origin<'a>>,
     body: impl FnOnce(&mut Pipeline<'_>) -> Result<T>,
 ) -> Result<T> {
-    let (work, work_rx) = bounded(QUEUE);
-    let (ordered, ordered_rx) = bounded(QUEUE);
+    let (work, work_rx) = bounded::<Vec<Task>>(QUEUE);
+    let (ordered, ordered_rx) = bounded::<Vec<Task>>(QUEUE);
     let (done_tx, done) = bounded(QUEUE);
     let tickets = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -195,6 +200,7 @@ pub(crate) fn run<'a, T>(
             work,
             ordered,
             done,
+            bundle: Vec::with_capacity(BUNDLE),
             under_way: 0,
             settled: Vec::new(),
             progress: 0,
@@ -222,29 +228,40 @@ impl Pipeline<'_> {
         self.setting.cancel.load(Ordering::Relaxed)
     }
 
-    /// Hands a task to any worker.
+    /// Hands a task to any worker, sooner or later.
     pub(crate) fn feed(&mut self, task: Task) -> Result<()> {
-        self.send(task, false)
+        self.under_way += 1;
+        self.bundle.push(task);
+        if self.bundle.len() < BUNDLE { Ok(()) } else { self.feed_bundle() }
     }
 
     /// Hands a task to the one worker that keeps the order.
     pub(crate) fn feed_ordered(&mut self, task: Task) -> Result<()> {
-        self.send(task, true)
+        self.under_way += 1;
+        self.send(vec![task], true)
     }
 
-    fn send(&mut self, task: Task, in_order: bool) -> Result<()> {
-        let mut task = Some(task);
-        while let Some(next) = task.take() {
-            let channel = if in_order { self.ordered.clone() } else { self.work.clone() };
-            // `try_send` first: a select costs more than the common case is worth.
+    fn feed_bundle(&mut self) -> Result<()> {
+        if self.bundle.is_empty() {
+            return Ok(());
+        }
+        let bundle = std::mem::replace(&mut self.bundle, Vec::with_capacity(BUNDLE));
+        self.send(bundle, false)
+    }
+
+    fn send(&mut self, tasks: Vec<Task>, in_order: bool) -> Result<()> {
+        let mut tasks = Some(tasks);
+        while let Some(next) = tasks.take() {
+            let channel = if in_order { &self.ordered } else { &self.work };
             match channel.try_send(next) {
                 Ok(()) => break,
-                Err(crossbeam_channel::TrySendError::Full(back)) => task = Some(back),
-                Err(_) => return Err(Error::Internal("a worker died")),
+                Err(TrySendError::Full(back)) => tasks = Some(back),
+                Err(TrySendError::Disconnected(_)) => {
+                    return Err(Error::Internal("a worker died"));
+                }
             }
             self.hear()?;
         }
-        self.under_way += 1;
         while let Ok(done) = self.done.try_recv() {
             self.take(done)?;
         }
@@ -268,6 +285,7 @@ impl Pipeline<'_> {
 
     /// Waits until every task has been answered.
     pub(crate) fn settle_tasks(&mut self) -> Result<()> {
+        self.feed_bundle()?;
         while self.under_way > 0 {
             self.hear()?;
         }
@@ -298,8 +316,12 @@ impl Pipeline<'_> {
         }
     }
 
-    fn take(&mut self, done: Done) -> Result<()> {
-        self.under_way -= 1;
+    fn take(&mut self, bundle: Vec<Done>) -> Result<()> {
+        self.under_way -= bundle.len();
+        bundle.into_iter().try_for_each(|done| self.take_one(done))
+    }
+
+    fn take_one(&mut self, done: Done) -> Result<()> {
         match done {
             Done::Sent { bytes_read, wrote } => {
                 self.tally.bytes_read += bytes_read;
@@ -437,9 +459,16 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn serve(mut self, tasks: &Receiver<Task>, done: &Sender<Done>) {
-        for task in tasks {
-            if self.stop.load(Ordering::Relaxed) || done.send(self.perform(task)).is_err() {
+    fn serve(mut self, bundles: &Receiver<Vec<Task>>, done: &Sender<Vec<Done>>) {
+        for bundle in bundles {
+            let mut answers = Vec::with_capacity(bundle.len());
+            for task in bundle {
+                if self.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                answers.push(self.perform(task));
+            }
+            if done.send(answers).is_err() {
                 return;
             }
         }
@@ -447,8 +476,8 @@ impl Worker<'_> {
 
     fn perform(&mut self, task: Task) -> Done {
         match task {
-            Task::Bring { at, held, want, links } => {
-                let result = self.bring(&at, held.as_ref(), want, links);
+            Task::Bring { at, held, want, links, plain } => {
+                let result = self.bring(&at, held.as_ref(), want, links, plain);
                 or_trouble(at, result)
             }
             Task::Repair { at, held, want } => {
@@ -493,9 +522,10 @@ impl Worker<'_> {
         held: Option<&Held>,
         want: Option<Node>,
         links: bool,
+        plain: bool,
     ) -> Result<Done, Trouble> {
         let look = match &mut self.origin {
-            Origin::Live(live) => live.bring(self.session, &at.path, held, links)?,
+            Origin::Live(live) => live.bring(self.session, &at.path, held, links, plain)?,
             Origin::Store(carrier) => carrier.bring(self.session, &at.path, held, want)?,
         };
         match look {
@@ -526,11 +556,11 @@ impl Worker<'_> {
 
     fn repair(&mut self, at: &At, held: &Held, want: Option<Node>) -> Result<Done, Trouble> {
         let look = match &mut self.origin {
-            Origin::Live(live) => live.bring(self.session, &at.path, None, true)?,
+            Origin::Live(live) => live.bring(self.session, &at.path, None, true, false)?,
             Origin::Store(carrier) => carrier.bring(self.session, &at.path, None, want)?,
         };
         let Look::Node { node, staged, bytes_read, .. } = look else {
-            return self.bring(at, Some(held), None, true);
+            return self.bring(at, Some(held), None, true, false);
         };
         let wrote = staged.as_ref().map_or(0, |s| s.data_bytes - s.resumed_bytes);
         let path = at.path.clone();

@@ -121,7 +121,7 @@ fn bring_all(
                 Some(Held { node, .. }) if plain && node.kind == Kind::File && !node.linked => {
                     let at = At { dir: None, path };
                     let want = Some(node);
-                    pipeline.feed(Task::Bring { at, held: row.held, want, links: true })?;
+                    pipeline.feed(Task::Bring { at, held: row.held, want, links: true, plain: false })?;
                 }
                 _ => later.push((row.dir, row.name)),
             }

@@ -468,7 +468,7 @@ impl Job<'_> {
         }
         for (to, node) in std::mem::take(&mut outcome.dirs).into_iter().rev() {
             let Some((dir, name)) = to.split() else { continue };
-            let apply = Apply { fresh: true, current: None };
+            let apply = Apply { fresh: true, current: None, ..Apply::default() };
             let result = dirs
                 .get(dir)
                 .and_then(|dir| tree::set_attributes(Target::Entry(dir, name), &node, &apply));
@@ -513,7 +513,7 @@ impl Job<'_> {
         if top.held.node.kind != Kind::Dir || !self.options.path.is_root() {
             return Ok(());
         }
-        let apply = Apply { fresh: true, current: None };
+        let apply = Apply { fresh: true, current: None, ..Apply::default() };
         tree::set_attributes(Target::Entry(self.target, b"."), &top.held.node, &apply)
             .map_err(Error::io("setting the attributes of the target"))?;
         Ok(())
@@ -633,7 +633,7 @@ impl Worker<'_, '_> {
         if found != hash {
             return Err("the store's copy is damaged: its bytes are not those that were recorded".into());
         }
-        let apply = Apply { fresh: true, current: None };
+        let apply = Apply { fresh: true, current: None, ..Apply::default() };
         let unheld = tree::set_attributes(Target::File(&file), node, &apply)
             .map_err(|e| format!("setting attributes: {e}"))?;
         Ok((bytes, unheld.is_none()))
@@ -646,6 +646,6 @@ fn make(node: &Node, dir: &Dir, name: &[u8]) -> std::io::Result<bool> {
         Kind::Symlink => dir.symlink(&node.target, name)?,
         kind => dir.mknod(name, kind, 0o600, node.rdev)?,
     }
-    let apply = Apply { fresh: true, current: None };
+    let apply = Apply { fresh: true, current: None, ..Apply::default() };
     Ok(tree::set_attributes(Target::Entry(dir, name), node, &apply)?.is_none())
 }

@@ -72,6 +72,7 @@ fn bring_all(
         let path = if note.name.is_empty() { dir_path.clone() } else { dir_path.join(&note.name) };
         let under_retyped = retyped.iter().any(|top| path.is_in(top));
         let plain = stat.is_some_and(|s| s.kind != Kind::Dir && s.nlink == 1);
+        let is_file = plain && stat.is_some_and(|s| s.kind == Kind::File);
         let same_kind = match (&held, stat) {
             (Some(held), Some(stat)) => held.node.kind == stat.kind,
             _ => true,
@@ -81,7 +82,7 @@ fn bring_all(
         }
         if plain && same_kind && !under_retyped {
             let at = At { dir: None, path };
-            return pipeline.feed(Task::Bring { at, held, want: None, links: false });
+            return pipeline.feed(Task::Bring { at, held, want: None, links: false, plain: is_file });
         }
         later.push(note);
         Ok(())
@@ -223,7 +224,7 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
             return pipeline.feed(Task::Repair { at, held, want });
         }
         if matches!(rows, Rows::Live) {
-            return pipeline.feed(Task::Bring { at, held: row.held, want: None, links: false });
+            return pipeline.feed(Task::Bring { at, held: row.held, want: None, links: false, plain: false });
         }
         let Some(Held { node, .. }) = row.first else {
             let settled = row.held.is_none() && !row.first_pending;
@@ -238,7 +239,7 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
             let ino = node.ino;
             pipeline.links.push(Name { at, ino, held: row.held, want: Some(node) });
         } else {
-            pipeline.feed(Task::Bring { at, held: row.held, want: Some(node), links: true })?;
+            pipeline.feed(Task::Bring { at, held: row.held, want: Some(node), links: true, plain: false })?;
         }
         Ok(())
     })?;
@@ -259,7 +260,7 @@ fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
             followers.push(Name { at, ino, held, want });
         } else {
             leaders.insert(ino, at.path.clone());
-            pipeline.feed(Task::Bring { at, held, want, links: true })?;
+            pipeline.feed(Task::Bring { at, held, want, links: true, plain: false })?;
         }
     }
     pipeline.flush()?;
@@ -287,7 +288,7 @@ fn follow_leader(
         return Ok(());
     };
     if want.as_ref().is_some_and(|want| !want.same_content(&node)) {
-        return pipeline.feed(Task::Bring { at, held, want, links: true });
+        return pipeline.feed(Task::Bring { at, held, want, links: true, plain: false });
     }
     let shares = held.as_ref().is_some_and(|held| {
         held.node.linked && held.node.ino == ino && held.node.same_content(&node)

@@ -307,7 +307,8 @@ impl Applier {
         let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
         match self.place.get(dir).and_then(|dir| dir.stat(name)) {
             Ok(stat) => Ok(Some(stat)),
-            Err(error) if is_absent(&error) => Ok(None),
+            // Beyond a link lies nothing of ours.
+            Err(error) if is_absent(&error) || is(&error, &[Errno::LOOP]) => Ok(None),
             Err(error) => Err(io_error(path)(error)),
         }
     }
@@ -547,7 +548,12 @@ pub(crate) fn hold(
     fresh: bool,
     current: Option<&Stat>,
 ) -> std::io::Result<()> {
-    tree::set_attributes(target, &storable(node), &Apply { fresh, current }).map(drop)
+    hold_as(target, node, &Apply { fresh, current, ..Apply::default() })
+}
+
+/// As [`hold`], for callers who know more.
+pub(crate) fn hold_as(target: Target<'_>, node: &Node, apply: &Apply<'_>) -> std::io::Result<()> {
+    tree::set_attributes(target, &storable(node), apply).map(drop)
 }
 
 /// Whoever is not root must still be able to read and enter what is stored.

@@ -380,6 +380,9 @@ struct Staging {
     next: AtomicU64,
     /// Staged and neither submitted nor discarded.
     held: Mutex<HashSet<String>>,
+    /// What a file is like when it has just been made, and whether it has no extended
+    /// attributes then.
+    fresh: OnceLock<(tree::Stat, bool)>,
 }
 
 thread_local! {
@@ -410,6 +413,7 @@ impl Staging {
             slots: Default::default(),
             next: AtomicU64::new(0),
             held: Mutex::default(),
+            fresh: OnceLock::new(),
         })
     }
 
@@ -466,7 +470,7 @@ impl Staging {
         let (slot, dir) = self.slot().map_err(io_error(&job.path))?;
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let name = n.to_string();
-        let staged = stage_new(dir, name.as_bytes(), job, content);
+        let staged = self.stage_new(dir, name.as_bytes(), job, content);
         let (hash, data_bytes) = match staged {
             Ok(staged) => staged,
             Err(error) => {
@@ -513,7 +517,7 @@ impl Staging {
                 (file, (hash, data_bytes, 0))
             }
         };
-        attributes(&file, job)?;
+        apply::hold(Target::File(&file), &job.node, true, None)?;
         Ok(Staged {
             token: token.to_owned(),
             hash,
@@ -521,48 +525,61 @@ impl Staging {
             resumed_bytes,
         })
     }
+
+    /// Stages content in a new file. Returns its hash and its bytes of data.
+    fn stage_new(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        job: &StageJob,
+        content: &mut dyn Content,
+    ) -> std::io::Result<(Digest, u64)> {
+        let size = content.size();
+        if size > SMALL || content.extents().is_some() {
+            let file = dir.create_file(name, 0o600)?;
+            let copied = tree::copy_content(content, &file)?;
+            self.hold_attributes(&file, job)?;
+            return Ok(copied);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let read = if size == 0 {
+                0
+            } else {
+                content.read(&mut buffer[..size])?
+            };
+            let data = &buffer[..read];
+            let mut file = dir.create_file(name, 0o600)?;
+            file.write_all(data)?;
+            self.hold_attributes(&file, job)?;
+            Ok((Digest::of(data), read as u64))
+        })
+    }
+
+    /// Gives a new file its attributes. What a new file is like here is looked at once: its
+    /// owner and mode are always the same, and where the first one has no extended attributes
+    /// none has.
+    fn hold_attributes(&self, file: &File, job: &StageJob) -> std::io::Result<()> {
+        let (stat, bare) = match self.fresh.get() {
+            Some(fresh) => *fresh,
+            None => {
+                let seen = (tree::stat_fd(file)?, tree::read_xattrs(file)?.is_empty());
+                *self.fresh.get_or_init(|| seen)
+            }
+        };
+        let current = Some(&stat);
+        let apply = tree::Apply { fresh: true, bare, current };
+        apply::hold_as(Target::File(file), &job.node, &apply)
+    }
 }
 
 /// The name below `tmp/` of a large file with this key.
 fn part_token(dataset: &str, key: &str) -> String {
     let digest = Digest::of(format!("{dataset}/{key}").as_bytes()).to_hex();
     format!("{PART}{}", &digest[..32])
-}
-
-fn attributes(file: &File, job: &StageJob) -> std::io::Result<()> {
-    apply::hold(Target::File(file), &job.node, true, None)
-}
-
-/// Stages content in a new file. Returns its hash and its bytes of data.
-fn stage_new(
-    dir: &Dir,
-    name: &[u8],
-    job: &StageJob,
-    content: &mut dyn Content,
-) -> std::io::Result<(Digest, u64)> {
-    let size = content.size();
-    if size > SMALL || content.extents().is_some() {
-        let file = dir.create_file(name, 0o600)?;
-        let copied = tree::copy_content(content, &file)?;
-        attributes(&file, job)?;
-        return Ok(copied);
-    }
-    BUFFER.with_borrow_mut(|buffer| {
-        let size = size as usize;
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        let read = if size == 0 {
-            0
-        } else {
-            content.read(&mut buffer[..size])?
-        };
-        let data = &buffer[..read];
-        let mut file = dir.create_file(name, 0o600)?;
-        file.write_all(data)?;
-        attributes(&file, job)?;
-        Ok((Digest::of(data), read as u64))
-    })
 }
 
 /// Goes on with a file that a cut left: what is there already and right is not written again.

@@ -30,6 +30,9 @@ pub struct Apply<'a> {
     /// We just made the object: its access time becomes the modification time. Of others the
     /// access time stays.
     pub fresh: bool,
+    /// With `fresh`: it has no extended attributes. What is made in a directory without a
+    /// default ACL, on a file system without labels, has none; nobody needs to look.
+    pub bare: bool,
     /// What `statx(2)` says of the object now; asked for when `None`.
     pub current: Option<&'a Stat>,
 }
@@ -103,7 +106,9 @@ pub fn set_attributes(target: Target<'_>, node: &Node, apply: &Apply<'_>) -> io:
         }
         unheld.mode |= mode != node.mode;
     }
-    unheld.xattrs = object.set_xattrs(&node.xattrs)?;
+    if !(apply.fresh && apply.bare && node.xattrs.is_empty()) {
+        unheld.xattrs = object.set_xattrs(&node.xattrs)?;
+    }
     unheld.times = !object.set_times(node.mtime, apply.fresh)?;
     Ok(unheld)
 }

@@ -85,6 +85,7 @@ fn every_kind_gets_owner_mode_and_times_back() {
             }
             let apply = Apply {
                 fresh: true,
+                bare: false,
                 current: None,
             };
             let unheld = set_attributes(Target::Entry(&dir, &name), &wanted, &apply).unwrap();
@@ -132,6 +133,7 @@ fn an_open_file_gets_them_too_and_keeps_its_access_time() {
     let apply = Apply {
         fresh: true,
         current: None,
+        ..Apply::default()
     };
     set_attributes(Target::File(&file), &wanted, &apply).unwrap();
     assert_ne!(atime(), before);
@@ -150,6 +152,7 @@ fn acls_come_back_and_inherited_ones_go() {
     let apply = Apply {
         fresh: true,
         current: None,
+        ..Apply::default()
     };
     let unheld = set_attributes(Target::Entry(&dir, b"d"), &wanted, &apply).unwrap();
     if !unheld.is_none() {
