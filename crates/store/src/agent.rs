@@ -196,7 +196,7 @@ struct Agent<'scope, 'env> {
 /// The session that is open, as the reading thread sees it.
 struct Sitting<'env> {
     held: Arc<Held<'env>>,
-    jobs: Sender<Vec<Job>>,
+    jobs: Sender<(u64, Vec<Job>)>,
     batch: Vec<Job>,
     streams: HashMap<u32, Stream>,
     /// Ends when all who use the session have gone.
@@ -246,7 +246,6 @@ enum Ready {
 
 /// A small content on its way to the disk.
 struct Job {
-    slot: u64,
     operation: u64,
     op: Op,
     data: Vec<u8>,
@@ -285,32 +284,39 @@ enum Phase {
 /// A count of something that must not grow beyond a limit.
 #[derive(Default)]
 struct Gate {
-    used: Mutex<u64>,
+    /// What is used, and how many wait.
+    state: Mutex<(u64, usize)>,
     freed: Condvar,
 }
 
 impl Gate {
     /// Whether `cost` more is possible now; then it is taken. Alone, anything is.
     fn try_enter(&self, cost: u64, max: u64) -> bool {
-        let mut used = lock(&self.used);
-        let fits = *used == 0 || *used + cost <= max;
+        let mut state = lock(&self.state);
+        let fits = state.0 == 0 || state.0 + cost <= max;
         if fits {
-            *used += cost;
+            state.0 += cost;
         }
         fits
     }
 
     fn enter(&self, cost: u64, max: u64) {
-        let mut used = lock(&self.used);
-        while *used > 0 && *used + cost > max {
-            used = wait(&self.freed, used);
+        let mut state = lock(&self.state);
+        while state.0 > 0 && state.0 + cost > max {
+            state.1 += 1;
+            state = wait(&self.freed, state);
+            state.1 -= 1;
         }
-        *used += cost;
+        state.0 += cost;
     }
 
     fn leave(&self, cost: u64) {
-        *lock(&self.used) -= cost;
-        self.freed.notify_all();
+        let mut state = lock(&self.state);
+        state.0 -= cost;
+        // Waking nobody would be a system call all the same.
+        if state.1 > 0 {
+            self.freed.notify_all();
+        }
     }
 }
 
@@ -399,9 +405,8 @@ impl<'scope, 'env> Agent<'scope, 'env> {
             ToAgent::Discard { stream } => self.sitting()?.discard(stream),
             ToAgent::Flush { quiet } => {
                 let sitting = self.sitting()?;
-                sitting.dispatch();
-                let slot = sitting.held.slot();
-                sitting.held.ready(slot, Ready::Flush { quiet });
+                let slot = sitting.slot();
+                sitting.held.ready(slot, [Ready::Flush { quiet }]);
                 Ok(())
             }
             ToAgent::Call { call, what } => self.call(call, what),
@@ -462,12 +467,12 @@ impl<'scope, 'env> Agent<'scope, 'env> {
             drop(gone_in);
         });
         let threads = self.options.threads.max(1);
-        let (jobs, todo) = bounded::<Vec<Job>>(2 * threads);
+        let (jobs, todo) = bounded::<(u64, Vec<Job>)>(2 * threads);
         for _ in 0..threads {
             let (held, todo) = (held.clone(), todo.clone());
             self.scope.spawn(move || {
-                for job in todo.into_iter().flatten() {
-                    held.stage_small(job);
+                for (slot, jobs) in todo {
+                    held.stage_batch(slot, jobs);
                 }
             });
         }
@@ -577,12 +582,20 @@ impl<'scope, 'env> Agent<'scope, 'env> {
 }
 
 impl Sitting<'_> {
+    /// Gives the batch its places in the order, and to the threads.
     fn dispatch(&mut self) {
         if !self.batch.is_empty() {
             let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+            let slot = self.held.slots(batch.len());
             // The receivers live as long as the sender.
-            let _ = self.jobs.send(batch);
+            let _ = self.jobs.send((slot, batch));
         }
+    }
+
+    /// The next place in the order, after those of the batch.
+    fn slot(&mut self) -> u64 {
+        self.dispatch();
+        self.held.slots(1)
     }
 
     fn submit(&mut self, op: Op, body: Body, head_len: u64, tail: &[u8]) -> Result<()> {
@@ -590,7 +603,7 @@ impl Sitting<'_> {
         let operation = held.ledger.arrived(head_len)?;
         if let Err(error) = held.check(&op) {
             let refused = Ready::Failed(operation, Failure::from(&error));
-            held.ready(held.slot(), refused);
+            held.ready(self.slot(), [refused]);
             return Ok(());
         }
         match (body, content_of(&op).is_some()) {
@@ -601,7 +614,6 @@ impl Sitting<'_> {
                     held.unstaged.enter(cost, UNSTAGED_MAX);
                 }
                 self.batch.push(Job {
-                    slot: held.slot(),
                     operation,
                     op,
                     data: tail.to_vec(),
@@ -611,22 +623,24 @@ impl Sitting<'_> {
                 }
             }
             (Body::Stream(id), true) => {
+                self.dispatch();
                 let Some(stream) = self.streams.remove(&id) else {
                     return breach("an operation with a stream that is none");
                 };
                 if !stream.ended {
                     return breach("an operation with a stream that is not complete");
                 }
-                let slot = held.slot();
+                let slot = self.held.slots(1);
                 let mut phase = lock(&stream.state);
                 match std::mem::replace(&mut *phase, Phase::Discarded) {
-                    Phase::Stored(stored) => held.staged(slot, operation, op, stored),
+                    Phase::Stored(stored) => {
+                        held.ready(slot, [held.staged(operation, op, stored)]);
+                    }
                     _ => *phase = Phase::Claimed(slot, operation, Box::new(op)),
                 }
             }
             (Body::None, false) => {
-                let slot = held.slot();
-                held.ready(slot, Ready::Submit(operation, op, None));
+                held.ready(self.slot(), [Ready::Submit(operation, op, None)]);
             }
             _ => return breach("an operation without its content, or with another's"),
         }
@@ -731,18 +745,22 @@ impl Held<'_> {
         check_op(op)
     }
 
-    /// Takes the next place in the order.
-    fn slot(&self) -> u64 {
+    /// Takes the next places in the order; the first of them.
+    fn slots(&self, count: usize) -> u64 {
         let mut lane = lock(&self.lane);
-        lane.slots.push_back(None);
-        lane.first + lane.slots.len() as u64 - 1
+        let first = lane.first + lane.slots.len() as u64;
+        lane.slots
+            .extend(std::iter::repeat_with(|| None).take(count));
+        first
     }
 
-    /// Fills a place, and hands the session all that now is ready in order.
-    fn ready(&self, slot: u64, ready: Ready) {
+    /// Fills places from `slot` on, and hands the session all that now is ready in order.
+    fn ready(&self, slot: u64, ready: impl IntoIterator<Item = Ready>) {
         let mut lane = lock(&self.lane);
         let at = (slot - lane.first) as usize;
-        lane.slots[at] = Some(ready);
+        for (place, ready) in lane.slots.range_mut(at..).zip(ready) {
+            *place = Some(ready);
+        }
         while let Some(Some(_)) = lane.slots.front() {
             let ready = lane.slots.pop_front().flatten();
             lane.first += 1;
@@ -781,7 +799,8 @@ impl Held<'_> {
         }
     }
 
-    fn staged(&self, slot: u64, operation: u64, op: Op, staged: Result<Staged>) {
+    /// What is to be done with an operation whose content was stored.
+    fn staged(&self, operation: u64, op: Op, staged: Result<Staged>) -> Ready {
         let wanted = content_of(&op).and_then(|node| node.hash);
         let staged = match staged {
             Ok(staged) if wanted != Some(staged.hash) => {
@@ -792,24 +811,29 @@ impl Held<'_> {
             }
             staged => staged,
         };
-        self.ready(
-            slot,
-            match staged {
-                Ok(staged) => Ready::Submit(operation, op, Some(staged)),
-                Err(error) => Ready::Failed(operation, Failure::from(&error)),
-            },
-        );
+        match staged {
+            Ok(staged) => Ready::Submit(operation, op, Some(staged)),
+            Err(error) => Ready::Failed(operation, Failure::from(&error)),
+        }
     }
 
     fn drop_staged(&self, staged: Staged) -> Result<()> {
         self.session.discard(staged)
     }
 
-    fn stage_small(&self, job: Job) {
-        let cost = job.cost();
-        if self.over.load(Ordering::Relaxed) {
-            return self.unstaged.leave(cost);
+    fn stage_batch(&self, slot: u64, jobs: Vec<Job>) {
+        let mut ready = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let cost = job.cost();
+            if !self.over.load(Ordering::Relaxed) {
+                ready.push(self.stage_small(job));
+            }
+            self.unstaged.leave(cost);
         }
+        self.ready(slot, ready);
+    }
+
+    fn stage_small(&self, job: Job) -> Ready {
         let mut staged = None;
         let op = stage_job(job.op, |of| {
             let mut content = InMemory {
@@ -819,10 +843,8 @@ impl Held<'_> {
             };
             staged = Some(self.session.stage(of, &mut content));
         });
-        drop(job.data);
-        self.unstaged.leave(cost);
         let none = || Err(Error::Wire("no content was expected".into()));
-        self.staged(job.slot, job.operation, op, staged.unwrap_or_else(none));
+        self.staged(job.operation, op, staged.unwrap_or_else(none))
     }
 
     /// Stores a stream, and compares what was stored with what the host says it sent.
@@ -887,7 +909,7 @@ impl Held<'_> {
         match std::mem::replace(&mut *phase, Phase::Discarded) {
             Phase::Claimed(slot, operation, op) => {
                 drop(phase);
-                self.staged(slot, operation, *op, stored);
+                self.ready(slot, [self.staged(operation, *op, stored)]);
             }
             Phase::Discarded => {
                 drop(phase);
