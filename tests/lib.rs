@@ -3,12 +3,14 @@
 //! Nothing here uses Thrice's own crates: what judges it must not share its mistakes.
 
 mod compare;
+mod edits;
 mod hostile;
 mod loopfs;
 mod sshd;
 mod world;
 
 pub use compare::{Compare, Entry, Tree, compare, compare_trees, read_tree};
+pub use edits::{Editor, Random};
 pub use hostile::{Scale, hostile_tree};
 pub use loopfs::{FileSystem, LoopFs};
 pub use sshd::Sshd;

@@ -26,8 +26,18 @@ impl LoopFs {
     /// When this is not root, or the tools or loop devices are not here: then the test is to
     /// be skipped.
     pub fn new(kind: FileSystem, size: u64) -> Result<Self> {
+        Self::new_in(kind, size, &std::env::temp_dir())
+    }
+
+    /// The same with the image below `parent`.
+    ///
+    /// # Errors
+    /// As [`LoopFs::new`].
+    pub fn new_in(kind: FileSystem, size: u64, parent: &Path) -> Result<Self> {
         ensure!(crate::is_root(), "loop devices need root");
-        let dir = tempfile::Builder::new().prefix("thrice-loop-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("thrice-loop-")
+            .tempdir_in(parent)?;
         let mut fs = Self {
             dir,
             mounted: false,

@@ -38,7 +38,17 @@ impl World {
     /// # Errors
     /// When the binary is not built, or the temporary directory cannot be made.
     pub fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("thrice-").tempdir()?;
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// The same below `parent`: on another file system.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn new_in(parent: &Path) -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("thrice-")
+            .tempdir_in(parent)?;
         for name in ["live", "sda", "nas", "state", "home", "out"] {
             std::fs::create_dir(dir.path().join(name))?;
         }
