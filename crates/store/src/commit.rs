@@ -3,10 +3,12 @@
 //! While more batches wait, the `syncfs` that makes a batch's content and log durable also makes
 //! the operations of the batch before durable: one barrier per batch.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tree::RelPath;
 
 use crate::apply::Applier;
 use crate::disk::Inner;
@@ -14,10 +16,12 @@ use crate::line::{Entry, SealLine};
 use crate::log::LogWriter;
 use crate::place::now;
 use crate::recover::{State, finish_seal};
-use crate::{Error, Event, Op, Result, Seal};
+use crate::{Error, Event, Old, Op, Result, Seal};
 
 /// How long a batch that was carried out waits for another to share its barrier with.
 const LINGER: Duration = Duration::from_millis(200);
+/// How many failed paths are remembered.
+const DOUBTS_MAX: usize = 1 << 16;
 
 /// One operation under its ticket, and where in `tmp/` its content lies.
 pub(crate) struct Item {
@@ -44,6 +48,61 @@ impl Batch {
     }
 }
 
+/// Paths where an operation of this session failed. Of what lies there the host may believe that
+/// no version needs it, because it does not know yet.
+#[derive(Default)]
+struct Doubt {
+    paths: BTreeSet<RelPath>,
+    /// There are too many to remember: all are in doubt.
+    all: bool,
+}
+
+impl Doubt {
+    fn add(&mut self, op: &Op) {
+        self.paths.insert(op.path().clone());
+        if let Op::Rename { from, .. } = op {
+            self.paths.insert(from.clone());
+        }
+        self.all |= self.paths.len() > DOUBTS_MAX;
+    }
+
+    /// What is moved takes its doubt along.
+    fn follow(&mut self, op: &Op) {
+        if let Op::Rename { from, to } = op {
+            let below = self.paths.iter().filter_map(|path| path.strip(from));
+            let moved: Vec<_> = below.map(|path| to.join_path(&path)).collect();
+            self.paths.extend(moved);
+        }
+    }
+
+    /// Takes the operations out of a batch that would drop what a version may need.
+    fn refuse(&self, batch: &mut Batch) {
+        if self.paths.is_empty() {
+            return;
+        }
+        let lines = std::mem::take(&mut batch.lines);
+        let lines = lines.split_inclusive(|byte| *byte == b'\n');
+        for (line, item) in lines.zip(std::mem::take(&mut batch.items)) {
+            let drops = match &item.op {
+                Op::Put { path, old, .. }
+                | Op::Link { path, old, .. }
+                | Op::Delete { path, old } => {
+                    *old == Old::Drop && (self.all || self.paths.contains(path))
+                }
+                _ => false,
+            };
+            if drops {
+                let why = "an operation on this path failed before; ask again in a new session";
+                let error = Error::Refused(format!("{}: {why}", item.op.path()));
+                batch.refused.push((item, error));
+            } else {
+                batch.lines.extend_from_slice(line);
+                batch.items.push(item);
+            }
+        }
+    }
+}
+
 /// What the thread is asked for.
 pub(crate) enum Work {
     Batch(Batch),
@@ -65,6 +124,7 @@ pub(crate) struct Committer {
     /// Carried out, not yet durable, in that order told.
     done: Vec<(u64, Op)>,
     failed: Vec<(Item, Error)>,
+    doubt: Doubt,
     /// Whether anything was written since the last barrier.
     dirty: bool,
     events: Sender<Event>,
@@ -92,6 +152,7 @@ impl Committer {
             prev: state.sealed,
             done: Vec::new(),
             failed: Vec::new(),
+            doubt: Doubt::default(),
             dirty: false,
             events,
             broken,
@@ -144,7 +205,8 @@ impl Committer {
         let _ = self.events.send(event);
     }
 
-    fn commit(&mut self, batch: Batch) -> Result<()> {
+    fn commit(&mut self, mut batch: Batch) -> Result<()> {
+        self.doubt.refuse(&mut batch);
         if batch.items.is_empty() {
             self.failed.extend(batch.refused);
             return Ok(());
@@ -169,10 +231,14 @@ impl Committer {
         let mut void = Vec::new();
         for (line, item) in (offset..).zip(batch.items) {
             match self.applier.apply(&item.op, item.token.as_deref()) {
-                Ok(()) => self.done.push((item.ticket, item.op)),
+                Ok(()) => {
+                    self.doubt.follow(&item.op);
+                    self.done.push((item.ticket, item.op));
+                }
                 Err(error @ Error::Poisoned(_)) => return Err(error),
                 Err(error) => {
                     void.push(line);
+                    self.doubt.add(&item.op);
                     self.failed.push((item, error));
                 }
             }

@@ -60,6 +60,10 @@ impl Op {
 }
 
 /// One line of a version's log.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every record is an operation"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogRecord {
     /// A session starts to build version `number`. Records after it were applied under this number.

@@ -1,6 +1,7 @@
 //! Reading a store back: logs, contents, checks.
 
 use std::fs::File;
+use std::io::ErrorKind;
 
 use tree::{Content, DirCache, FileContent, Kind, Node, RelPath};
 
@@ -199,17 +200,17 @@ pub(crate) fn fetch(disk: &Inner, dataset: &str, wants: &[Want]) -> Result<Vec<R
         let mut data = vec![0; data_bytes(want) as usize];
         let mut have = 0;
         while have < data.len() {
-            let read = content
-                .read(&mut data[have..])
-                .map_err(io_error(want.place.path()))?;
-            if read == 0 {
-                let why = format!("it has {have} bytes instead of {}", data.len());
-                return Err(Error::Damaged {
-                    what: want.place.path().to_string(),
-                    why,
-                });
+            match content.read(&mut data[have..]) {
+                Ok(n) if n > 0 => have += n,
+                Err(error) if error.kind() != ErrorKind::UnexpectedEof => {
+                    return Err(io_error(want.place.path())(error));
+                }
+                _ => {
+                    let what = want.place.path().to_string();
+                    let why = format!("it is shorter than {} bytes", want.size);
+                    return Err(Error::Damaged { what, why });
+                }
             }
-            have += read;
         }
         Ok(data)
     };

@@ -74,115 +74,121 @@ const PLACES: [&str; 10] = ["a", "b", "c", "d", "d/a", "d/b", "d/e", "d/e/a", "f
 
 type State = BTreeMap<RelPath, Told>;
 
-/// The steps that a host whose catalog says `state` would ask for.
-fn steps(state: &State, step: &Move) -> Vec<Step> {
-    let path = |n: usize| conformance::path(PLACES[n]);
-    let old = |path: &RelPath| match state.get(path) {
-        None => Old::None,
-        Some(told) if told.sealed => Old::Keep,
-        Some(_) => Old::Drop,
-    };
-    let below = |dir: &RelPath| state.keys().any(|path| path != dir && path.is_in(dir));
-    let is_dir = |path: &RelPath| {
+/// A host whose catalog says `state`.
+struct Host<'a>(&'a State);
+
+impl Host<'_> {
+    fn old(&self, path: &RelPath) -> Old {
+        match self.0.get(path) {
+            None => Old::None,
+            Some(told) if told.sealed => Old::Keep,
+            Some(_) => Old::Drop,
+        }
+    }
+
+    fn is_dir(&self, path: &RelPath) -> bool {
         path.is_root()
-            || state
+            || self
+                .0
                 .get(path)
                 .is_some_and(|told| told.node.kind == Kind::Dir)
-    };
-    let free = |path: &RelPath| is_dir(&path.parent().unwrap()) && !below(path);
-    let file_at = |path: &RelPath| state.get(path).filter(|told| told.node.kind == Kind::File);
-    match *step {
-        Move::Put { at, data } if free(&path(at)) => {
-            vec![put(
-                PLACES[at],
-                format!("{data}").as_bytes(),
-                old(&path(at)),
-            )]
-        }
-        Move::Dir { at } if free(&path(at)) => {
-            let node = conformance::node(Kind::Dir);
-            vec![(
-                Op::Put {
-                    path: path(at),
-                    node,
-                    old: old(&path(at)),
-                },
-                None,
-            )]
-        }
-        Move::Symlink { at, target } if free(&path(at)) => {
-            let target = target.to_string().into_bytes();
-            let node = Node {
-                target,
-                ..conformance::node(Kind::Symlink)
-            };
-            vec![(
-                Op::Put {
-                    path: path(at),
-                    node,
-                    old: old(&path(at)),
-                },
-                None,
-            )]
-        }
-        Move::Link { at, to } if at != to && free(&path(at)) => match file_at(&path(to)) {
-            Some(told) => {
-                let (path, to, node) = (path(at), path(to), told.node.clone());
-                let old = old(&path);
-                vec![(
-                    Op::Link {
-                        path,
-                        to,
-                        node,
-                        old,
-                    },
-                    None,
+    }
+
+    /// Whether something can be put there: its parent is a directory, and it has nothing below.
+    fn takes(&self, path: &RelPath) -> bool {
+        let empty = !self
+            .0
+            .keys()
+            .any(|below| below != path && below.is_in(path));
+        self.is_dir(&path.parent().unwrap()) && empty
+    }
+
+    fn file(&self, path: &RelPath) -> Option<Node> {
+        let told = self.0.get(path)?;
+        (told.node.kind == Kind::File).then(|| told.node.clone())
+    }
+
+    fn put(&self, path: RelPath, node: Node) -> Vec<Step> {
+        let old = self.old(&path);
+        vec![(Op::Put { path, node, old }, None)]
+    }
+
+    /// The steps that it would ask for.
+    fn steps(&self, step: &Move) -> Vec<Step> {
+        let path = |n: usize| conformance::path(PLACES[n]);
+        match *step {
+            Move::Put { at, data } if self.takes(&path(at)) => {
+                vec![put(
+                    PLACES[at],
+                    data.to_string().as_bytes(),
+                    self.old(&path(at)),
                 )]
             }
-            None => Vec::new(),
-        },
-        Move::Meta { at, mode } => match file_at(&path(at)) {
-            Some(told) => {
-                let node = Node {
-                    mode,
-                    ..told.node.clone()
-                };
-                vec![(
-                    Op::Meta {
-                        path: path(at),
-                        node,
-                    },
-                    None,
-                )]
+            Move::Dir { at } if self.takes(&path(at)) => {
+                self.put(path(at), conformance::node(Kind::Dir))
             }
-            None => Vec::new(),
-        },
-        Move::Rename { from, to } => {
-            let (from, to) = (path(from), path(to));
-            let fits = state.contains_key(&from)
-                && !state.contains_key(&to)
-                && is_dir(&to.parent().unwrap())
-                && !to.is_in(&from);
-            if fits {
-                vec![(Op::Rename { from, to }, None)]
-            } else {
-                Vec::new()
-            }
-        }
-        Move::Delete { at } if state.contains_key(&path(at)) => {
-            let gone = state.keys().rev().filter(|below| below.is_in(&path(at)));
-            gone.map(|path| {
-                (
-                    Op::Delete {
-                        path: path.clone(),
-                        old: old(path),
+            Move::Symlink { at, target } if self.takes(&path(at)) => {
+                let target = target.to_string().into_bytes();
+                self.put(
+                    path(at),
+                    Node {
+                        target,
+                        ..conformance::node(Kind::Symlink)
                     },
-                    None,
                 )
-            })
-            .collect()
+            }
+            Move::Link { at, to } if at != to && self.takes(&path(at)) => {
+                let (path, to) = (path(at), path(to));
+                let old = self.old(&path);
+                let link = |node| {
+                    (
+                        Op::Link {
+                            path,
+                            to: to.clone(),
+                            node,
+                            old,
+                        },
+                        None,
+                    )
+                };
+                self.file(&to).map(link).into_iter().collect()
+            }
+            Move::Meta { at, mode } => {
+                let path = path(at);
+                let meta = |node| {
+                    (
+                        Op::Meta {
+                            path: path.clone(),
+                            node: Node { mode, ..node },
+                        },
+                        None,
+                    )
+                };
+                self.file(&path).map(meta).into_iter().collect()
+            }
+            Move::Rename { from, to } => self.rename(path(from), path(to)),
+            Move::Delete { at } if self.0.contains_key(&path(at)) => {
+                let gone = self.0.keys().rev().filter(|below| below.is_in(&path(at)));
+                let delete = |path: &RelPath| Op::Delete {
+                    path: path.clone(),
+                    old: self.old(path),
+                };
+                gone.map(|path| (delete(path), None)).collect()
+            }
+            _ => Vec::new(),
         }
-        _ => Vec::new(),
+    }
+
+    fn rename(&self, from: RelPath, to: RelPath) -> Vec<Step> {
+        let fits = self.0.contains_key(&from)
+            && !self.0.contains_key(&to)
+            && self.is_dir(&to.parent().unwrap())
+            && !to.is_in(&from);
+        if fits {
+            vec![(Op::Rename { from, to }, None)]
+        } else {
+            Vec::new()
+        }
     }
 }
 
@@ -233,7 +239,7 @@ fn live<'a>(
     let mut state = Fold::of(&store, DATASET)?.current().clone();
     let mut pending: Vec<Step> = Vec::new();
     for (n, step) in moves.iter().enumerate() {
-        let wanted = steps(&state, step);
+        let wanted = Host(&state).steps(step);
         wanted.iter().for_each(|step| believe(&mut state, step));
         pending.extend(wanted);
         if !matches!(step, Move::Flush | Move::Seal | Move::Reopen) {
@@ -282,7 +288,7 @@ fn tear(root: &Path, how: u64) {
         last = start;
     }
     let len = file.metadata().unwrap().len();
-    if how % 3 != 0 {
+    if !how.is_multiple_of(3) {
         file.set_len(last + how / 3 % (len - last + 1)).unwrap();
         return;
     }
