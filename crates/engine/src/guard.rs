@@ -11,7 +11,7 @@ use tree::FsIdentity;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stop {
     /// Stable word for the finding: `source-missing`, `source-empty`, `other-filesystem`,
-    /// `mass-change`, `store-full`, `store-identity`, `store-unmounted`, `store-readonly`, `by-hand`.
+    /// `mass-change`, `store-full`, `store-identity`, `first-held`, `coverage`, `by-hand`.
     pub kind: String,
     pub reason: String,
     pub remedy: String,
@@ -21,6 +21,12 @@ impl Stop {
     /// A guard's word.
     pub fn new(kind: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { kind: kind.into(), reason: reason.into(), remedy: remedy.into() }
+    }
+
+    /// Whether it is about the dataset, and not about one store of its route. Only then is the
+    /// dataset held: pruning has to go on where a full store is what stops it (R17).
+    pub fn is_about_data(&self) -> bool {
+        !self.kind.starts_with("store-") && self.kind != "first-held"
     }
 
     /// Whether `release` or `--accept` may let it pass: it is about what changed in the data.

@@ -142,6 +142,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) damaged: Vec<RelPath>,
     /// Paths that could not be done.
     pub(crate) failed: Vec<RelPath>,
+    /// Whether what fails now is tried once more, and told only then.
+    pub(crate) first_try: bool,
     session: &'a dyn Session,
     work: Sender<Vec<Task>>,
     ordered: Sender<Vec<Task>>,
@@ -196,6 +198,7 @@ pub(crate) fn run<'a, T>(
             replaced: Vec::new(),
             damaged: Vec::new(),
             failed: Vec::new(),
+            first_try: false,
             session,
             work,
             ordered,
@@ -384,8 +387,10 @@ impl Pipeline<'_> {
             path: Some(at.path.clone()),
             message,
         };
-        self.setting.observer.notice(&Notice::Problem(problem.clone()));
-        self.problems.push(problem);
+        if !self.first_try {
+            self.setting.observer.notice(&Notice::Problem(problem.clone()));
+            self.problems.push(problem);
+        }
         self.failed.push(at.path);
     }
 

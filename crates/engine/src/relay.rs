@@ -104,6 +104,7 @@ fn bring_all(
 ) -> Result<()> {
     let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.clone());
     let mut later = Vec::new();
+    pipeline.first_try = true;
     let mut after: Option<Key> = None;
     loop {
         let rows = catalog.differing(replica.id, first, after.as_ref(), Order::Asc, ROWS)?;
@@ -129,7 +130,7 @@ fn bring_all(
     }
     pipeline.flush()?;
     // What failed is tried once more, in order, and told then.
-    pipeline.problems.clear();
+    pipeline.first_try = false;
     pipeline.damaged.clear();
     let failed = std::mem::take(&mut pipeline.failed);
     catalog.atomically(|| {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use catalog::{Catalog, Replica, Row};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use serde::{Deserialize, Serialize};
 use store::{Store, Want};
 use tree::{Apply, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
@@ -21,8 +21,11 @@ use crate::stores::{self, Opened, Purpose};
 
 /// Name of the file in the target that says a restore is under way.
 const MARKER: &str = ".thrice-restore.json";
-/// Files under way at most.
-const QUEUE: usize = 128;
+/// Bundles that wait at most, and rows in each.
+const QUEUE: usize = 8;
+const BUNDLE: usize = 16;
+/// What a closed channel to the workers means.
+const DIED: Error = Error::Internal("a worker died");
 
 /// What to restore.
 #[derive(Clone, Debug)]
@@ -286,28 +289,20 @@ impl Job<'_> {
     }
 
     /// Brings everything the version has below the path from one store.
-    fn bring(
-        &self,
-        catalog: &Catalog,
-        replica: &Replica,
-        opened: &Opened,
-    ) -> Result<Outcome> {
-        let mut outcome = Outcome::default();
-        self.with_workers(opened, |feed, answers| {
+    fn bring(&self, catalog: &Catalog, replica: &Replica, opened: &Opened) -> Result<Outcome> {
+        self.with_crew(opened, Outcome::default(), |crew| {
             let mut dirs = self.cache()?;
-            catalog.state(replica.id, &self.options.path, Some(self.number), |row| {
+            let told = catalog.state(replica.id, &self.options.path, Some(self.number), |row| {
                 if self.cancel.load(Ordering::Relaxed) {
                     return Err(Error::Interrupted);
                 }
-                self.row(row, &mut outcome, &mut dirs, feed)?;
-                while let Ok(answer) = answers.try_recv() {
-                    self.hear(answer, &mut outcome);
-                }
-                Ok(())
+                self.row(row, crew, &mut dirs)
+            });
+            told.or_else(|error| match error {
+                Error::Interrupted => Ok(()),
+                other => Err(other),
             })
-            .or_else(|error| if matches!(error, Error::Interrupted) { Ok(()) } else { Err(error) })?;
-            Ok(outcome)
-        }, |outcome, answer| self.hear(answer, outcome))
+        })
     }
 
     fn cache(&self) -> Result<DirCache> {
@@ -315,13 +310,8 @@ impl Job<'_> {
         Ok(DirCache::new(root, 64))
     }
 
-    fn row(
-        &self,
-        row: Row,
-        outcome: &mut Outcome,
-        dirs: &mut DirCache,
-        feed: &mut dyn FnMut(Row, &mut Outcome) -> Result<()>,
-    ) -> Result<()> {
+    fn row(&self, row: Row, crew: &mut Crew<'_>, dirs: &mut DirCache) -> Result<()> {
+        let outcome = &mut crew.outcome;
         let node = &row.held.node;
         let to = self.place(&row.path);
         if node.flags != Flags::default() {
@@ -344,23 +334,7 @@ impl Job<'_> {
             }
             outcome.leaders.insert(node.ino, to);
         }
-        feed(row, outcome)
-    }
-
-    fn hear(&self, answer: Answer, outcome: &mut Outcome) {
-        match answer {
-            Answer::Restored { bytes, resumed, held } => {
-                outcome.unheld += u64::from(!held);
-                outcome.files += 1;
-                outcome.bytes += bytes;
-                outcome.resumed += u64::from(resumed);
-                if outcome.files.is_multiple_of(64) {
-                    let (files, bytes) = (outcome.files, outcome.bytes);
-                    self.observer.notice(&Notice::Progress { files, bytes });
-                }
-            }
-            Answer::Failed(row, message) => outcome.failed.push((*row, message)),
-        }
+        crew.feed(row)
     }
 
     /// Tries what failed from another store that has the same version.
@@ -372,35 +346,29 @@ impl Job<'_> {
         outcome: &mut Outcome,
     ) -> Result<()> {
         let failed = std::mem::take(&mut outcome.failed);
-        let taken = std::mem::take(outcome);
-        let result = self.with_workers(opened, |feed, _| {
-            let mut outcome = taken;
+        *outcome = self.with_crew(opened, std::mem::take(outcome), |crew| {
             for (row, message) in failed {
                 match catalog.locate(other.id, &row.path, Some(self.number))? {
                     Some(theirs) if theirs.held.node.same_content(&row.held.node) => {
-                        feed(theirs, &mut outcome)?;
+                        crew.feed(theirs)?;
                     }
-                    _ => outcome.failed.push((row, message)),
+                    _ => crew.outcome.failed.push((row, message)),
                 }
             }
-            Ok(outcome)
-        }, |outcome, answer| self.hear(answer, outcome))?;
-        *outcome = result;
+            Ok(())
+        })?;
         Ok(())
     }
 
     /// Runs workers around `body`, and hears every answer.
-    fn with_workers(
+    fn with_crew(
         &self,
         opened: &Opened,
-        body: impl FnOnce(
-            &mut dyn FnMut(Row, &mut Outcome) -> Result<()>,
-            &Receiver<Answer>,
-        ) -> Result<Outcome>,
-        hear: impl Fn(&mut Outcome, Answer),
+        outcome: Outcome,
+        body: impl FnOnce(&mut Crew<'_>) -> Result<()>,
     ) -> Result<Outcome> {
-        let (work, tasks) = bounded::<Row>(QUEUE);
-        let (said, answers) = bounded::<Answer>(QUEUE);
+        let (work, tasks) = bounded::<Vec<Row>>(QUEUE);
+        let (said, answers) = bounded::<Vec<Answer>>(QUEUE);
         let serial = AtomicU64::new(0);
         let broken = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -411,35 +379,21 @@ impl Job<'_> {
                     serial: &serial,
                     broken: &broken,
                 };
-                let (tasks, said): (Receiver<Row>, Sender<Answer>) = (tasks.clone(), said.clone());
+                let (tasks, said) = (tasks.clone(), said.clone());
                 let cache = self.cache()?;
                 scope.spawn(move || worker.serve(cache, &tasks, &said));
             }
             drop((tasks, said));
-            let mut outcome = body(
-                &mut |row, outcome| {
-                    let mut row = Some(row);
-                    while let Some(next) = row.take() {
-                        crossbeam_channel::select! {
-                            send(work, next) -> sent => {
-                                sent.map_err(|_| Error::Internal("a worker died"))?;
-                                break;
-                            }
-                            recv(answers) -> answer => {
-                                let answer = answer.map_err(|_| Error::Internal("a worker died"))?;
-                                hear(outcome, answer);
-                            }
-                        }
-                    }
-                    Ok(())
-                },
-                &answers,
-            )?;
-            drop(work);
-            while let Ok(answer) = answers.recv() {
-                hear(&mut outcome, answer);
-            }
-            Ok(outcome)
+            let mut crew = Crew {
+                observer: self.observer,
+                outcome,
+                work,
+                answers,
+                bundle: Vec::new(),
+                under_way: 0,
+            };
+            body(&mut crew)?;
+            crew.finish()
         })
     }
 
@@ -520,6 +474,71 @@ impl Job<'_> {
     }
 }
 
+/// The workers, as the thread that reads the catalog sees them.
+struct Crew<'a> {
+    observer: &'a dyn Observer,
+    outcome: Outcome,
+    work: Sender<Vec<Row>>,
+    answers: Receiver<Vec<Answer>>,
+    bundle: Vec<Row>,
+    /// Rows handed over and not answered.
+    under_way: u64,
+}
+
+impl Crew<'_> {
+    fn feed(&mut self, row: Row) -> Result<()> {
+        self.bundle.push(row);
+        if self.bundle.len() < BUNDLE { Ok(()) } else { self.hand_over() }
+    }
+
+    fn hand_over(&mut self) -> Result<()> {
+        let bundle = std::mem::take(&mut self.bundle);
+        self.under_way += bundle.len() as u64;
+        let mut bundle = Some(bundle);
+        while let Some(next) = bundle.take() {
+            match self.work.try_send(next) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) => bundle = Some(back),
+                Err(TrySendError::Disconnected(_)) => return Err(DIED),
+            }
+            let answers = self.answers.recv().map_err(|_| DIED)?;
+            self.hear(answers);
+        }
+        while let Ok(answers) = self.answers.try_recv() {
+            self.hear(answers);
+        }
+        Ok(())
+    }
+
+    /// Waits for every answer. A row without one would be a file silently missing.
+    fn finish(mut self) -> Result<Outcome> {
+        self.hand_over()?;
+        while self.under_way > 0 {
+            let answers = self.answers.recv().map_err(|_| DIED)?;
+            self.hear(answers);
+        }
+        Ok(self.outcome)
+    }
+
+    fn hear(&mut self, answers: Vec<Answer>) {
+        self.under_way -= answers.len() as u64;
+        let outcome = &mut self.outcome;
+        for answer in answers {
+            match answer {
+                Answer::Restored { bytes, resumed, held } => {
+                    outcome.files += 1;
+                    outcome.bytes += bytes;
+                    outcome.resumed += u64::from(resumed);
+                    outcome.unheld += u64::from(!held);
+                }
+                Answer::Failed(row, message) => outcome.failed.push((*row, message)),
+            }
+        }
+        let (files, bytes) = (outcome.files, outcome.bytes);
+        self.observer.notice(&Notice::Progress { files, bytes });
+    }
+}
+
 /// A path that was restored.
 struct Done {
     bytes: u64,
@@ -535,21 +554,27 @@ struct Worker<'a, 'j> {
 }
 
 impl Worker<'_, '_> {
-    fn serve(&self, mut dirs: DirCache, tasks: &Receiver<Row>, said: &Sender<Answer>) {
-        for row in tasks {
-            let answer = if self.broken.load(Ordering::Relaxed) {
-                Answer::Failed(Box::new(row), "the store is gone".into())
-            } else {
-                match self.restore(&row, &mut dirs) {
-                    Ok(Done { bytes, resumed, held }) => {
-                        Answer::Restored { bytes, resumed, held }
-                    }
-                    Err(message) => Answer::Failed(Box::new(row), message),
-                }
-            };
-            if said.send(answer).is_err() {
+    fn serve(
+        &self,
+        mut dirs: DirCache,
+        bundles: &Receiver<Vec<Row>>,
+        said: &Sender<Vec<Answer>>,
+    ) {
+        for bundle in bundles {
+            let answers = bundle.into_iter().map(|row| self.answer(row, &mut dirs)).collect();
+            if said.send(answers).is_err() {
                 return;
             }
+        }
+    }
+
+    fn answer(&self, row: Row, dirs: &mut DirCache) -> Answer {
+        if self.broken.load(Ordering::Relaxed) {
+            return Answer::Failed(Box::new(row), "the store is gone".into());
+        }
+        match self.restore(&row, dirs) {
+            Ok(Done { bytes, resumed, held }) => Answer::Restored { bytes, resumed, held },
+            Err(message) => Answer::Failed(Box::new(row), message),
         }
     }
 

@@ -286,6 +286,10 @@ impl Run<'_, '_> {
 
     fn record_hold(&self, expected: &Expected, error: &Error) -> Result<()> {
         let Error::Held(stop) = error else { return Ok(()) };
+        // What is wrong with a store is said there; the dataset's other copies are not held.
+        if !stop.is_about_data() {
+            return Ok(());
+        }
         let Some(dataset) = self.engine.catalog.find_dataset(&expected.name)? else {
             return Ok(());
         };
@@ -350,12 +354,16 @@ impl Run<'_, '_> {
         let replica = catalog.replica(replica.id)?;
         let setting = self.setting(&meant.name, None, store_name, &replica, number, opened);
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
-        shipped.problems.extend(scan.unreadable.iter().map(|(path, error)| Problem {
-            dataset: meant.name.clone(),
-            store: None,
-            path: Some(path.clone()),
-            message: error.to_string(),
-        }));
+        for (path, error) in &scan.unreadable {
+            let problem = Problem {
+                dataset: meant.name.clone(),
+                store: None,
+                path: Some(path.clone()),
+                message: error.to_string(),
+            };
+            engine.observer.notice(&Notice::Problem(problem.clone()));
+            shipped.problems.push(problem);
+        }
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
         drop(session);
         if accepted {
@@ -557,6 +565,10 @@ impl Run<'_, '_> {
             .find(|r| r.position == Some(0))
             .ok_or(Error::Internal("a later leg without a first"))?;
         if first.sealed == 0 || first.open_records > 0 {
+            if first.last_status == Some(RunStatus::Held) {
+                let reason = format!("waits for `{first_name}`, where a guard stopped it");
+                return Err(Error::Held(Stop::new("first-held", reason, "see `thrice status`")));
+            }
             return Err(Error::Usage(format!(
                 "waits for `{first_name}`, whose newest version is not sealed; run `thrice run backup`"
             )));

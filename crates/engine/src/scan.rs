@@ -168,9 +168,9 @@ impl Comparison<'_, '_> {
         stat: &Stat,
         had: Option<Held>,
     ) -> Result<bool> {
-        let size = if stat.kind == Kind::File { stat.size } else { 0 };
+        let size = stat.data_bytes();
         self.scan.files_seen += 1;
-        self.scan.bytes_seen += size;
+        self.scan.bytes_seen += if stat.kind == Kind::File { stat.size } else { 0 };
         self.scan.counts.seen += 1;
         let what = match &had {
             None => What::New,

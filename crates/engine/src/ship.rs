@@ -66,6 +66,7 @@ fn bring_all(
 ) -> Result<()> {
     let replica = pipeline.setting.replica.clone();
     let mut later = Vec::new();
+    pipeline.first_try = true;
     let mut retyped: Vec<RelPath> = Vec::new();
     walk.compare(pipeline.catalog, dataset, &replica, &mut |_, difference| {
         let Difference { note, dir_path, held, stat } = difference;
@@ -90,7 +91,7 @@ fn bring_all(
     pipeline.flush()?;
     let catalog = pipeline.catalog;
     // What failed is tried once more, in order, and told then.
-    pipeline.problems.clear();
+    pipeline.first_try = false;
     let failed = std::mem::take(&mut pipeline.failed);
     let links = std::mem::take(&mut pipeline.links);
     catalog.atomically(|| {
