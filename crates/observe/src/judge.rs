@@ -54,7 +54,7 @@ fn one(facts: &Facts, dataset: &DatasetFacts, now: Timestamp) -> DatasetStatus {
         let reachable = known.is_some_and(|known| known.reachable);
         Replica {
             store: store.clone(),
-            state: state(dataset.held.is_some(), reachable, fresh, replica),
+            state: state(is_held(dataset, replica), reachable, fresh, replica),
             pending_files: replica.pending.0,
             pending_bytes: replica.pending.1,
             last_success: replica.last_success.map(rfc3339),
@@ -73,6 +73,11 @@ fn one(facts: &Facts, dataset: &DatasetFacts, now: Timestamp) -> DatasetStatus {
         last_drill: None,
         why: dataset.why.clone(),
     }
+}
+
+/// Held as a whole, or stopped by a guard of this store.
+fn is_held(dataset: &DatasetFacts, replica: &ReplicaFacts) -> bool {
+    dataset.held.is_some() || replica.last_status == Some(RunStatus::Held)
 }
 
 fn state(held: bool, reachable: bool, fresh: bool, replica: &ReplicaFacts) -> State {

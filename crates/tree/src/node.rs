@@ -66,6 +66,23 @@ pub struct Stat {
     pub mount_root: bool,
 }
 
+impl Stat {
+    /// Bytes that a copy of the content takes, as far as can be told without reading: the holes
+    /// of a sparse file take none, and each name of a file bears its share of it.
+    pub fn data_bytes(&self) -> u64 {
+        // Small files may lie in their inode, without a block.
+        const INLINE_MAX: u64 = 64 << 10;
+        if self.kind != Kind::File {
+            return 0;
+        }
+        let whole = match self.size {
+            small if small <= INLINE_MAX => small,
+            size => size.min(self.blocks.saturating_mul(512)),
+        };
+        whole / self.nlink.max(1)
+    }
+}
+
 /// A name and its value, both bytes. ACLs and capabilities are extended attributes too:
 /// `system.posix_acl_access`, `system.posix_acl_default`, `security.capability`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
