@@ -46,9 +46,9 @@ pub fn demo(dir: Option<&Path>) -> Result<u8> {
 }
 
 fn play(stage: &mut Stage<'_>) -> Result<()> {
-    let made = week::begin(stage)?;
+    week::begin(stage)?;
     week::monday(stage)?;
-    let before = week::tuesday(stage, &made)?;
+    let before = week::tuesday(stage)?;
     week::wednesday(stage)?;
     week::thursday(stage)?;
     week::friday(stage)?;

@@ -12,6 +12,8 @@ use crate::printer::bytes;
 
 /// Of longer output so many lines are shown from its beginning and its end.
 const LINES_SHOWN: (usize, usize) = (14, 8);
+/// How a step's line ends when there was no content to copy.
+const IDLE: &str = ": ok, 0 B";
 /// Characters of a line that are shown.
 const COLUMNS_MAX: usize = 118;
 
@@ -68,6 +70,11 @@ impl<'a> Stage<'a> {
             true => self.say(&format!("\n\x1b[1m{text}\x1b[0m\n{rule}")),
             false => self.say(&format!("\n{text}\n{rule}")),
         }
+    }
+
+    /// Notes an expectation that was met.
+    pub fn met(&mut self, what: impl Into<String>) -> Result<()> {
+        self.check(true, what)
     }
 
     /// Notes an expectation that was met, or fails.
@@ -165,15 +172,21 @@ impl<'a> Stage<'a> {
         serde_json::from_slice(&output.stdout).context("status is no JSON")
     }
 
+    /// Shows what a command said, without steps that had nothing to do and without the middle
+    /// of what is long.
     fn show(&mut self, text: &str) -> Result<()> {
-        let lines: Vec<&str> = text.lines().collect();
+        let idle = text.lines().filter(|line| line.ends_with(IDLE)).count();
+        if idle > 0 {
+            self.say(&format!("  … {idle} steps with nothing to copy"))?;
+        }
+        let lines: Vec<&str> = text.lines().filter(|line| !line.ends_with(IDLE)).collect();
         let (first, last) = LINES_SHOWN;
+        let hidden = lines.len().saturating_sub(first + last);
         for (at, line) in lines.iter().enumerate() {
-            let hidden = lines.len().saturating_sub(first + last);
             if hidden > 1 && at == first {
                 self.say(&format!("  … {hidden} more lines"))?;
             }
-            if hidden <= 1 || at < first || at >= lines.len() - last {
+            if hidden <= 1 || at < first || at >= first + hidden {
                 let mut line = line.trim_end().to_owned();
                 if let Some((end, _)) = line.char_indices().nth(COLUMNS_MAX) {
                     line.replace_range(end.., "…");
