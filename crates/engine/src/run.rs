@@ -461,7 +461,11 @@ impl Run<'_, '_> {
             if let Some(stop) = changed.or(full) {
                 return Err(Error::Held(stop));
             }
-            catalog.set_estimate(replica.id, scan.files_seen + 1, scan.bytes_seen)?;
+            for replica in catalog.replicas(dataset)? {
+                if replica.position.is_some() && replica.reconcile.is_some() {
+                    catalog.set_estimate(replica.id, scan.files_seen + 1, scan.bytes_seen)?;
+                }
+            }
             self.engine.observer.notice(&Notice::Expect { files: scan.new, bytes: scan.bytes });
             Ok(scan)
         })

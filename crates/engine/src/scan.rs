@@ -170,7 +170,7 @@ impl Comparison<'_, '_> {
     ) -> Result<bool> {
         let size = stat.data_bytes();
         self.scan.files_seen += 1;
-        self.scan.bytes_seen += if stat.kind == Kind::File { stat.size } else { 0 };
+        self.scan.bytes_seen += size;
         self.scan.counts.seen += 1;
         let what = match &had {
             None => What::New,

@@ -4,8 +4,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
-use tree::{Apply, Dir, DirCache, Kind, Node, RelPath, Stat, Target};
+use tree::{Apply, Dir, DirCache, Kind, Node, RelPath, Stat, Target, Time};
 
 use crate::disk::Inner;
 use crate::place::{CONTROL, OPEN, io_error, is, is_absent, locate, rel};
@@ -465,6 +466,7 @@ impl Applier {
             .root
             .create_dirs(&dir, DIR_MODE)
             .map_err(io_error(&lies))?;
+        let before = tree::stat_fd(&to).map_err(io_error(&lies))?;
         if self.disk.append_only {
             // Whether the bytes are bad is only the host's word.
             let (kept_dir, _) = place.path().split().ok_or_else(|| at_root(&lies))?;
@@ -476,7 +478,9 @@ impl Applier {
         }
         let (from_dir, from_name) = split(token.as_bytes());
         let from = self.tmp.get(from_dir).map_err(io_error(token))?;
+        // No version changes, so the directory shall not look changed either.
         from.rename_to(from_name, &to, name)
+            .and_then(|()| set_mtime(&to, before.mtime))
             .map_err(io_error(&lies))
     }
 
@@ -488,6 +492,15 @@ impl Applier {
             done => done.map_err(io_error(token)),
         }
     }
+}
+
+fn set_mtime(dir: &Dir, mtime: Time) -> std::io::Result<()> {
+    let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
+    let times = Timestamps {
+        last_access: time(0, UTIME_OMIT),
+        last_modification: time(mtime.sec, mtime.nsec.into()),
+    };
+    Ok(rustix::fs::futimens(dir, &times)?)
 }
 
 /// Directory and name of a token, a path below `tmp/`.
