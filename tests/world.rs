@@ -71,13 +71,14 @@ impl World {
     }
 
     /// The two-leg world: `live/` goes to `sda` and is relayed to `nas` over a real sshd;
-    /// `live/photos` goes to `nas` directly.
+    /// `live/photos`, a folder that is there and empty, goes to `nas` directly.
     ///
     /// # Errors
     /// When there is no sshd here: then the test is to be skipped.
     pub fn two_legs() -> Result<Self> {
         let mut world = Self::new()?;
         let sshd = Sshd::start(&world.path("ssh"))?;
+        std::fs::create_dir(world.live().join("photos"))?;
         let photos = format!(
             "[dataset.photos]\npath = \"{}\"\nroute = [\"nas\"]\n",
             world.live().join("photos").display()
