@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use tree::{Kind, Node, RelPath};
 
 use crate::conformance::{self, Fixture, Fold, Step, Told, compare, put, seal};
@@ -307,7 +308,12 @@ fn tear(root: &Path, how: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 128,
+        rng_seed: RngSeed::Fixed(1),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_cut_loses_what_was_told(
@@ -343,6 +349,67 @@ proptest! {
             }
         }
         check_after_cut(&root, told);
+    }
+}
+
+#[test]
+fn a_cut_at_any_point_loses_nothing() {
+    let place = |name| PLACES.iter().position(|place| *place == name).unwrap();
+    let put = |name, data| Move::Put {
+        at: place(name),
+        data,
+    };
+    let rename = |from, to| Move::Rename {
+        from: place(from),
+        to: place(to),
+    };
+    let history = [
+        put("a", 1),
+        Move::Dir { at: place("d") },
+        put("d/a", 2),
+        Move::Link {
+            at: place("b"),
+            to: place("a"),
+        },
+        Move::Symlink {
+            at: place("c"),
+            target: 3,
+        },
+        Move::Seal,
+        put("a", 4),
+        rename("d/a", "f"),
+        put("d/a", 5),
+        rename("d", "d/e"),
+        Move::Delete { at: place("c") },
+        Move::Meta {
+            at: place("b"),
+            mode: 0o600,
+        },
+        Move::Flush,
+        put("f", 6),
+        put("b", 7),
+        Move::Delete { at: place("d") },
+        Move::Seal,
+        put("b", 8),
+        Move::Flush,
+    ];
+    for n in 1.. {
+        assert!(n < 1000, "the history has an end");
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let (faults, mut told) = (Faults::at(None, n), (0, 0));
+        let lived = live(&root, &faults, &history, &mut told);
+        check_after_cut(&root, told);
+        if faults.tripped().is_none() {
+            assert!(lived.is_ok() && told == (2, 1), "{told:?}");
+            return;
+        }
+        // And a second cut, while it recovers.
+        for again in 1..4 {
+            let faults = Faults::at(None, again);
+            let _ = live(&root, &faults, &history[12..], &mut told);
+            check_after_cut(&root, told);
+        }
     }
 }
 
@@ -610,7 +677,7 @@ fn an_append_only_store_destroys_nothing() {
 }
 
 #[test]
-fn a_full_log_breaks_the_session_and_not_the_store() {
+fn a_failed_step_breaks_the_session_and_not_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     for point in ["log.append", "batch.logged", "apply.op", "batch.applied"] {
