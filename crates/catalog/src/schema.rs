@@ -62,7 +62,7 @@ fn open_for_writing(state: &Path, lock: File) -> Result<Catalog> {
     }
     conn.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-         PRAGMA cache_size = -65536; PRAGMA journal_size_limit = 67108864;",
+         PRAGMA cache_size = -32768; PRAGMA journal_size_limit = 67108864;",
     )?;
     for (at, step) in (0..).zip(MIGRATIONS).skip(found as usize) {
         let next: u32 = at + 1;
