@@ -206,7 +206,8 @@ fn abridged(value: &Value) -> String {
     };
     let number = |name: &str| value[name].as_u64().unwrap_or(0);
     format!(
-        "finished: {}; {} files changed, {} renamed, {} deleted; {} read, {} written, {} sent; {:.1} s",
+        "finished: {}; {} files changed, {} renamed, {} deleted; \
+         {} read, {} written, {} sent; {:.1} s",
         value["status"].as_str().unwrap_or("?"),
         number("files_changed"),
         number("files_renamed"),
