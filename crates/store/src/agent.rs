@@ -93,7 +93,8 @@ pub fn serve(
     let out = Arc::new(Outbox::default());
     let (written, all_written) = bounded::<()>(0);
     thread::spawn({
-        let (out, stop, keepalive) = (out.clone(), inbox.stop(), inbox.silence_limit / 8);
+        let (out, stop) = (out.clone(), inbox.stop());
+        let keepalive = wire::keepalive(inbox.silence_limit);
         move || {
             out.run(output, None, keepalive);
             stop.store(true, Ordering::Relaxed);

@@ -136,8 +136,8 @@ impl Remote {
     /// Connects, and waits until the agent has opened the store.
     ///
     /// # Errors
-    /// What the agent refused with ([`Error::Busy`], [`Error::NotOurs`] …); [`Error::Wire`] when there
-    /// is no agent, with what ssh said.
+    /// What the agent refused with ([`Error::Busy`], [`Error::NotOurs`] …); [`Error::Wire`] when
+    /// there is no agent, with what ssh said.
     pub fn connect(transport: &dyn Transport, options: &RemoteOptions) -> Result<Self> {
         let Link {
             input,
@@ -145,7 +145,7 @@ impl Remote {
             mut program,
         } = transport.open()?;
         let name = transport.name();
-        let keepalive = options.silence_limit / 8;
+        let keepalive = wire::keepalive(options.silence_limit);
         let shared = Arc::new(Shared {
             name,
             out: Outbox::default(),

@@ -97,6 +97,11 @@ pub(crate) fn wait_for<'a, T>(
         .0
 }
 
+/// After how much idleness a side says that it is alive, for a limit on silence.
+pub(crate) fn keepalive(silence_limit: Duration) -> Duration {
+    (silence_limit / 8).min(Duration::from_secs(15))
+}
+
 fn broken(why: impl Into<String>) -> Error {
     Error::Wire(why.into())
 }
