@@ -271,8 +271,8 @@ pub trait Session: Send + Sync {
     fn has(&self, path: &RelPath, node: &Node) -> Result<bool>;
 
     /// Hands over an operation under a ticket of the caller's choice. Operations are applied
-    /// in the order of the calls. For a `Put` or `Repair` of a `File` with its staged content, and the
-    /// node's `hash` and `extents` filled in. Returns before it is done: [`Event`] tells.
+    /// in the order of the calls. For a `Put` or `Repair` of a `File` with its staged content,
+    /// and the node's `hash` and `extents` filled in. Returns before it is done: [`Event`] tells.
     fn submit(&self, ticket: u64, op: Op, staged: Option<Staged>) -> Result<()>;
 
     /// Asks for everything submitted so far to be made durable; [`Event::Flushed`] follows.
