@@ -58,18 +58,9 @@ pub const CASES: &[Case] = &[
 
 /// Runs every case, each in a fixture of its own.
 pub fn run(make: &dyn Fn() -> Fixture) {
-    for (name, case) in CASES {
-        eprintln_case(name);
+    for (_, case) in CASES {
         case(&make());
     }
-}
-
-#[allow(
-    clippy::print_stderr,
-    reason = "shown by the test harness when a case fails"
-)]
-fn eprintln_case(name: &str) {
-    eprintln!("conformance: {name}");
 }
 
 /// Some content in memory.
