@@ -29,7 +29,10 @@ pub enum Error {
     Missing(PathBuf),
     /// The source is there and cannot be opened.
     #[error("`{}` cannot be opened: {source}", path.display())]
-    Unreadable { path: PathBuf, source: std::io::Error },
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 /// Opens a dataset's live data.
@@ -37,7 +40,11 @@ pub fn view(source: &Source) -> Result<View, Error> {
     let Source::Tree { base, .. } = source;
     let root = Dir::open(base).map_err(|error| refused(base, error))?;
     let identity = FsIdentity::of(&root).map_err(|error| refused(base, error))?;
-    Ok(View { root, path: base.clone(), identity })
+    Ok(View {
+        root,
+        path: base.clone(),
+        identity,
+    })
 }
 
 fn refused(path: &Path, source: std::io::Error) -> Error {
@@ -45,7 +52,10 @@ fn refused(path: &Path, source: std::io::Error) -> Error {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
             Error::Missing(path.to_owned())
         }
-        _ => Error::Unreadable { path: path.to_owned(), source },
+        _ => Error::Unreadable {
+            path: path.to_owned(),
+            source,
+        },
     }
 }
 
@@ -54,7 +64,10 @@ mod tests {
     use super::*;
 
     fn tree_at(base: &Path) -> Source {
-        Source::Tree { base: base.to_owned(), scope: policy::Scope::default() }
+        Source::Tree {
+            base: base.to_owned(),
+            scope: policy::Scope::default(),
+        }
     }
 
     #[test]

@@ -70,7 +70,10 @@ fn of_catalog(error: &catalog::Error) -> u8 {
 fn of_engine(error: &engine::Error) -> u8 {
     match error {
         engine::Error::Catalog(error) => of_catalog(error),
-        engine::Error::Store { source: store::Error::Busy(_), .. } => BUSY,
+        engine::Error::Store {
+            source: store::Error::Busy(_),
+            ..
+        } => BUSY,
         engine::Error::Usage(_) => USAGE,
         engine::Error::Held(_) => HELD,
         engine::Error::Interrupted => INTERRUPTED,

@@ -1,5 +1,9 @@
 //! The only place that prints. Data goes to standard output, talk to standard error.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the printer")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is the printer"
+)]
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -127,7 +131,9 @@ impl Printer {
     }
 
     fn progress(&self, files: u64, bytes: u64) {
-        let Ok(mut state) = self.state.lock() else { return };
+        let Ok(mut state) = self.state.lock() else {
+            return;
+        };
         let (all, all_bytes) = state.expected;
         let text = if all > 0 {
             format!(
@@ -146,7 +152,9 @@ impl Printer {
             }
             // A log gets a line now and then.
             None if !self.quiet => {
-                let due = state.said.is_none_or(|said| said.elapsed() > Duration::from_secs(30));
+                let due = state
+                    .said
+                    .is_none_or(|said| said.elapsed() > Duration::from_secs(30));
                 if due && state.said.is_some() {
                     eprintln!("{text}");
                 }
@@ -178,12 +186,16 @@ pub fn age(seconds: i64) -> String {
 /// A table without frames, as wide as its content.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_header(header.to_vec());
+    table
+        .load_preset(comfy_table::presets::NOTHING)
+        .set_header(header.to_vec());
     for row in rows {
         table.add_row(row);
     }
     let text = table.to_string();
-    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    text.lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
 }
 
 impl Observer for Printer {
@@ -195,9 +207,16 @@ impl Observer for Printer {
             return;
         }
         match notice {
-            Notice::Begin { step, dataset, store } => {
+            Notice::Begin {
+                step,
+                dataset,
+                store,
+            } => {
                 if let Ok(mut state) = self.state.lock() {
-                    let store = store.as_ref().map(|s| format!(" → {s}")).unwrap_or_default();
+                    let store = store
+                        .as_ref()
+                        .map(|s| format!(" → {s}"))
+                        .unwrap_or_default();
                     state.title = format!("{step} {dataset}{store}");
                     state.expected = (0, 0);
                 }
@@ -210,21 +229,49 @@ impl Observer for Printer {
             }
             Notice::Progress { files, bytes } => self.progress(*files, *bytes),
             Notice::Problem(problem) => {
-                let path = problem.path.as_ref().map(|p| format!(":{p}")).unwrap_or_default();
-                let store = problem.store.as_ref().map(|s| format!(" in {s}")).unwrap_or_default();
-                self.talk(&format!("{}{path}{store}: {}", problem.dataset, problem.message));
+                let path = problem
+                    .path
+                    .as_ref()
+                    .map(|p| format!(":{p}"))
+                    .unwrap_or_default();
+                let store = problem
+                    .store
+                    .as_ref()
+                    .map(|s| format!(" in {s}"))
+                    .unwrap_or_default();
+                self.talk(&format!(
+                    "{}{path}{store}: {}",
+                    problem.dataset, problem.message
+                ));
             }
             Notice::Note { dataset, message } => match dataset {
                 Some(dataset) => self.say(&format!("{dataset}: {message}")),
                 None => self.say(message),
             },
-            Notice::End { step, dataset, store, status, error, bytes, .. } => {
-                let store = store.as_ref().map(|s| format!(" → {s}")).unwrap_or_default();
+            Notice::End {
+                step,
+                dataset,
+                store,
+                status,
+                error,
+                bytes,
+                ..
+            } => {
+                let store = store
+                    .as_ref()
+                    .map(|s| format!(" → {s}"))
+                    .unwrap_or_default();
                 let word = self.paint(status.word(), *status == Status::Ok);
                 let error = error.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
-                let line =
-                    format!("{step} {dataset}{store}: {word}, {}{error}", HumanBytes(*bytes));
-                if *status == Status::Ok { self.say(&line) } else { self.talk(&line) }
+                let line = format!(
+                    "{step} {dataset}{store}: {word}, {}{error}",
+                    HumanBytes(*bytes)
+                );
+                if *status == Status::Ok {
+                    self.say(&line)
+                } else {
+                    self.talk(&line)
+                }
             }
             Notice::Started { run, .. } => {
                 if self.verbose {

@@ -49,7 +49,10 @@ pub fn catalog_to_read(config: &Config) -> Result<Catalog> {
 /// The wall clock. Debug builds take `THRICE_NOW` (RFC 3339) for it: tests make clocks jump.
 pub fn now() -> Timestamp {
     #[cfg(debug_assertions)]
-    if let Some(at) = std::env::var("THRICE_NOW").ok().and_then(|text| text.parse().ok()) {
+    if let Some(at) = std::env::var("THRICE_NOW")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
         return at;
     }
     Timestamp::now()

@@ -41,7 +41,11 @@ pub fn need(node: &Node, held: Option<&Held>) -> Need {
     if !node.same_attributes(have) {
         return Need::Meta;
     }
-    if node == have { Need::Nothing } else { Need::Refresh }
+    if node == have {
+        Need::Nothing
+    } else {
+        Need::Refresh
+    }
 }
 
 /// Whether the held content may be the wanted one, so that comparing hashes before copying
@@ -86,7 +90,11 @@ mod tests {
     }
 
     fn held(node: Node) -> Option<Held> {
-        Some(Held { node, born: 3, since: 3 })
+        Some(Held {
+            node,
+            born: 3,
+            since: 3,
+        })
     }
 
     #[test]
@@ -99,17 +107,29 @@ mod tests {
     #[test]
     fn touching_costs_no_content() {
         let have = file(b"same");
-        let touched = Node { mtime: Time { sec: 50, nsec: 0 }, ..have.clone() };
+        let touched = Node {
+            mtime: Time { sec: 50, nsec: 0 },
+            ..have.clone()
+        };
         assert_eq!(need(&touched, held(have.clone()).as_ref()), Need::Meta);
-        let moved_on = Node { ctime: Time { sec: 50, nsec: 0 }, ..have.clone() };
+        let moved_on = Node {
+            ctime: Time { sec: 50, nsec: 0 },
+            ..have.clone()
+        };
         assert_eq!(need(&moved_on, held(have.clone()).as_ref()), Need::Refresh);
         assert_eq!(need(&have, held(have.clone()).as_ref()), Need::Nothing);
     }
 
     #[test]
     fn r11_a_file_that_left_its_link_group_gets_its_own_place() {
-        let have = Node { linked: true, ..file(b"shared") };
-        let apart = Node { ino: 77, ..file(b"shared") };
+        let have = Node {
+            linked: true,
+            ..file(b"shared")
+        };
+        let apart = Node {
+            ino: 77,
+            ..file(b"shared")
+        };
         assert_eq!(need(&apart, held(have).as_ref()), Need::Put);
     }
 

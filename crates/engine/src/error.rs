@@ -10,7 +10,10 @@ pub enum Error {
     #[error("store `{store}`: {source}")]
     Store { store: String, source: store::Error },
     #[error("{what}: {source}")]
-    Io { what: String, source: std::io::Error },
+    Io {
+        what: String,
+        source: std::io::Error,
+    },
     /// A guard stopped the dataset; nothing was touched.
     #[error("{}; {}", .0.reason, .0.remedy)]
     Held(Stop),

@@ -38,15 +38,20 @@ impl Expectation {
         for row in catalog.datasets()? {
             let mut replicas = catalog.replicas(row.id)?;
             replicas.retain(|replica| replica.position.is_some());
-            let oldest = replicas.iter().map(|r| r.last_success.map_or(i64::MIN, |t| t.as_second()));
+            let oldest = replicas
+                .iter()
+                .map(|r| r.last_success.map_or(i64::MIN, |t| t.as_second()));
             let staleness = oldest.min().unwrap_or(i64::MIN);
             let stores = replicas.into_iter().map(|r| r.store_name).collect();
             known.insert(row.name.clone(), row.source);
             routes.insert(row.name, (stores, staleness));
         }
         let coverage = policy::resolve(config, &policy::look(config), &known);
-        let held: BTreeMap<&str, &str> =
-            coverage.held.iter().map(|held| (held.name.as_str(), held.why.as_str())).collect();
+        let held: BTreeMap<&str, &str> = coverage
+            .held
+            .iter()
+            .map(|held| (held.name.as_str(), held.why.as_str()))
+            .collect();
         let mut expected: Vec<Expected> = coverage
             .datasets
             .iter()
@@ -64,7 +69,9 @@ impl Expectation {
             })
             .collect();
         for (name, path) in &coverage.gone {
-            let Some((route, staleness)) = routes.remove(name) else { continue };
+            let Some((route, staleness)) = routes.remove(name) else {
+                continue;
+            };
             // Whoever removes a declaration says so; a folder that vanishes says nothing.
             let from_root = config
                 .roots
@@ -73,7 +80,14 @@ impl Expectation {
             if !route.is_empty() && from_root {
                 let (source_path, dataset, held) = (path.clone(), None, None);
                 let name = name.clone();
-                expected.push(Expected { name, source_path, route, dataset, held, staleness });
+                expected.push(Expected {
+                    name,
+                    source_path,
+                    route,
+                    dataset,
+                    held,
+                    staleness,
+                });
             }
         }
         Ok(Self { coverage, expected })
@@ -93,15 +107,27 @@ impl Expectation {
             if names().any(|name| name == asked) {
                 continue;
             }
-            let unrouted = self.coverage.datasets.iter().any(|dataset| dataset.name == *asked);
-            let why = if unrouted { "has an empty route" } else { "does not exist" };
+            let unrouted = self
+                .coverage
+                .datasets
+                .iter()
+                .any(|dataset| dataset.name == *asked);
+            let why = if unrouted {
+                "has an empty route"
+            } else {
+                "does not exist"
+            };
             return Err(Error::Usage(format!(
                 "dataset `{asked}` {why}; there are: {}",
                 names().collect::<Vec<_>>().join(", ")
             )));
         }
         for asked in &options.stores {
-            let known = self.expected.iter().flat_map(|e| &e.route).any(|store| store == asked);
+            let known = self
+                .expected
+                .iter()
+                .flat_map(|e| &e.route)
+                .any(|store| store == asked);
             if !known {
                 return Err(Error::Usage(format!("no route has a store `{asked}`")));
             }

@@ -59,7 +59,13 @@ impl<'a> Findings<'a> {
         }
         for error in &coverage.errors {
             let remedy = error.remedy.clone().unwrap_or_default();
-            self.raise(Severity::S1, "coverage-error", &error.message, &*error.message, remedy)?;
+            self.raise(
+                Severity::S1,
+                "coverage-error",
+                &error.message,
+                &*error.message,
+                remedy,
+            )?;
             now.insert(("coverage-error", error.message.clone()));
         }
         for row in self.catalog.findings(true)? {
@@ -92,7 +98,10 @@ impl<'a> Findings<'a> {
                 let remedy = match status {
                     Status::Held => "do what the message says, then run again".to_owned(),
                     Status::Partial => {
-                        format!("{} paths stay pending and are tried by every run", problems.len())
+                        format!(
+                            "{} paths stay pending and are tried by every run",
+                            problems.len()
+                        )
                     }
                     _ => "everything stays pending; mend the cause and run again".to_owned(),
                 };

@@ -20,7 +20,11 @@ pub struct Stop {
 impl Stop {
     /// A guard's word.
     pub fn new(kind: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { kind: kind.into(), reason: reason.into(), remedy: remedy.into() }
+        Self {
+            kind: kind.into(),
+            reason: reason.into(),
+            remedy: remedy.into(),
+        }
     }
 
     /// Whether it is about the dataset, and not about one store of its route. Only then is the
@@ -31,7 +35,10 @@ impl Stop {
 
     /// Whether `release` or `--accept` may let it pass: it is about what changed in the data.
     pub fn can_be_accepted(&self) -> bool {
-        matches!(self.kind.as_str(), "source-empty" | "other-filesystem" | "mass-change")
+        matches!(
+            self.kind.as_str(),
+            "source-empty" | "other-filesystem" | "mass-change"
+        )
     }
 }
 
@@ -103,7 +110,13 @@ pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Stop
 }
 
 /// The store is fuller than its `stop` mark, or would not hold what is planned.
-pub fn full(store: &str, space: &Space, stop: f64, needed_bytes: u64, needed_inodes: u64) -> Option<Stop> {
+pub fn full(
+    store: &str,
+    space: &Space,
+    stop: f64,
+    needed_bytes: u64,
+    needed_inodes: u64,
+) -> Option<Stop> {
     let used = space.size_bytes.saturating_sub(space.available_bytes);
     let share = used as f64 / space.size_bytes.max(1) as f64;
     let remedy = || format!("free room on `{store}` (thrice prune), or give it more");
@@ -136,35 +149,69 @@ pub fn full(store: &str, space: &Space, stop: f64, needed_bytes: u64, needed_ino
 mod tests {
     use super::*;
 
-    const GUARD: Guard = Guard { share: 0.5, files: 100 };
+    const GUARD: Guard = Guard {
+        share: 0.5,
+        files: 100,
+    };
 
     #[test]
     fn r01_an_empty_mount_point_is_not_a_deletion() {
-        let counts = Counts { held: 5_000, seen: 0, gone: 4_999, changed: 0 };
-        assert_eq!(emptied("a", "/srv/a", &counts).map(|h| h.kind).as_deref(), Some("source-empty"));
+        let counts = Counts {
+            held: 5_000,
+            seen: 0,
+            gone: 4_999,
+            changed: 0,
+        };
+        assert_eq!(
+            emptied("a", "/srv/a", &counts).map(|h| h.kind).as_deref(),
+            Some("source-empty")
+        );
         let fresh = Counts { held: 0, ..counts };
         assert_eq!(emptied("a", "/srv/a", &fresh), None);
     }
 
     #[test]
     fn r01_mass_change_needs_share_and_number() {
-        let few = Counts { held: 120, seen: 40, gone: 80, changed: 0 };
+        let few = Counts {
+            held: 120,
+            seen: 40,
+            gone: 80,
+            changed: 0,
+        };
         assert_eq!(mass_change("a", &GUARD, &few), None);
-        let half = Counts { held: 200, seen: 100, gone: 60, changed: 40 };
+        let half = Counts {
+            held: 200,
+            seen: 100,
+            gone: 60,
+            changed: 40,
+        };
         assert_eq!(mass_change("a", &GUARD, &half), None);
-        let more = Counts { held: 200, seen: 100, gone: 61, changed: 40 };
+        let more = Counts {
+            held: 200,
+            seen: 100,
+            gone: 61,
+            changed: 40,
+        };
         assert!(mass_change("a", &GUARD, &more).is_some());
     }
 
     #[test]
     fn r17_a_full_store_says_which_limit_it_hit() {
-        let space =
-            Space { size_bytes: 100, available_bytes: 10, inodes: 50, available_inodes: 5 };
+        let space = Space {
+            size_bytes: 100,
+            available_bytes: 10,
+            inodes: 50,
+            available_inodes: 5,
+        };
         assert!(full("sda", &space, 0.85, 0, 0).is_some_and(|h| h.reason.contains("stop mark")));
         assert!(full("sda", &space, 0.95, 11, 0).is_some_and(|h| h.reason.contains("bytes left")));
         assert!(full("sda", &space, 0.95, 10, 6).is_some_and(|h| h.reason.contains("inodes")));
         assert_eq!(full("sda", &space, 0.95, 10, 5), None);
-        let endless = Space { inodes: 0, available_inodes: 0, ..space };
+        let endless = Space {
+            inodes: 0,
+            available_inodes: 0,
+            ..space
+        };
         assert_eq!(full("nas", &endless, 0.95, 10, 6), None);
     }
 }

@@ -32,9 +32,7 @@ pub use plan::{Forecast, LegPlan, forecast};
 pub use process::{boot_id, is_alive};
 pub use prune::{Pruned, prune};
 pub use rebuild::{Rebuilt, rebuild};
-pub use report::{
-    DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary,
-};
+pub use report::{DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary};
 pub use restore::{RestoreOptions, Restored, restore};
 pub use run::{Engine, OUTBOX_ROWS_MAX, RunOptions};
 pub use stores::{Opened, Purpose, open};

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 
 use store::{Session, StageJob, Staged};
-use tree::{ContentHasher, Content, Dir, DirCache, FileContent, Kind, Node, RelPath, Stat};
+use tree::{Content, ContentHasher, Dir, DirCache, FileContent, Kind, Node, RelPath, Stat};
 
 use catalog::Held;
 
@@ -26,7 +26,12 @@ pub(crate) enum Look {
     /// Exactly what is held.
     Same,
     /// This is what it should be; staged, where content has to go over.
-    Node { node: Box<Node>, need: Need, staged: Option<Staged>, bytes_read: u64 },
+    Node {
+        node: Box<Node>,
+        need: Need,
+        staged: Option<Staged>,
+        bytes_read: u64,
+    },
 }
 
 /// A live tree, as one thread reads it.
@@ -61,7 +66,10 @@ impl From<store::Error> for Trouble {
 impl Live {
     /// Reads below `root`.
     pub(crate) fn new(root: Dir) -> Self {
-        Self { dirs: DirCache::new(root, 64), buffer: vec![0; 1 << 17] }
+        Self {
+            dirs: DirCache::new(root, 64),
+            buffer: vec![0; 1 << 17],
+        }
     }
 
     /// Looks at a path and brings its content to the session, if the replica lacks it.
@@ -81,12 +89,16 @@ impl Live {
         }
         for attempt in 1..=READS_MAX {
             let last = attempt == READS_MAX;
-            let Some((dir, name)) = self.at(path)? else { return Ok(Look::Gone) };
+            let Some((dir, name)) = self.at(path)? else {
+                return Ok(Look::Gone);
+            };
             let file = match dir.open_file(name) {
                 Err(error) if is_gone(&error) => return Ok(Look::Gone),
                 other => other?,
             };
-            if let Some(look) = bring_file(session, path, &file, held, links, last, &mut self.buffer)? {
+            if let Some(look) =
+                bring_file(session, path, &file, held, links, last, &mut self.buffer)?
+            {
                 return Ok(look);
             }
         }
@@ -100,7 +112,9 @@ impl Live {
         held: Option<&Held>,
         links: bool,
     ) -> Result<Option<Look>, Trouble> {
-        let Some((dir, name)) = self.at(path)? else { return Ok(Some(Look::Gone)) };
+        let Some((dir, name)) = self.at(path)? else {
+            return Ok(Some(Look::Gone));
+        };
         let stat = match dir.stat(name) {
             Err(error) if is_gone(&error) => return Ok(Some(Look::Gone)),
             other => other?,
@@ -117,15 +131,24 @@ impl Live {
         if stat.kind == Kind::File {
             return Ok(None);
         }
-        let Some(node) = read_node(dir, name, &stat)? else { return Ok(Some(Look::Gone)) };
+        let Some(node) = read_node(dir, name, &stat)? else {
+            return Ok(Some(Look::Gone));
+        };
         let need = decide::need(&node, held);
         let node = Box::new(node);
-        Ok(Some(Look::Node { node, need, staged: None, bytes_read: 0 }))
+        Ok(Some(Look::Node {
+            node,
+            need,
+            staged: None,
+            bytes_read: 0,
+        }))
     }
 
     /// The kind of what is at a path; `None` when nothing is there.
     pub(crate) fn kind(&mut self, path: &RelPath) -> io::Result<Option<Kind>> {
-        let Some((dir, name)) = self.at(path)? else { return Ok(None) };
+        let Some((dir, name)) = self.at(path)? else {
+            return Ok(None);
+        };
         match dir.stat(name) {
             Err(error) if is_gone(&error) => Ok(None),
             other => Ok(Some(other?.kind)),
@@ -134,7 +157,9 @@ impl Live {
 
     /// The node at a path, without content; `None` when nothing is there.
     pub(crate) fn node(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
-        let Some((dir, name)) = self.at(path)? else { return Ok(None) };
+        let Some((dir, name)) = self.at(path)? else {
+            return Ok(None);
+        };
         match dir.stat(name) {
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
@@ -144,7 +169,9 @@ impl Live {
 
     /// The file at a path with its digest, if it is one and held still meanwhile.
     pub(crate) fn digest(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
-        let Some((dir, name)) = self.at(path)? else { return Ok(None) };
+        let Some((dir, name)) = self.at(path)? else {
+            return Ok(None);
+        };
         let file = match dir.open_file(name) {
             Err(error) if is_gone(&error) => return Ok(None),
             other => other?,
@@ -155,7 +182,11 @@ impl Live {
         }
         let mut node = Node::from_stat(&before);
         node.xattrs = tree::read_xattrs(&file)?;
-        hash_into(&mut node, FileContent::from_stat(&file, &before)?, &mut self.buffer)?;
+        hash_into(
+            &mut node,
+            FileContent::from_stat(&file, &before)?,
+            &mut self.buffer,
+        )?;
         Ok(is_still(&before, &tree::stat_fd(&file)?).then_some(node))
     }
 
@@ -171,8 +202,10 @@ impl Live {
 
 /// Whether an error says that the path is not there (any more), rather than unreadable.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    ) || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 fn read_node(dir: &Dir, name: &[u8], stat: &Stat) -> io::Result<Option<Node>> {
@@ -239,13 +272,22 @@ fn bring_file(
             decide::need(&node, held)
         };
         if need != Need::Put {
-            return Ok(Some(Look::Node { node: Box::new(node), need, staged: None, bytes_read }));
+            return Ok(Some(Look::Node {
+                node: Box::new(node),
+                need,
+                staged: None,
+                bytes_read,
+            }));
         }
     }
     let mut content = FileContent::from_stat(file, &before)?;
     node.extents = content.extents().map(<[_]>::to_vec);
     let resume_key = (node.size >= RESUME_BYTES_MIN).then(|| resume_key(path, &node));
-    let job = StageJob { path: path.clone(), node: node.clone(), resume_key };
+    let job = StageJob {
+        path: path.clone(),
+        node: node.clone(),
+        resume_key,
+    };
     let staged = session.stage(&job, &mut content)?;
     bytes_read += staged.data_bytes;
     let still = is_still(&before, &tree::stat_fd(file)?) && !content.is_short();
@@ -256,14 +298,24 @@ fn bring_file(
     node.unsettled = !still;
     node.hash = Some(staged.hash);
     let need = Need::Put;
-    Ok(Some(Look::Node { node: Box::new(node), need, staged: Some(staged), bytes_read }))
+    Ok(Some(Look::Node {
+        node: Box::new(node),
+        need,
+        staged: Some(staged),
+        bytes_read,
+    }))
 }
 
 /// The same for the same path in the same source state, and for nothing else.
 pub(crate) fn resume_key(path: &RelPath, node: &Node) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(path.as_bytes());
-    for number in [node.size, node.ino, node.mtime.sec as u64, node.ctime.sec as u64] {
+    for number in [
+        node.size,
+        node.ino,
+        node.mtime.sec as u64,
+        node.ctime.sec as u64,
+    ] {
         hasher.update(&number.to_le_bytes());
     }
     for number in [node.mtime.nsec, node.ctime.nsec] {

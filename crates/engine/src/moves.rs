@@ -29,21 +29,32 @@ pub(crate) fn follow(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
         return Ok(());
     }
     let candidates = pair(pipeline, rows, gone)?;
-    let (dirs, files): (Vec<_>, Vec<_>) =
-        candidates.into_iter().partition(|candidate| candidate.kind == Kind::Dir);
+    let (dirs, files): (Vec<_>, Vec<_>) = candidates
+        .into_iter()
+        .partition(|candidate| candidate.kind == Kind::Dir);
     for dir in dirs {
         move_dir(pipeline, rows, &dir)?;
     }
     let mut any = false;
     for Candidate { from, to, want, .. } in files {
         let replica = pipeline.setting.replica.id;
-        let Some(held) = pipeline.catalog.held(replica, &from)? else { continue };
+        let Some(held) = pipeline.catalog.held(replica, &from)? else {
+            continue;
+        };
         if pipeline.catalog.held(replica, &to.path)?.is_some() {
             continue;
         }
         any = true;
-        let from = At { dir: None, path: from };
-        pipeline.feed(Task::Move { from, to, held, want })?;
+        let from = At {
+            dir: None,
+            path: from,
+        };
+        pipeline.feed(Task::Move {
+            from,
+            to,
+            held,
+            want,
+        })?;
     }
     if any { pipeline.flush() } else { Ok(()) }
 }
@@ -59,7 +70,10 @@ pub(crate) fn count(catalog: &Catalog, replica: &Replica) -> Result<u64> {
                 catalog.pending(replica.id, after.as_ref(), Order::Asc, crate::ship::ROWS)?;
             let Some(last) = rows.last() else { break };
             after = Some(last.key());
-            for row in rows.into_iter().filter(|row| row.what == what && row.ino != 0) {
+            for row in rows
+                .into_iter()
+                .filter(|row| row.what == what && row.ino != 0)
+            {
                 let left = gone.entry(row.ino).or_default();
                 if what == What::Gone {
                     *left += 1;
@@ -111,13 +125,23 @@ fn pair(
             return Ok(());
         }
         let ino = row.first.as_ref().map_or(row.ino, |first| first.node.ino);
-        let Some(from) = gone.get_mut(&ino).and_then(Vec::pop) else { return Ok(()) };
+        let Some(from) = gone.get_mut(&ino).and_then(Vec::pop) else {
+            return Ok(());
+        };
         let Some(held) = pipeline.catalog.held(pipeline.setting.replica.id, &from)? else {
             return Ok(());
         };
-        let to = At { dir: Some(row.dir), path: row.path() };
+        let to = At {
+            dir: Some(row.dir),
+            path: row.path(),
+        };
         let want = row.first.map(|first| first.node);
-        candidates.push(Candidate { from, to, kind: held.node.kind, want });
+        candidates.push(Candidate {
+            from,
+            to,
+            kind: held.node.kind,
+            want,
+        });
         Ok(())
     })?;
     Ok(candidates)
@@ -128,7 +152,9 @@ fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows, candidate: &Candidate) -> 
     let Candidate { from, to, want, .. } = candidate;
     let replica = pipeline.setting.replica.id;
     let catalog = pipeline.catalog;
-    let there = catalog.held(replica, from)?.is_some_and(|held| held.node.kind == Kind::Dir);
+    let there = catalog
+        .held(replica, from)?
+        .is_some_and(|held| held.node.kind == Kind::Dir);
     let free = catalog.held(replica, &to.path)?.is_none();
     let fits = want.as_ref().is_none_or(|want| want.kind == Kind::Dir);
     if !there || !free || !fits || to.path.is_in(from) || from.is_in(&to.path) {
@@ -137,7 +163,10 @@ fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows, candidate: &Candidate) -> 
     if !moved_along(pipeline, rows, from, &to.path)? {
         return Ok(());
     }
-    let op = Op::Rename { from: from.clone(), to: to.path.clone() };
+    let op = Op::Rename {
+        from: from.clone(),
+        to: to.path.clone(),
+    };
     pipeline.feed_ordered(Task::Do { at: to.clone(), op })?;
     pipeline.flush()?;
     note_below(pipeline, &to.path)
@@ -145,19 +174,17 @@ fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows, candidate: &Candidate) -> 
 
 /// Whether at least half of what the directory held (and at least one thing) has its inode under the same
 /// name in the new place: an inode number alone may have been used again.
-fn moved_along(
-    pipeline: &Pipeline<'_>,
-    rows: &Rows,
-    from: &RelPath,
-    to: &RelPath,
-) -> Result<bool> {
+fn moved_along(pipeline: &Pipeline<'_>, rows: &Rows, from: &RelPath, to: &RelPath) -> Result<bool> {
     let (catalog, setting) = (pipeline.catalog, pipeline.setting);
     let there = match rows {
         Rows::Live => pending_below(catalog, setting.replica.id, setting, to)?,
         Rows::First(first) => held_below(catalog, *first, setting, to)?,
     };
     let had = held_below(catalog, setting.replica.id, setting, from)?;
-    let same = had.iter().filter(|(name, ino)| there.get(*name) == Some(*ino)).count();
+    let same = had
+        .iter()
+        .filter(|(name, ino)| there.get(*name) == Some(*ino))
+        .count();
     Ok(same > 0 && same * 2 >= had.len())
 }
 
@@ -217,6 +244,11 @@ fn note_below(pipeline: &mut Pipeline<'_>, to: &RelPath) -> Result<()> {
         for (dir, name) in &below {
             catalog.note_replica(replica, *dir, name, What::Gone, 0, 0, u64::MAX)?;
         }
-        crate::ship::note_path(catalog, pipeline.setting.replica.dataset, &pipeline.setting.replica, to)
+        crate::ship::note_path(
+            catalog,
+            pipeline.setting.replica.dataset,
+            &pipeline.setting.replica,
+            to,
+        )
     })
 }

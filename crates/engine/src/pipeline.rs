@@ -44,16 +44,36 @@ impl At {
 pub(crate) enum Task {
     /// Make the replica hold what the path is at the origin.
     /// `plain`: a file with one name was seen there a moment ago.
-    Bring { at: At, held: Option<Held>, want: Option<Node>, links: bool, plain: bool },
+    Bring {
+        at: At,
+        held: Option<Held>,
+        want: Option<Node>,
+        links: bool,
+        plain: bool,
+    },
     /// The replica's copy was found bad: bring the content whatever the catalog says.
-    Repair { at: At, held: Held, want: Option<Node> },
+    Repair {
+        at: At,
+        held: Held,
+        want: Option<Node>,
+    },
     /// See whether the path is really gone (or of another kind), and if so delete it.
     Remove { at: At, held: Held },
     /// See whether the file at `to` is the one that lay at `from`, and if so rename it.
-    Move { from: At, to: At, held: Held, want: Option<Node> },
+    Move {
+        from: At,
+        to: At,
+        held: Held,
+        want: Option<Node>,
+    },
     /// Give the directory its attributes; it has no content.
     /// With `force` even if they are as recorded: what was done in it moved its times.
-    Dir { at: At, held: Option<Held>, want: Option<Node>, force: bool },
+    Dir {
+        at: At,
+        held: Option<Held>,
+        want: Option<Node>,
+        force: bool,
+    },
     /// An operation that needs no look.
     Do { at: At, op: Op },
     /// Make everything submitted so far durable.
@@ -69,13 +89,13 @@ pub(crate) enum Done {
     /// Origin and replica agree; nothing was to be done.
     Same(At),
     /// They agree but for what the catalog keeps to see changes.
-    Refreshed(At, Node),
+    Refreshed(At, Box<Node>),
     /// Neither side has it.
     Absent(At),
     /// A directory of the origin.
     IsDir(At),
     /// A name of an inode that has several.
-    IsLink(Name),
+    IsLink(Box<Name>),
     /// The old was deleted, and something of another kind is there to be brought.
     Replaced(At),
     /// The path is there after all; it will be brought.
@@ -183,7 +203,13 @@ pub(crate) fn run<'a, T>(
             .chain(last.map(|origin| (origin, ordered_rx.clone())))
         {
             let sealed = setting.replica.sealed;
-            let worker = Worker { origin, session, tickets: &tickets, stop: &stop, sealed };
+            let worker = Worker {
+                origin,
+                session,
+                tickets: &tickets,
+                stop: &stop,
+                sealed,
+            };
             let done = done_tx.clone();
             scope.spawn(move || worker.serve(&tasks, &done));
         }
@@ -235,7 +261,11 @@ impl Pipeline<'_> {
     pub(crate) fn feed(&mut self, task: Task) -> Result<()> {
         self.under_way += 1;
         self.bundle.push(task);
-        if self.bundle.len() < BUNDLE { Ok(()) } else { self.feed_bundle() }
+        if self.bundle.len() < BUNDLE {
+            Ok(())
+        } else {
+            self.feed_bundle()
+        }
     }
 
     /// Hands a task to the one worker that keeps the order.
@@ -277,13 +307,21 @@ impl Pipeline<'_> {
     /// Notes that a path needs nothing.
     pub(crate) fn settle(&mut self, at: At) -> Result<()> {
         self.settled.push(Settled::Row(at));
-        if self.settled.len() >= SETTLE_ROWS { self.write_settled() } else { Ok(()) }
+        if self.settled.len() >= SETTLE_ROWS {
+            self.write_settled()
+        } else {
+            Ok(())
+        }
     }
 
     /// Notes what is to be kept of a path that needs nothing else.
     pub(crate) fn refresh(&mut self, at: At, node: Node) -> Result<()> {
         self.settled.push(Settled::Node(at, node));
-        if self.settled.len() >= SETTLE_ROWS { self.write_settled() } else { Ok(()) }
+        if self.settled.len() >= SETTLE_ROWS {
+            self.write_settled()
+        } else {
+            Ok(())
+        }
     }
 
     /// Waits until every task has been answered.
@@ -333,9 +371,9 @@ impl Pipeline<'_> {
                 self.tell_progress();
             }
             Done::Same(at) | Done::Absent(at) => self.settled.push(Settled::Row(at)),
-            Done::Refreshed(at, node) => self.settled.push(Settled::Node(at, node)),
+            Done::Refreshed(at, node) => self.settled.push(Settled::Node(at, *node)),
             Done::IsDir(at) => self.dirs.push(at),
-            Done::IsLink(name) => self.links.push(name),
+            Done::IsLink(name) => self.links.push(*name),
             Done::Flushing => {}
             Done::Replaced(at) => {
                 self.tally.submitted += 1;
@@ -366,7 +404,10 @@ impl Pipeline<'_> {
             Trouble::Store(error) => {
                 let message = error.to_string();
                 if is_fatal(&error) {
-                    return Err(Error::Store { store: self.setting.to.to_owned(), source: error });
+                    return Err(Error::Store {
+                        store: self.setting.to.to_owned(),
+                        source: error,
+                    });
                 }
                 (Some(self.setting.to), message)
             }
@@ -388,7 +429,9 @@ impl Pipeline<'_> {
             message,
         };
         if !self.first_try {
-            self.setting.observer.notice(&Notice::Problem(problem.clone()));
+            self.setting
+                .observer
+                .notice(&Notice::Problem(problem.clone()));
             self.problems.push(problem);
         }
         self.failed.push(at.path);
@@ -430,19 +473,31 @@ impl Pipeline<'_> {
                     }
                 }
                 self.tally.committed += ops.len() as u64;
-                let Setting { replica, number, .. } = self.setting;
-                self.catalog.ack(replica.id, *number, ops.iter().map(|(_, op)| op), records)?;
+                let Setting {
+                    replica, number, ..
+                } = self.setting;
+                self.catalog
+                    .ack(replica.id, *number, ops.iter().map(|(_, op)| op), records)?;
             }
             Event::Failed { op, error, .. } => {
                 if is_fatal(&error) {
-                    return Err(Error::Store { store: self.setting.to.to_owned(), source: error });
+                    return Err(Error::Store {
+                        store: self.setting.to.to_owned(),
+                        source: error,
+                    });
                 }
-                let at = At { dir: None, path: op.path().clone() };
+                let at = At {
+                    dir: None,
+                    path: op.path().clone(),
+                };
                 self.problem(Some(self.setting.to), at, error.to_string());
             }
             Event::Flushed => self.flushes += 1,
             Event::Broken(error) => {
-                return Err(Error::Store { store: self.setting.to.to_owned(), source: error });
+                return Err(Error::Store {
+                    store: self.setting.to.to_owned(),
+                    source: error,
+                });
             }
         }
         Ok(())
@@ -452,7 +507,10 @@ impl Pipeline<'_> {
 /// Whether nothing more can be done at the store.
 fn is_fatal(error: &store::Error) -> bool {
     use store::Error as E;
-    matches!(error, E::Full(_) | E::Wire(_) | E::Poisoned(_) | E::Busy(_) | E::NotOurs(_) | E::Refused(_))
+    matches!(
+        error,
+        E::Full(_) | E::Wire(_) | E::Poisoned(_) | E::Busy(_) | E::NotOurs(_) | E::Refused(_)
+    )
 }
 
 struct Worker<'a> {
@@ -481,7 +539,13 @@ impl Worker<'_> {
 
     fn perform(&mut self, task: Task) -> Done {
         match task {
-            Task::Bring { at, held, want, links, plain } => {
+            Task::Bring {
+                at,
+                held,
+                want,
+                links,
+                plain,
+            } => {
                 let result = self.bring(&at, held.as_ref(), want, links, plain);
                 or_trouble(at, result)
             }
@@ -493,11 +557,21 @@ impl Worker<'_> {
                 let result = self.remove(&at, &held);
                 or_trouble(at, result)
             }
-            Task::Move { from, to, held, want } => {
+            Task::Move {
+                from,
+                to,
+                held,
+                want,
+            } => {
                 let result = self.follow(&from, &to, &held, want);
                 or_trouble(to, result)
             }
-            Task::Dir { at, held, want, force } => {
+            Task::Dir {
+                at,
+                held,
+                want,
+                force,
+            } => {
                 let result = self.dir(&at, held.as_ref(), want, force);
                 or_trouble(at, result)
             }
@@ -506,7 +580,10 @@ impl Worker<'_> {
                 or_trouble(at, result)
             }
             Task::Flush => {
-                let at = At { dir: None, path: RelPath::root() };
+                let at = At {
+                    dir: None,
+                    path: RelPath::root(),
+                };
                 let result = self.session.flush().map(|()| Done::Flushing);
                 or_trouble(at, result.map_err(Trouble::Store))
             }
@@ -514,7 +591,8 @@ impl Worker<'_> {
     }
 
     fn submit(&self, op: Op, staged: Option<Staged>) -> store::Result<()> {
-        self.session.submit(self.tickets.fetch_add(1, Ordering::Relaxed), op, staged)
+        self.session
+            .submit(self.tickets.fetch_add(1, Ordering::Relaxed), op, staged)
     }
 
     fn old(&self, held: Option<&Held>) -> store::Old {
@@ -535,21 +613,36 @@ impl Worker<'_> {
         };
         match look {
             Look::Gone => self.gone(at, held),
-            Look::Linked(stat) => Ok(Done::IsLink(Name {
+            Look::Linked(stat) => Ok(Done::IsLink(Box::new(Name {
                 at: at.clone(),
                 ino: stat.ino,
                 held: held.cloned(),
                 want: None,
-            })),
+            }))),
             Look::Dir => Ok(Done::IsDir(at.clone())),
             Look::Same => Ok(Done::Same(at.clone())),
-            Look::Node { node, need: Need::Nothing, .. } => {
+            Look::Node {
+                node,
+                need: Need::Nothing,
+                ..
+            } => {
                 drop(node);
                 Ok(Done::Same(at.clone()))
             }
-            Look::Node { node, need: Need::Refresh, .. } => Ok(Done::Refreshed(at.clone(), *node)),
-            Look::Node { node, need, staged, bytes_read } => {
-                let wrote = staged.as_ref().map_or(0, |s| s.data_bytes - s.resumed_bytes);
+            Look::Node {
+                node,
+                need: Need::Refresh,
+                ..
+            } => Ok(Done::Refreshed(at.clone(), node)),
+            Look::Node {
+                node,
+                need,
+                staged,
+                bytes_read,
+            } => {
+                let wrote = staged
+                    .as_ref()
+                    .map_or(0, |s| s.data_bytes - s.resumed_bytes);
                 let old = self.old(held);
                 if let Some(op) = decide::operation(need, at.path.clone(), *node, old) {
                     self.submit(op, staged)?;
@@ -564,15 +657,30 @@ impl Worker<'_> {
             Origin::Live(live) => live.bring(self.session, &at.path, None, true, false)?,
             Origin::Store(carrier) => carrier.bring(self.session, &at.path, None, want)?,
         };
-        let Look::Node { node, staged, bytes_read, .. } = look else {
+        let Look::Node {
+            node,
+            staged,
+            bytes_read,
+            ..
+        } = look
+        else {
             return self.bring(at, Some(held), None, true, false);
         };
-        let wrote = staged.as_ref().map_or(0, |s| s.data_bytes - s.resumed_bytes);
+        let wrote = staged
+            .as_ref()
+            .map_or(0, |s| s.data_bytes - s.resumed_bytes);
         let path = at.path.clone();
         let op = if node.same_content(&held.node) {
-            Op::Repair { place: Place::Current(path), node: held.node.clone() }
+            Op::Repair {
+                place: Place::Current(path),
+                node: held.node.clone(),
+            }
         } else {
-            Op::Put { path, node: *node, old: self.old(Some(held)) }
+            Op::Put {
+                path,
+                node: *node,
+                old: self.old(Some(held)),
+            }
         };
         self.submit(op, staged)?;
         Ok(Done::Sent { bytes_read, wrote })
@@ -581,11 +689,19 @@ impl Worker<'_> {
     /// The path vanished after the scan: a deletion like any other, but for directories, whose
     /// contents come first; the next run sees them.
     fn gone(&self, at: &At, held: Option<&Held>) -> Result<Done, Trouble> {
-        let Some(held) = held else { return Ok(Done::Absent(at.clone())) };
+        let Some(held) = held else {
+            return Ok(Done::Absent(at.clone()));
+        };
         if held.node.kind == tree::Kind::Dir {
             return Ok(Done::Stays);
         }
-        self.submit(Op::Delete { path: at.path.clone(), old: self.old(Some(held)) }, None)?;
+        self.submit(
+            Op::Delete {
+                path: at.path.clone(),
+                old: self.old(Some(held)),
+            },
+            None,
+        )?;
         Ok(SENT)
     }
 
@@ -597,13 +713,29 @@ impl Worker<'_> {
         if there == Some(held.node.kind) {
             return Ok(Done::Stays);
         }
-        self.submit(Op::Delete { path: at.path.clone(), old: self.old(Some(held)) }, None)?;
-        Ok(if there.is_some() { Done::Replaced(at.clone()) } else { SENT })
+        self.submit(
+            Op::Delete {
+                path: at.path.clone(),
+                old: self.old(Some(held)),
+            },
+            None,
+        )?;
+        Ok(if there.is_some() {
+            Done::Replaced(at.clone())
+        } else {
+            SENT
+        })
     }
 
     /// A file is the one that lay elsewhere when its inode is the same and its content is proven
     /// to be: by an unchanged ctime, or by reading it.
-    fn follow(&mut self, from: &At, to: &At, held: &Held, want: Option<Node>) -> Result<Done, Trouble> {
+    fn follow(
+        &mut self,
+        from: &At,
+        to: &At,
+        held: &Held,
+        want: Option<Node>,
+    ) -> Result<Done, Trouble> {
         let node = match (&mut self.origin, want) {
             (Origin::Live(live), _) => match live.digest(&to.path)? {
                 Some(node) => node,
@@ -612,15 +744,34 @@ impl Worker<'_> {
             (Origin::Store(_), Some(node)) => node,
             (Origin::Store(_), None) => return Ok(Done::Stays),
         };
-        let bytes_read = if matches!(self.origin, Origin::Live(_)) { node.size } else { 0 };
+        let bytes_read = if matches!(self.origin, Origin::Live(_)) {
+            node.size
+        } else {
+            0
+        };
         if node.ino != held.node.ino || !node.same_content(&held.node) {
             return Ok(Done::Stays);
         }
-        self.submit(Op::Rename { from: from.path.clone(), to: to.path.clone() }, None)?;
+        self.submit(
+            Op::Rename {
+                from: from.path.clone(),
+                to: to.path.clone(),
+            },
+            None,
+        )?;
         if decide::need(&node, Some(held)) == Need::Meta {
-            self.submit(Op::Meta { path: to.path.clone(), node }, None)?;
+            self.submit(
+                Op::Meta {
+                    path: to.path.clone(),
+                    node,
+                },
+                None,
+            )?;
         }
-        Ok(Done::Sent { bytes_read, wrote: 0 })
+        Ok(Done::Sent {
+            bytes_read,
+            wrote: 0,
+        })
     }
 
     fn dir(
@@ -635,7 +786,11 @@ impl Worker<'_> {
             Origin::Store(_) => want,
         };
         let Some(node) = node else {
-            return Ok(if held.is_some() { Done::Stays } else { Done::Absent(at.clone()) });
+            return Ok(if held.is_some() {
+                Done::Stays
+            } else {
+                Done::Absent(at.clone())
+            });
         };
         if node.kind != tree::Kind::Dir {
             return Ok(Done::Stays);
@@ -643,16 +798,23 @@ impl Worker<'_> {
         let path = at.path.clone();
         let op = match (decide::need(&node, held), held) {
             (Need::Nothing, _) if !force => return Ok(Done::Same(at.clone())),
-            (Need::Refresh, _) if !force => return Ok(Done::Refreshed(at.clone(), node)),
+            (Need::Refresh, _) if !force => return Ok(Done::Refreshed(at.clone(), Box::new(node))),
             (_, Some(held)) if held.node.kind == tree::Kind::Dir => Op::Meta { path, node },
-            (_, held) => Op::Put { path, node, old: self.old(held) },
+            (_, held) => Op::Put {
+                path,
+                node,
+                old: self.old(held),
+            },
         };
         self.submit(op, None)?;
         Ok(SENT)
     }
 }
 
-const SENT: Done = Done::Sent { bytes_read: 0, wrote: 0 };
+const SENT: Done = Done::Sent {
+    bytes_read: 0,
+    wrote: 0,
+};
 
 fn or_trouble(at: At, result: Result<Done, Trouble>) -> Done {
     result.unwrap_or_else(|trouble| Done::Trouble(at, trouble))

@@ -55,7 +55,10 @@ pub struct StorePlan {
 /// Looks at every dataset (or those named), and at the room of every store.
 pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
     let expectation = Expectation::of(engine.config, engine.catalog)?;
-    let options = crate::run::RunOptions { datasets: datasets.to_vec(), ..Default::default() };
+    let options = crate::run::RunOptions {
+        datasets: datasets.to_vec(),
+        ..Default::default()
+    };
     expectation.check_filters(&options)?;
     let mut plans = Vec::new();
     for expected in expectation.stalest_first() {
@@ -86,7 +89,11 @@ pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
                 None => {}
             }
         }
-        let known = engine.catalog.stores()?.into_iter().find(|row| row.name == spec.name);
+        let known = engine
+            .catalog
+            .stores()?
+            .into_iter()
+            .find(|row| row.name == spec.name);
         let known = known.and_then(|row| row.uuid);
         match stores::open(engine.config, &spec.name, known.as_deref(), Purpose::Read) {
             Ok(opened) => {
@@ -97,7 +104,10 @@ pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
         }
         stores.push(plan);
     }
-    Ok(Forecast { datasets: plans, stores })
+    Ok(Forecast {
+        datasets: plans,
+        stores,
+    })
 }
 
 fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
@@ -138,12 +148,17 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         let dataset = catalog.dataset(&expected.name, &expected.source_path)?;
         let route: Vec<&str> = expected.route.iter().map(String::as_str).collect();
         let replicas = catalog.set_route(dataset, &route)?;
-        for replica in replicas.iter().filter(|r| r.position.is_some_and(|p| p > 0)) {
+        for replica in replicas
+            .iter()
+            .filter(|r| r.position.is_some_and(|p| p > 0))
+        {
             let (files, bytes) = catalog.pending_totals(replica.id)?;
             plan.pending_files = plan.pending_files.max(files);
             plan.pending_bytes = plan.pending_bytes.max(bytes);
         }
-        let first = replicas.into_iter().find(|replica| replica.position == Some(0));
+        let first = replicas
+            .into_iter()
+            .find(|replica| replica.position == Some(0));
         let first = first.ok_or(Error::Internal("a route without its first replica"))?;
         walk.compare(catalog, dataset, &first, &mut |_, difference| {
             use catalog::What;
@@ -187,7 +202,9 @@ fn days_to_full(engine: &Engine<'_>, store: &str, space: &Space) -> Result<Optio
         .filter_map(|json| serde_json::from_str::<serde_json::Value>(json).ok())
         .filter_map(|summary| summary["bytes_written"][store].as_u64())
         .sum();
-    let (Some(newest), Some(oldest)) = (runs.first(), runs.last()) else { return Ok(None) };
+    let (Some(newest), Some(oldest)) = (runs.first(), runs.last()) else {
+        return Ok(None);
+    };
     let days = (newest.started.as_second() - oldest.started.as_second()) as f64 / 86_400.0;
     if days < 1.0 || written == 0 {
         return Ok(None);

@@ -27,7 +27,9 @@ pub struct Pruned {
 pub fn prune(engine: &Engine<'_>, dataset: &str, opened: &Opened) -> Result<Pruned> {
     let catalog = engine.catalog;
     let mut done = Pruned::default();
-    let Some(row) = catalog.find_dataset(dataset)? else { return Ok(done) };
+    let Some(row) = catalog.find_dataset(dataset)? else {
+        return Ok(done);
+    };
     if row.hold.is_some() {
         return Ok(done);
     }
@@ -62,19 +64,31 @@ pub fn prune(engine: &Engine<'_>, dataset: &str, opened: &Opened) -> Result<Prun
         "pruned {} versions and {} objects ({} bytes) from `{name}`",
         done.versions, done.objects, done.bytes
     );
-    engine.observer.notice(&Notice::Note { dataset: Some(dataset.to_owned()), message });
+    engine.observer.notice(&Notice::Note {
+        dataset: Some(dataset.to_owned()),
+        message,
+    });
     Ok(done)
 }
 
 /// The versions that stay.
 fn kept(engine: &Engine<'_>, replica: &catalog::Replica, opened: &Opened) -> Result<Kept> {
     let mut versions = Vec::new();
-    for sealed in engine.catalog.sealed(replica.id)?.into_iter().filter(|sealed| !sealed.pruned) {
+    for sealed in engine
+        .catalog
+        .sealed(replica.id)?
+        .into_iter()
+        .filter(|sealed| !sealed.pruned)
+    {
         let seal = &sealed.seal;
         // A time that cannot be read must not cost a version: it counts as the beginning of time.
         let sealed_at = seal.sealed_at.parse().unwrap_or(Timestamp::UNIX_EPOCH);
         let good = seal.status == SealStatus::Ok;
-        versions.push(policy::Sealed { number: seal.number, sealed_at, good });
+        versions.push(policy::Sealed {
+            number: seal.number,
+            sealed_at,
+            good,
+        });
     }
     Ok(policy::retain(&opened.spec.keep, &versions))
 }

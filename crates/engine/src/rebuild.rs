@@ -21,7 +21,11 @@ pub struct Rebuilt {
 /// told in `failed`, and the others are read all the same.
 pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebuilt>> {
     let catalog = engine.catalog;
-    let coverage = policy::resolve(engine.config, &policy::look(engine.config), &Default::default());
+    let coverage = policy::resolve(
+        engine.config,
+        &policy::look(engine.config),
+        &Default::default(),
+    );
     let mut done = Vec::new();
     let mut routes: Vec<(String, Vec<String>)> = Vec::new();
     for spec in &engine.config.stores {
@@ -53,13 +57,19 @@ fn one(
     name: &str,
 ) -> Result<Rebuilt> {
     let (catalog, store) = (engine.catalog, &opened.spec.name);
-    let declared = coverage.datasets.iter().find(|dataset| dataset.name == name);
+    let declared = coverage
+        .datasets
+        .iter()
+        .find(|dataset| dataset.name == name);
     let source = declared.map_or_else(Default::default, |dataset| {
         let policy::Source::Tree { base, .. } = &dataset.source;
         base.clone()
     });
     let dataset = catalog.dataset(name, &source)?;
-    let found = routes.iter().find(|(known, _)| known == name).map(|(_, stores)| stores.clone());
+    let found = routes
+        .iter()
+        .find(|(known, _)| known == name)
+        .map(|(_, stores)| stores.clone());
     let mut route: Vec<String> = declared.map_or_else(Vec::new, |d| d.route.clone());
     // A store that is no longer on the route still has copies to restore from.
     for extra in found.unwrap_or_default() {
@@ -88,5 +98,10 @@ fn one(
         catalog.raise_counter(dataset, newest.seal.number)?;
     }
     let versions = versions.len() as u64;
-    Ok(Rebuilt { dataset: name.to_owned(), store: store.clone(), versions, operations })
+    Ok(Rebuilt {
+        dataset: name.to_owned(),
+        store: store.clone(),
+        versions,
+        operations,
+    })
 }

@@ -31,11 +31,18 @@ impl Carrier<'_> {
         held: Option<&Held>,
         want: Option<Node>,
     ) -> Result<Look, Trouble> {
-        let Some(node) = want else { return Ok(Look::Gone) };
+        let Some(node) = want else {
+            return Ok(Look::Gone);
+        };
         let need = decide::need(&node, held);
         let node = Box::new(node);
         if need != Need::Put || node.kind != Kind::File {
-            return Ok(Look::Node { node, need, staged: None, bytes_read: 0 });
+            return Ok(Look::Node {
+                node,
+                need,
+                staged: None,
+                bytes_read: 0,
+            });
         }
         let Some(hash) = node.hash else {
             return Err(damaged(path, "the catalog has no hash for it"));
@@ -48,14 +55,23 @@ impl Carrier<'_> {
         };
         let mut content = self.store.open(self.dataset, &want).map_err(not_read)?;
         let resume_key = (node.size >= RESUME_BYTES_MIN).then(|| resume_key(path, &node));
-        let job = StageJob { path: path.clone(), node: (*node).clone(), resume_key };
+        let job = StageJob {
+            path: path.clone(),
+            node: (*node).clone(),
+            resume_key,
+        };
         let staged = session.stage(&job, content.as_mut())?;
         if staged.hash != hash {
             session.discard(staged)?;
             return Err(damaged(path, "its bytes are not those that were written"));
         }
         let bytes_read = staged.data_bytes;
-        Ok(Look::Node { node, need, staged: Some(staged), bytes_read })
+        Ok(Look::Node {
+            node,
+            need,
+            staged: Some(staged),
+            bytes_read,
+        })
     }
 }
 
@@ -68,7 +84,10 @@ fn not_read(error: store::Error) -> Trouble {
 }
 
 fn damaged(path: &RelPath, why: &str) -> Trouble {
-    Trouble::Copy(store::Error::Damaged { what: format!("the copy of `{path}`"), why: why.into() })
+    Trouble::Copy(store::Error::Damaged {
+        what: format!("the copy of `{path}`"),
+        why: why.into(),
+    })
 }
 
 /// Makes the pipeline's replica equal to `first`.
@@ -81,7 +100,12 @@ pub(crate) fn relay<'a>(
     first: catalog::ReplicaId,
 ) -> Result<Shipped> {
     let origins = (0..=setting.workers)
-        .map(|_| Origin::Store(Carrier { store: from, dataset: setting.dataset }))
+        .map(|_| {
+            Origin::Store(Carrier {
+                store: from,
+                dataset: setting.dataset,
+            })
+        })
         .collect();
     pipeline::run(setting, catalog, session, origins, |pipeline| {
         if setting.replica.reconcile.is_some() {
@@ -117,12 +141,21 @@ fn bring_all(
             }
             let path = row.path();
             // Only where nothing can be in the way; the rest is done in order afterwards.
-            let plain = row.held.as_ref().is_none_or(|held| held.node.kind == Kind::File);
+            let plain = row
+                .held
+                .as_ref()
+                .is_none_or(|held| held.node.kind == Kind::File);
             match row.first {
                 Some(Held { node, .. }) if plain && node.kind == Kind::File && !node.linked => {
                     let at = At { dir: None, path };
                     let want = Some(node);
-                    pipeline.feed(Task::Bring { at, held: row.held, want, links: true, plain: false })?;
+                    pipeline.feed(Task::Bring {
+                        at,
+                        held: row.held,
+                        want,
+                        links: true,
+                        plain: false,
+                    })?;
                 }
                 _ => later.push((row.dir, row.name)),
             }

@@ -111,7 +111,11 @@ pub enum Notice {
     Started { run: String, steps: Vec<String> },
     /// Work on a dataset at a store begins. `step` is `scan`, `backup`, `offsite`, `verify`,
     /// `restore`, `prune`.
-    Begin { step: &'static str, dataset: String, store: Option<String> },
+    Begin {
+        step: &'static str,
+        dataset: String,
+        store: Option<String>,
+    },
     /// How much is to be done, as far as is known. Bytes are of content.
     Expect { files: u64, bytes: u64 },
     /// How much is done since `Begin`.
@@ -119,9 +123,20 @@ pub enum Notice {
     /// One thing went wrong.
     Problem(Problem),
     /// Something worth saying that is no problem.
-    Note { dataset: Option<String>, message: String },
+    Note {
+        dataset: Option<String>,
+        message: String,
+    },
     /// A step of a dataset ended.
-    End { step: &'static str, dataset: String, store: Option<String>, status: Status, error: Option<String>, files: u64, bytes: u64 },
+    End {
+        step: &'static str,
+        dataset: String,
+        store: Option<String>,
+        status: Status,
+        error: Option<String>,
+        files: u64,
+        bytes: u64,
+    },
 }
 
 /// Who wants to know how it goes: the screen, a pipe, a test.

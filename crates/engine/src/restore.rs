@@ -77,17 +77,22 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
     let started = std::time::Instant::now();
     let catalog = engine.catalog;
     let dataset = catalog.find_dataset(&options.dataset)?.ok_or_else(|| {
-        Error::Usage(format!("there is no dataset `{}` in the catalog", options.dataset))
+        Error::Usage(format!(
+            "there is no dataset `{}` in the catalog",
+            options.dataset
+        ))
     })?;
     let mut sources = choose(engine, dataset.id, options)?;
     let (replica, opened, number, because) = sources.remove(0);
     let version = version_name(catalog, &replica, number)?;
-    let top = catalog.locate(replica.id, &options.path, Some(number))?.ok_or_else(|| {
-        Error::Usage(format!(
-            "`{}:{}` is not in version {version}; see `thrice versions {}:{}`",
-            options.dataset, options.path, options.dataset, options.path
-        ))
-    })?;
+    let top = catalog
+        .locate(replica.id, &options.path, Some(number))?
+        .ok_or_else(|| {
+            Error::Usage(format!(
+                "`{}:{}` is not in version {version}; see `thrice versions {}:{}`",
+                options.dataset, options.path, options.dataset, options.path
+            ))
+        })?;
     let marker = Marker {
         dataset: options.dataset.clone(),
         path: options.path.clone(),
@@ -154,8 +159,12 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
 
 fn version_name(catalog: &Catalog, replica: &Replica, number: u64) -> Result<String> {
     let sealed = catalog.sealed(replica.id)?;
-    let found = sealed.into_iter().find(|sealed| sealed.seal.number == number);
-    found.map(|sealed| sealed.seal.version).ok_or(Error::Internal("a version without a name"))
+    let found = sealed
+        .into_iter()
+        .find(|sealed| sealed.seal.number == number);
+    found
+        .map(|sealed| sealed.seal.version)
+        .ok_or(Error::Internal("a version without a name"))
 }
 
 type Source = (Replica, Opened, u64, String);
@@ -173,14 +182,25 @@ fn choose(
     if let Some(from) = &options.from {
         replicas.retain(|replica| replica.store_name == *from);
         if replicas.is_empty() {
-            return Err(Error::Usage(format!("`{}` has no copy in `{from}`", options.dataset)));
+            return Err(Error::Usage(format!(
+                "`{}` has no copy in `{from}`",
+                options.dataset
+            )));
         }
     }
     let rank = |replica: &Replica| {
-        let spec = engine.config.stores.iter().find(|spec| spec.name == replica.store_name);
+        let spec = engine
+            .config
+            .stores
+            .iter()
+            .find(|spec| spec.name == replica.store_name);
         spec.map_or(2, |spec| u8::from(spec.kind != policy::StoreKind::Disk))
     };
-    let newest = replicas.iter().map(|replica| replica.sealed).max().unwrap_or(0);
+    let newest = replicas
+        .iter()
+        .map(|replica| replica.sealed)
+        .max()
+        .unwrap_or(0);
     let wanted = options.at.unwrap_or(newest);
     // Of copies of the same version a disk of this machine is the quickest.
     replicas.sort_by_key(|replica| rank(replica));
@@ -207,8 +227,15 @@ fn choose(
         }
     }
     if sources.is_empty() {
-        let why = if refused.is_empty() { "it has no copy yet".into() } else { refused.join("; ") };
-        return Err(Error::Usage(format!("`{}` cannot be restored: {why}", options.dataset)));
+        let why = if refused.is_empty() {
+            "it has no copy yet".into()
+        } else {
+            refused.join("; ")
+        };
+        return Err(Error::Usage(format!(
+            "`{}` cannot be restored: {why}",
+            options.dataset
+        )));
     }
     Ok(sources)
 }
@@ -230,7 +257,9 @@ fn reason(options: &RestoreOptions, opened: &Opened, refused: &[String]) -> Stri
 fn prepare(options: &RestoreOptions, marker: &Marker) -> Result<(Dir, bool)> {
     let shown = options.to.display().to_string();
     let target = Dir::create(&options.to).map_err(Error::io(format!("creating `{shown}`")))?;
-    let names = target.names().map_err(Error::io(format!("reading `{shown}`")))?;
+    let names = target
+        .names()
+        .map_err(Error::io(format!("reading `{shown}`")))?;
     let json = serde_json::to_vec(marker).map_err(|_| Error::Internal("a marker"))?;
     if names.iter().any(|name| name == MARKER.as_bytes()) {
         let there = std::fs::read(options.to.join(MARKER))
@@ -247,7 +276,9 @@ fn prepare(options: &RestoreOptions, marker: &Marker) -> Result<(Dir, bool)> {
             "`{shown}` is not empty; choose an empty folder, or --merge (keeps what is there) or --overwrite"
         )));
     }
-    let file = target.create_file(MARKER.as_bytes(), 0o600).map_err(Error::io(format!("writing in `{shown}`")))?;
+    let file = target
+        .create_file(MARKER.as_bytes(), 0o600)
+        .map_err(Error::io(format!("writing in `{shown}`")))?;
     std::io::Write::write_all(&mut &file, &json).map_err(Error::io("writing the marker"))?;
     Ok((target, false))
 }
@@ -279,7 +310,11 @@ struct Outcome {
 }
 
 enum Answer {
-    Restored { bytes: u64, resumed: bool, held: bool },
+    Restored {
+        bytes: u64,
+        resumed: bool,
+        held: bool,
+    },
     Failed(Box<Row>, String),
 }
 
@@ -306,7 +341,10 @@ impl Job<'_> {
     }
 
     fn cache(&self) -> Result<DirCache> {
-        let root = self.target.open_dir(&RelPath::root()).map_err(Error::io("opening the target"))?;
+        let root = self
+            .target
+            .open_dir(&RelPath::root())
+            .map_err(Error::io("opening the target"))?;
         Ok(DirCache::new(root, 64))
     }
 
@@ -421,8 +459,14 @@ impl Job<'_> {
             }
         }
         for (to, node) in std::mem::take(&mut outcome.dirs).into_iter().rev() {
-            let Some((dir, name)) = to.split() else { continue };
-            let apply = Apply { fresh: true, current: None, ..Apply::default() };
+            let Some((dir, name)) = to.split() else {
+                continue;
+            };
+            let apply = Apply {
+                fresh: true,
+                current: None,
+                ..Apply::default()
+            };
             let result = dirs
                 .get(dir)
                 .and_then(|dir| tree::set_attributes(Target::Entry(dir, name), &node, &apply));
@@ -431,9 +475,12 @@ impl Job<'_> {
             }
         }
         for (to, flags) in std::mem::take(&mut outcome.flagged) {
-            let Some((dir, name)) = to.split() else { continue };
-            let result =
-                dirs.get(dir).and_then(|dir| tree::set_flags(Target::Entry(dir, name), flags));
+            let Some((dir, name)) = to.split() else {
+                continue;
+            };
+            let result = dirs
+                .get(dir)
+                .and_then(|dir| tree::set_flags(Target::Entry(dir, name), flags));
             if let Err(error) = result {
                 self.problem(outcome, &to, format!("setting inode flags: {error}"));
             }
@@ -467,7 +514,11 @@ impl Job<'_> {
         if top.held.node.kind != Kind::Dir || !self.options.path.is_root() {
             return Ok(());
         }
-        let apply = Apply { fresh: true, current: None, ..Apply::default() };
+        let apply = Apply {
+            fresh: true,
+            current: None,
+            ..Apply::default()
+        };
         tree::set_attributes(Target::Entry(self.target, b"."), &top.held.node, &apply)
             .map_err(Error::io("setting the attributes of the target"))?;
         Ok(())
@@ -488,7 +539,11 @@ struct Crew<'a> {
 impl Crew<'_> {
     fn feed(&mut self, row: Row) -> Result<()> {
         self.bundle.push(row);
-        if self.bundle.len() < BUNDLE { Ok(()) } else { self.hand_over() }
+        if self.bundle.len() < BUNDLE {
+            Ok(())
+        } else {
+            self.hand_over()
+        }
     }
 
     fn hand_over(&mut self) -> Result<()> {
@@ -525,7 +580,11 @@ impl Crew<'_> {
         let outcome = &mut self.outcome;
         for answer in answers {
             match answer {
-                Answer::Restored { bytes, resumed, held } => {
+                Answer::Restored {
+                    bytes,
+                    resumed,
+                    held,
+                } => {
                     outcome.files += 1;
                     outcome.bytes += bytes;
                     outcome.resumed += u64::from(resumed);
@@ -554,14 +613,12 @@ struct Worker<'a, 'j> {
 }
 
 impl Worker<'_, '_> {
-    fn serve(
-        &self,
-        mut dirs: DirCache,
-        bundles: &Receiver<Vec<Row>>,
-        said: &Sender<Vec<Answer>>,
-    ) {
+    fn serve(&self, mut dirs: DirCache, bundles: &Receiver<Vec<Row>>, said: &Sender<Vec<Answer>>) {
         for bundle in bundles {
-            let answers = bundle.into_iter().map(|row| self.answer(row, &mut dirs)).collect();
+            let answers = bundle
+                .into_iter()
+                .map(|row| self.answer(row, &mut dirs))
+                .collect();
             if said.send(answers).is_err() {
                 return;
             }
@@ -573,7 +630,15 @@ impl Worker<'_, '_> {
             return Answer::Failed(Box::new(row), "the store is gone".into());
         }
         match self.restore(&row, dirs) {
-            Ok(Done { bytes, resumed, held }) => Answer::Restored { bytes, resumed, held },
+            Ok(Done {
+                bytes,
+                resumed,
+                held,
+            }) => Answer::Restored {
+                bytes,
+                resumed,
+                held,
+            },
             Err(message) => Answer::Failed(Box::new(row), message),
         }
     }
@@ -581,7 +646,9 @@ impl Worker<'_, '_> {
     fn restore(&self, row: &Row, dirs: &mut DirCache) -> Result<Done, String> {
         let to = self.job.place(&row.path);
         let (dir, name) = to.split().ok_or("the dataset's root is no file")?;
-        let dir = dirs.get_or_create(dir, 0o700).map_err(|e| format!("making its directory: {e}"))?;
+        let dir = dirs
+            .get_or_create(dir, 0o700)
+            .map_err(|e| format!("making its directory: {e}"))?;
         let node = &row.held.node;
         let there = match dir.stat(name) {
             Ok(stat) => Some(stat),
@@ -590,7 +657,11 @@ impl Worker<'_, '_> {
         };
         if let Some(stat) = &there {
             if self.job.resuming && self.is_done(dir, name, node, stat) {
-                return Ok(Done { bytes: 0, resumed: true, held: true });
+                return Ok(Done {
+                    bytes: 0,
+                    resumed: true,
+                    held: true,
+                });
             }
             let ours = self.job.resuming && !self.job.options.merge;
             if !self.job.options.overwrite && !ours {
@@ -600,12 +671,17 @@ impl Worker<'_, '_> {
                 return Err("a directory is there, which is not replaced by a file".into());
             }
         }
-        let temporary = format!(".thrice-restore.{}", self.serial.fetch_add(1, Ordering::Relaxed));
+        let temporary = format!(
+            ".thrice-restore.{}",
+            self.serial.fetch_add(1, Ordering::Relaxed)
+        );
         let temporary = temporary.as_bytes();
         let _ = dir.unlink(temporary);
         let made = match node.kind {
             Kind::File => self.write(row, dir, temporary),
-            _ => make(node, dir, temporary).map(|held| (0, held)).map_err(|e| e.to_string()),
+            _ => make(node, dir, temporary)
+                .map(|held| (0, held))
+                .map_err(|e| e.to_string()),
         };
         let result = made.and_then(|(bytes, held)| {
             let renamed = if there.is_some() {
@@ -614,7 +690,11 @@ impl Worker<'_, '_> {
                 dir.rename_noreplace(temporary, dir, name)
             };
             renamed
-                .map(|()| Done { bytes, resumed: false, held })
+                .map(|()| Done {
+                    bytes,
+                    resumed: false,
+                    held,
+                })
                 .map_err(|error| error.to_string())
         });
         if result.is_err() {
@@ -646,19 +726,30 @@ impl Worker<'_, '_> {
             hash,
             extents: node.extents.clone(),
         };
-        let mut content = self.store.open(&self.job.options.dataset, &want).map_err(|error| {
-            if matches!(error, store::Error::Wire(_)) {
-                self.broken.store(true, Ordering::Relaxed);
-            }
-            error.to_string()
-        })?;
-        let file = dir.create_file(name, 0o600).map_err(|e| format!("creating it: {e}"))?;
+        let mut content = self
+            .store
+            .open(&self.job.options.dataset, &want)
+            .map_err(|error| {
+                if matches!(error, store::Error::Wire(_)) {
+                    self.broken.store(true, Ordering::Relaxed);
+                }
+                error.to_string()
+            })?;
+        let file = dir
+            .create_file(name, 0o600)
+            .map_err(|e| format!("creating it: {e}"))?;
         let (found, bytes) =
             tree::copy_content(content.as_mut(), &file).map_err(|e| format!("copying: {e}"))?;
         if found != hash {
-            return Err("the store's copy is damaged: its bytes are not those that were recorded".into());
+            return Err(
+                "the store's copy is damaged: its bytes are not those that were recorded".into(),
+            );
         }
-        let apply = Apply { fresh: true, current: None, ..Apply::default() };
+        let apply = Apply {
+            fresh: true,
+            current: None,
+            ..Apply::default()
+        };
         let unheld = tree::set_attributes(Target::File(&file), node, &apply)
             .map_err(|e| format!("setting attributes: {e}"))?;
         Ok((bytes, unheld.is_none()))
@@ -671,6 +762,10 @@ fn make(node: &Node, dir: &Dir, name: &[u8]) -> std::io::Result<bool> {
         Kind::Symlink => dir.symlink(&node.target, name)?,
         kind => dir.mknod(name, kind, 0o600, node.rdev)?,
     }
-    let apply = Apply { fresh: true, current: None, ..Apply::default() };
+    let apply = Apply {
+        fresh: true,
+        current: None,
+        ..Apply::default()
+    };
     Ok(tree::set_attributes(Target::Entry(dir, name), node, &apply)?.is_none())
 }

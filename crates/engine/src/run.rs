@@ -12,7 +12,7 @@ use store::{Seal, SealStatus, Session};
 use tree::RelPath;
 
 use crate::error::{Error, Result};
-use crate::expect::{Expected, Expectation};
+use crate::expect::{Expectation, Expected};
 use crate::findings::Findings;
 use crate::guard::{self, Stop};
 use crate::pipeline::Setting;
@@ -64,6 +64,9 @@ impl RunOptions {
     }
 }
 
+/// What was shipped, and the seal on it.
+type Done = (Shipped, Option<Seal>);
+
 /// A run under way.
 struct Run<'a, 'e> {
     engine: &'a Engine<'e>,
@@ -88,7 +91,10 @@ impl Engine<'_> {
             &crate::process::boot_id(),
             (self.now)(),
         )?;
-        self.observer.notice(&Notice::Started { run: id.clone(), steps: options.steps.clone() });
+        self.observer.notice(&Notice::Started {
+            run: id.clone(),
+            steps: options.steps.clone(),
+        });
         let mut run = Run {
             engine: self,
             options,
@@ -102,13 +108,16 @@ impl Engine<'_> {
         run.summary.seconds = started.elapsed().as_secs_f64();
         if let Err(error) = result {
             run.summary.status = run.summary.status.max(Status::Failed);
-            let _ = self.catalog.finish_run(&id, RunStatus::Failed, None, (self.now)());
+            let _ = self
+                .catalog
+                .finish_run(&id, RunStatus::Failed, None, (self.now)());
             return Err(error);
         }
         let summary = run.summary;
         let json = serde_json::to_string(&summary).map_err(|_| Error::Internal("summary"))?;
         let status = run_status(summary.status);
-        self.catalog.finish_run(&id, status, Some(&json), (self.now)())?;
+        self.catalog
+            .finish_run(&id, status, Some(&json), (self.now)())?;
         Ok(summary)
     }
 }
@@ -176,14 +185,18 @@ impl Run<'_, '_> {
             }
             // Read again: what was just written counts.
             if let Ok(info) = opened.store().info() {
-                self.engine.catalog.store_seen(name, &info, (self.engine.now)())?;
+                self.engine
+                    .catalog
+                    .store_seen(name, &info, (self.engine.now)())?;
             }
         }
         Ok(())
     }
 
     fn first_leg(&mut self, expected: &Expected) -> Result<()> {
-        let Some(first) = expected.route.first() else { return Ok(()) };
+        let Some(first) = expected.route.first() else {
+            return Ok(());
+        };
         if !self.options.store(first) {
             return Ok(());
         }
@@ -196,11 +209,13 @@ impl Run<'_, '_> {
         step: &'static str,
         expected: &Expected,
         position: usize,
-        work: fn(&mut Self, &Expected, &Replica) -> Result<(Shipped, Option<Seal>)>,
+        work: fn(&mut Self, &Expected, &Replica) -> Result<Done>,
     ) -> Result<()> {
         let engine = self.engine;
         let store = expected.route[position].clone();
-        let dataset = engine.catalog.dataset(&expected.name, &expected.source_path)?;
+        let dataset = engine
+            .catalog
+            .dataset(&expected.name, &expected.source_path)?;
         let route: Vec<&str> = expected.route.iter().map(String::as_str).collect();
         let replicas = engine.catalog.set_route(dataset, &route)?;
         let replica = replicas
@@ -215,7 +230,9 @@ impl Run<'_, '_> {
         let result = work(self, expected, &replica);
         let (leg, problems, written) = self.judge(expected, &store, result)?;
         let now = (engine.now)();
-        engine.catalog.attempted(replica.id, run_status(leg.status), written, now)?;
+        engine
+            .catalog
+            .attempted(replica.id, run_status(leg.status), written, now)?;
         engine.catalog.run_part(&RunPart {
             run: self.summary.run.clone(),
             dataset: expected.name.clone(),
@@ -234,7 +251,10 @@ impl Run<'_, '_> {
             files: 0,
             bytes: written,
         });
-        self.outcomes.entry(expected.name.clone()).or_default().push((leg, problems));
+        self.outcomes
+            .entry(expected.name.clone())
+            .or_default()
+            .push((leg, problems));
         Ok(())
     }
 
@@ -243,9 +263,14 @@ impl Run<'_, '_> {
         &mut self,
         expected: &Expected,
         store: &str,
-        result: Result<(Shipped, Option<Seal>)>,
+        result: Result<Done>,
     ) -> Result<(Leg, Vec<Problem>, u64)> {
-        let mut leg = Leg { store: store.to_owned(), status: Status::Ok, error: None, version: None };
+        let mut leg = Leg {
+            store: store.to_owned(),
+            status: Status::Ok,
+            error: None,
+            version: None,
+        };
         match result {
             Ok((shipped, seal)) => {
                 let tally = shipped.tally;
@@ -253,12 +278,19 @@ impl Run<'_, '_> {
                 self.summary.files_renamed += tally.renamed;
                 self.summary.files_deleted += tally.deleted;
                 self.summary.bytes_read += tally.bytes_read;
-                *self.summary.bytes_written.entry(store.to_owned()).or_default() +=
-                    tally.bytes_written;
+                *self
+                    .summary
+                    .bytes_written
+                    .entry(store.to_owned())
+                    .or_default() += tally.bytes_written;
                 leg.version = seal.map(|seal| seal.version);
                 if let Some(first) = shipped.problems.first() {
                     leg.status = Status::Partial;
-                    let path = first.path.as_ref().map(|p| format!("`{p}`: ")).unwrap_or_default();
+                    let path = first
+                        .path
+                        .as_ref()
+                        .map(|p| format!("`{p}`: "))
+                        .unwrap_or_default();
                     let more = match shipped.problems.len() - 1 {
                         0 => String::new(),
                         more => format!(" (and {more} more)"),
@@ -274,7 +306,13 @@ impl Run<'_, '_> {
                     Error::Interrupted => Status::Aborted,
                     _ => Status::Failed,
                 };
-                if matches!(&error, Error::Store { source: store::Error::Wire(_) | store::Error::Poisoned(_), .. }) {
+                if matches!(
+                    &error,
+                    Error::Store {
+                        source: store::Error::Wire(_) | store::Error::Poisoned(_),
+                        ..
+                    }
+                ) {
                     self.pool.forget(store);
                 }
                 self.record_hold(expected, &error)?;
@@ -285,7 +323,9 @@ impl Run<'_, '_> {
     }
 
     fn record_hold(&self, expected: &Expected, error: &Error) -> Result<()> {
-        let Error::Held(stop) = error else { return Ok(()) };
+        let Error::Held(stop) = error else {
+            return Ok(());
+        };
         // What is wrong with a store is said there; the dataset's other copies are not held.
         if !stop.is_about_data() {
             return Ok(());
@@ -293,20 +333,26 @@ impl Run<'_, '_> {
         let Some(dataset) = self.engine.catalog.find_dataset(&expected.name)? else {
             return Ok(());
         };
-        if dataset.hold.as_ref().is_some_and(|hold| hold.kind == HoldKind::User) {
+        if dataset
+            .hold
+            .as_ref()
+            .is_some_and(|hold| hold.kind == HoldKind::User)
+        {
             return Ok(());
         }
         let hold = Hold {
             kind: HoldKind::Guard,
             reason: stop.reason.clone(),
             remedy: stop.remedy.clone(),
-            since: dataset.hold.map_or_else(|| (self.engine.now)(), |hold| hold.since),
+            since: dataset
+                .hold
+                .map_or_else(|| (self.engine.now)(), |hold| hold.since),
         };
         Ok(self.engine.catalog.hold(dataset.id, &hold)?)
     }
 
     /// Leg one: live data to the first store.
-    fn backup(&mut self, expected: &Expected, replica: &Replica) -> Result<(Shipped, Option<Seal>)> {
+    fn backup(&mut self, expected: &Expected, replica: &Replica) -> Result<Done> {
         let engine = self.engine;
         let catalog = engine.catalog;
         let dataset = self.may_run(expected)?;
@@ -322,7 +368,10 @@ impl Run<'_, '_> {
                 "mount it or put it back; the copies are untouched",
             ))
         })?;
-        let before = dataset.fs_identity.as_deref().and_then(|j| serde_json::from_str(j).ok());
+        let before = dataset
+            .fs_identity
+            .as_deref()
+            .and_then(|j| serde_json::from_str(j).ok());
         let moved = guard::other_filesystem(&meant.name, &source, before.as_ref(), &view.identity);
         if let Some(stop) = moved.filter(|_| !accepted) {
             return Err(Error::Held(stop));
@@ -331,9 +380,17 @@ impl Run<'_, '_> {
         let number = catalog.next_number(dataset.id)?;
         self.open(store_name)?;
         let opened = self.pool.opened_one(store_name)?;
-        let session =
-            opened.store().begin(&meant.name, number).map_err(Error::at(store_name))?;
-        sync::sync(catalog, replica, opened.store(), &meant.name, session.begun())?;
+        let session = opened
+            .store()
+            .begin(&meant.name, number)
+            .map_err(Error::at(store_name))?;
+        sync::sync(
+            catalog,
+            replica,
+            opened.store(),
+            &meant.name,
+            session.begun(),
+        )?;
         let replica = catalog.replica(replica.id)?;
         if self.options.full && replica.reconcile.is_none() {
             catalog.set_reconcile(replica.id, "asked for with --full")?;
@@ -347,7 +404,9 @@ impl Run<'_, '_> {
             threads: 2,
             cancel: engine.cancel,
         };
-        let scan = self.scan(meant, dataset.id, &replica, &walk, opened, &source, accepted)?;
+        let scan = self.scan(
+            meant, dataset.id, &replica, &walk, opened, &source, accepted,
+        )?;
         let identity = serde_json::to_string(&view.identity)
             .map_err(|_| Error::Internal("an identity that is no JSON"))?;
         catalog.set_fs_identity(dataset.id, &identity)?;
@@ -389,12 +448,18 @@ impl Run<'_, '_> {
             .find_dataset(&expected.name)?
             .ok_or(Error::Internal("a dataset without its row"))?;
         if let Some(why) = &expected.held {
-            return Err(Error::Held(Stop::new("coverage", &**why, "see `thrice check`")));
+            return Err(Error::Held(Stop::new(
+                "coverage",
+                &**why,
+                "see `thrice check`",
+            )));
         }
         match &dataset.hold {
-            Some(hold) if hold.kind == HoldKind::User => {
-                Err(Error::Held(Stop::new("by-hand", &*hold.reason, &*hold.remedy)))
-            }
+            Some(hold) if hold.kind == HoldKind::User => Err(Error::Held(Stop::new(
+                "by-hand",
+                &*hold.reason,
+                &*hold.remedy,
+            ))),
             _ => Ok(dataset),
         }
     }
@@ -404,12 +469,7 @@ impl Run<'_, '_> {
     }
 
     /// A dataset that was backed up and whose folder is gone from its root.
-    fn source_gone(
-        &self,
-        expected: &Expected,
-        dataset: DatasetId,
-        accepted: bool,
-    ) -> Result<(Shipped, Option<Seal>)> {
+    fn source_gone(&self, expected: &Expected, dataset: DatasetId, accepted: bool) -> Result<Done> {
         if !accepted {
             return Err(Error::Held(Stop::new(
                 "source-missing",
@@ -430,7 +490,10 @@ impl Run<'_, '_> {
     }
 
     /// Scans and asks the guards, in one transaction that is undone when one of them stops it.
-    #[expect(clippy::too_many_arguments, reason = "all of it is what a guard may look at")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all of it is what a guard may look at"
+    )]
     fn scan(
         &self,
         meant: &Dataset,
@@ -443,12 +506,21 @@ impl Run<'_, '_> {
     ) -> Result<Scan> {
         let catalog = self.engine.catalog;
         catalog.atomically(|| {
-            let mut scan = walk.compare(catalog, dataset, replica, &mut |catalog, difference| {
-                let note = difference.note;
-                let (what, ino, size) = (note.what, note.ino, note.size);
-                catalog.note(dataset, note.dir, &note.name, what, ino, size, OUTBOX_ROWS_MAX)?;
-                Ok(())
-            })?;
+            let mut scan =
+                walk.compare(catalog, dataset, replica, &mut |catalog, difference| {
+                    let note = difference.note;
+                    let (what, ino, size) = (note.what, note.ino, note.size);
+                    catalog.note(
+                        dataset,
+                        note.dir,
+                        &note.name,
+                        what,
+                        ino,
+                        size,
+                        OUTBOX_ROWS_MAX,
+                    )?;
+                    Ok(())
+                })?;
             if scan.counts.gone >= meant.guard.files {
                 scan.counts.gone -= moves::count(catalog, replica)?.min(scan.counts.gone);
             }
@@ -466,7 +538,10 @@ impl Run<'_, '_> {
                     catalog.set_estimate(replica.id, scan.files_seen + 1, scan.bytes_seen)?;
                 }
             }
-            self.engine.observer.notice(&Notice::Expect { files: scan.new, bytes: scan.bytes });
+            self.engine.observer.notice(&Notice::Expect {
+                files: scan.new,
+                bytes: scan.bytes,
+            });
             Ok(scan)
         })
     }
@@ -510,7 +585,11 @@ impl Run<'_, '_> {
         let seal = Seal {
             version: format!("{number:06}-{}", at.strftime("%Y%m%dT%H%M%SZ")),
             number,
-            status: if whole { SealStatus::Ok } else { SealStatus::Partial },
+            status: if whole {
+                SealStatus::Ok
+            } else {
+                SealStatus::Partial
+            },
             sealed_at: crate::time::rfc3339(at),
             received_at: String::new(),
             files: now.files,
@@ -528,9 +607,15 @@ impl Run<'_, '_> {
 
     fn open(&mut self, name: &str) -> Result<()> {
         let engine = self.engine;
-        let known = engine.catalog.stores()?.into_iter().find(|row| row.name == name);
+        let known = engine
+            .catalog
+            .stores()?
+            .into_iter()
+            .find(|row| row.name == name);
         let known = known.and_then(|row| row.uuid);
-        let opened = self.pool.get(engine.config, name, known.as_deref(), Purpose::Write);
+        let opened = self
+            .pool
+            .get(engine.config, name, known.as_deref(), Purpose::Write);
         match &opened {
             Ok(()) => {
                 let info = &self.pool.opened_one(name)?.info;
@@ -546,10 +631,16 @@ impl Run<'_, '_> {
 
     /// The later legs, store by store, so that each is connected to once.
     fn later_legs(&mut self, chosen: &[&Expected]) -> Result<()> {
-        let depth = chosen.iter().map(|expected| expected.route.len()).max().unwrap_or(0);
+        let depth = chosen
+            .iter()
+            .map(|expected| expected.route.len())
+            .max()
+            .unwrap_or(0);
         for position in 1..depth {
             for expected in chosen {
-                let Some(store) = expected.route.get(position) else { continue };
+                let Some(store) = expected.route.get(position) else {
+                    continue;
+                };
                 if self.options.store(store) && !self.cancelled() {
                     self.leg("offsite", expected, position, Self::offsite)?;
                 }
@@ -559,7 +650,7 @@ impl Run<'_, '_> {
     }
 
     /// A later leg: from the first store to this one.
-    fn offsite(&mut self, expected: &Expected, replica: &Replica) -> Result<(Shipped, Option<Seal>)> {
+    fn offsite(&mut self, expected: &Expected, replica: &Replica) -> Result<Done> {
         let catalog = self.engine.catalog;
         let dataset = self.may_run(expected)?;
         let (first_name, store_name) = (&expected.route[0], &replica.store_name.clone());
@@ -571,7 +662,11 @@ impl Run<'_, '_> {
         if first.sealed == 0 || first.open_records > 0 {
             if first.last_status == Some(RunStatus::Held) {
                 let reason = format!("waits for `{first_name}`, where a guard stopped it");
-                return Err(Error::Held(Stop::new("first-held", reason, "see `thrice status`")));
+                return Err(Error::Held(Stop::new(
+                    "first-held",
+                    reason,
+                    "see `thrice status`",
+                )));
             }
             return Err(Error::Usage(format!(
                 "waits for `{first_name}`, whose newest version is not sealed; run `thrice run backup`"
@@ -579,8 +674,10 @@ impl Run<'_, '_> {
         }
         self.open(store_name)?;
         self.open(first_name)?;
-        let (opened, from) =
-            (self.pool.opened_one(store_name)?, self.pool.opened_one(first_name)?);
+        let (opened, from) = (
+            self.pool.opened_one(store_name)?,
+            self.pool.opened_one(first_name)?,
+        );
         // Where this store has sealed that version already, what is still missing makes a new one:
         // a sealed version never changes.
         let number = match replica.sealed < first.sealed {
@@ -588,7 +685,10 @@ impl Run<'_, '_> {
             false => catalog.next_number(dataset.id)?,
         };
         let name = &expected.name;
-        let session = opened.store().begin(name, number).map_err(Error::at(store_name))?;
+        let session = opened
+            .store()
+            .begin(name, number)
+            .map_err(Error::at(store_name))?;
         let synced = sync::sync(catalog, replica, opened.store(), name, session.begun())?;
         if synced == sync::Synced::Rebuilt {
             catalog.set_reconcile(replica.id, "its contents were read anew from the store")?;
@@ -597,15 +697,23 @@ impl Run<'_, '_> {
         self.has_room(opened, &replica)?;
         let setting = self.setting(name, Some(first_name), store_name, &replica, number, opened);
         let store = from.store();
-        let mut shipped =
-            relay::relay(&setting, catalog, dataset.id, session.as_ref(), store, first.id)?;
+        let mut shipped = relay::relay(
+            &setting,
+            catalog,
+            dataset.id,
+            session.as_ref(),
+            store,
+            first.id,
+        )?;
         self.damaged(name, first_name, &first, &mut shipped)?;
         if number != first.sealed {
             let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
             return Ok((shipped, seal));
         }
         let sealed = catalog.sealed(first.id)?;
-        let target = sealed.into_iter().find(|sealed| sealed.seal.number == number);
+        let target = sealed
+            .into_iter()
+            .find(|sealed| sealed.seal.number == number);
         let target = target.ok_or(Error::Internal("the first store's version is not known"))?;
         let mut seal = target.seal;
         if !shipped.problems.is_empty() {
@@ -618,7 +726,11 @@ impl Run<'_, '_> {
 
     fn has_room(&self, opened: &Opened, replica: &Replica) -> Result<()> {
         let (files, bytes) = self.engine.catalog.pending_totals(replica.id)?;
-        let space = opened.store().info().map_err(Error::at(&opened.spec.name))?.space;
+        let space = opened
+            .store()
+            .info()
+            .map_err(Error::at(&opened.spec.name))?
+            .space;
         let spec = &opened.spec;
         match guard::full(&spec.name, &space, spec.stop_full, bytes, files) {
             Some(stop) => Err(Error::Held(stop)),
@@ -644,7 +756,9 @@ impl Run<'_, '_> {
     fn prune(&mut self, chosen: &[&Expected]) -> Result<()> {
         for expected in chosen {
             for store in &expected.route {
-                let Ok(opened) = self.pool.opened_one(store) else { continue };
+                let Ok(opened) = self.pool.opened_one(store) else {
+                    continue;
+                };
                 let result = prune::prune(self.engine, &expected.name, opened);
                 if let Err(error) = result {
                     if matches!(error, Error::Catalog(_)) {
@@ -656,7 +770,10 @@ impl Run<'_, '_> {
                         error: Some(format!("pruning: {error}")),
                         version: None,
                     };
-                    self.outcomes.entry(expected.name.clone()).or_default().push((leg, Vec::new()));
+                    self.outcomes
+                        .entry(expected.name.clone())
+                        .or_default()
+                        .push((leg, Vec::new()));
                 }
             }
         }
@@ -676,14 +793,27 @@ pub(crate) fn mark_for_repair(catalog: &Catalog, replica: &Replica, path: &RelPa
 
 fn outcome_of(name: &str, legs: Vec<(Leg, Vec<Problem>)>) -> DatasetOutcome {
     let legs: Vec<Leg> = legs.into_iter().map(|(leg, _)| leg).collect();
-    let worst = legs.iter().map(|leg| leg.status).max().unwrap_or(Status::Ok);
-    let any_ok = legs.iter().any(|leg| matches!(leg.status, Status::Ok | Status::Partial));
+    let worst = legs
+        .iter()
+        .map(|leg| leg.status)
+        .max()
+        .unwrap_or(Status::Ok);
+    let any_ok = legs
+        .iter()
+        .any(|leg| matches!(leg.status, Status::Ok | Status::Partial));
     let status = match worst {
         Status::Failed if any_ok => Status::Partial,
         other => other,
     };
     let error = legs.iter().find_map(|leg| {
-        leg.error.as_ref().map(|error| format!("{}: {error}", leg.store))
+        leg.error
+            .as_ref()
+            .map(|error| format!("{}: {error}", leg.store))
     });
-    DatasetOutcome { name: name.to_owned(), status, error, legs }
+    DatasetOutcome {
+        name: name.to_owned(),
+        status,
+        error,
+        legs,
+    }
 }

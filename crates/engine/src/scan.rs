@@ -65,11 +65,20 @@ impl Walk<'_> {
             dataset,
             replica,
             tell,
-            scan: Scan { counts: Counts { held: replica.files, ..Counts::default() }, ..Scan::default() },
+            scan: Scan {
+                counts: Counts {
+                    held: replica.files,
+                    ..Counts::default()
+                },
+                ..Scan::default()
+            },
             ids: HashMap::new(),
         };
         let mut failure = None;
-        let options = WalkOptions { threads: self.threads, cross_mounts: self.cross_mounts };
+        let options = WalkOptions {
+            threads: self.threads,
+            cross_mounts: self.cross_mounts,
+        };
         let judge = |path: &RelPath, kind: Kind| match self.scope.judge(path, kind == Kind::Dir) {
             Verdict::Take => Judgement::Take,
             Verdict::Enter => Judgement::Enter,
@@ -121,7 +130,11 @@ impl Comparison<'_, '_> {
     }
 
     fn listing(&mut self, listing: Listing) -> Result<()> {
-        let Listing { dir: path, problems, .. } = &listing;
+        let Listing {
+            dir: path,
+            problems,
+            ..
+        } = &listing;
         let unread: Vec<&RelPath> = problems.iter().map(|(path, _)| path).collect();
         let not_entered = listing.not_entered.contains(path);
         let blind = listing.vanished || not_entered || unread.contains(&path);
@@ -134,8 +147,11 @@ impl Comparison<'_, '_> {
                 let had = held.remove(name);
                 differs |= self.entry(id, path, name, stat, had)?;
             }
-            let unread_name =
-                |name: &[u8]| unread.iter().any(|p| p.split() == Some((path.as_bytes(), name)));
+            let unread_name = |name: &[u8]| {
+                unread
+                    .iter()
+                    .any(|p| p.split() == Some((path.as_bytes(), name)))
+            };
             for (name, had) in held {
                 if !unread_name(&name) {
                     differs = true;
@@ -144,7 +160,11 @@ impl Comparison<'_, '_> {
             }
             self.top(id, path, &listing.stat, before, differs)?;
         }
-        let Listing { problems, not_entered, .. } = listing;
+        let Listing {
+            problems,
+            not_entered,
+            ..
+        } = listing;
         self.scan.unreadable.extend(problems);
         self.scan.not_entered.extend(not_entered);
         Ok(())
@@ -180,7 +200,11 @@ impl Comparison<'_, '_> {
                     self.scan.counts.changed += 1;
                 }
                 // What was there is gone first, and with a directory all that was in it.
-                if held.node.kind == stat.kind { What::Changed } else { What::Gone }
+                if held.node.kind == stat.kind {
+                    What::Changed
+                } else {
+                    What::Gone
+                }
             }
         };
         if let Some(held) = &had {
@@ -190,8 +214,19 @@ impl Comparison<'_, '_> {
         if had.as_ref().is_none_or(|held| content_moved_on(held, stat)) {
             self.scan.bytes += size;
         }
-        let note = Note { dir: id, name: name.to_vec(), what, ino: stat.ino, size };
-        let difference = Difference { note, dir_path: dir, held: had, stat: Some(stat) };
+        let note = Note {
+            dir: id,
+            name: name.to_vec(),
+            what,
+            ino: stat.ino,
+            size,
+        };
+        let difference = Difference {
+            note,
+            dir_path: dir,
+            held: had,
+            stat: Some(stat),
+        };
         (self.tell)(self.catalog, difference)?;
         Ok(true)
     }
@@ -217,7 +252,13 @@ impl Comparison<'_, '_> {
             below.push(row);
             Ok::<_, Error>(())
         })?;
-        for Row { dir, path: gone, held, .. } in below {
+        for Row {
+            dir,
+            path: gone,
+            held,
+            ..
+        } in below
+        {
             let (dir_path, name) = match (gone.parent(), gone.name()) {
                 (Some(parent), Some(name)) if gone != *path => (parent, name.to_vec()),
                 _ => continue,
@@ -236,7 +277,15 @@ impl Comparison<'_, '_> {
             ino: held.node.ino,
             size: held.node.size,
         };
-        (self.tell)(self.catalog, Difference { note, dir_path, held: Some(held), stat: None })
+        (self.tell)(
+            self.catalog,
+            Difference {
+                note,
+                dir_path,
+                held: Some(held),
+                stat: None,
+            },
+        )
     }
 
     /// The directory itself: the dataset's root is compared here, and any directory in which
@@ -265,8 +314,19 @@ impl Comparison<'_, '_> {
             (true, Some(_)) if changed => What::Changed,
             _ => What::Parent,
         };
-        let note = Note { dir, name, what, ino: stat.ino, size: 0 };
-        let difference = Difference { note, dir_path: &dir_path, held: before, stat: Some(stat) };
+        let note = Note {
+            dir,
+            name,
+            what,
+            ino: stat.ino,
+            size: 0,
+        };
+        let difference = Difference {
+            note,
+            dir_path: &dir_path,
+            held: before,
+            stat: Some(stat),
+        };
         (self.tell)(self.catalog, difference)
     }
 }

@@ -5,6 +5,7 @@
 //! outbox. Then the outbox is worked off: moves, deletions, contents, further names, directories.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
 use store::{Old, Op, Session};
@@ -41,7 +42,10 @@ pub(crate) fn ship(
 ) -> Result<Shipped> {
     let mut origins = Vec::new();
     for _ in 0..=setting.workers {
-        let root = walk.root.open_dir(&RelPath::root()).map_err(Error::io("opening the source"))?;
+        let root = walk
+            .root
+            .open_dir(&RelPath::root())
+            .map_err(Error::io("opening the source"))?;
         origins.push(Origin::Live(Live::new(root)));
     }
     pipeline::run(setting, catalog, session, origins, |pipeline| {
@@ -59,18 +63,23 @@ pub(crate) fn ship(
 }
 
 /// Compares everything; brings plain new and changed files at once, notes all else.
-fn bring_all(
-    pipeline: &mut Pipeline<'_>,
-    dataset: DatasetId,
-    walk: &Walk<'_>,
-) -> Result<()> {
+fn bring_all(pipeline: &mut Pipeline<'_>, dataset: DatasetId, walk: &Walk<'_>) -> Result<()> {
     let replica = pipeline.setting.replica.clone();
     let mut later = Vec::new();
     pipeline.first_try = true;
     let mut retyped: Vec<RelPath> = Vec::new();
     walk.compare(pipeline.catalog, dataset, &replica, &mut |_, difference| {
-        let Difference { note, dir_path, held, stat } = difference;
-        let path = if note.name.is_empty() { dir_path.clone() } else { dir_path.join(&note.name) };
+        let Difference {
+            note,
+            dir_path,
+            held,
+            stat,
+        } = difference;
+        let path = if note.name.is_empty() {
+            dir_path.clone()
+        } else {
+            dir_path.join(&note.name)
+        };
         let under_retyped = retyped.iter().any(|top| path.is_in(top));
         let plain = stat.is_some_and(|s| s.kind != Kind::Dir && s.nlink == 1);
         let is_file = plain && stat.is_some_and(|s| s.kind == Kind::File);
@@ -83,7 +92,13 @@ fn bring_all(
         }
         if plain && same_kind && !under_retyped {
             let at = At { dir: None, path };
-            return pipeline.feed(Task::Bring { at, held, want: None, links: false, plain: is_file });
+            return pipeline.feed(Task::Bring {
+                at,
+                held,
+                want: None,
+                links: false,
+                plain: is_file,
+            });
         }
         later.push(note);
         Ok(())
@@ -155,7 +170,9 @@ impl Rows {
         loop {
             let replica = pipeline.setting.replica.id;
             let rows = self.chunk(pipeline.catalog, replica, after.as_ref(), order)?;
-            let Some(last) = rows.last() else { return Ok(()) };
+            let Some(last) = rows.last() else {
+                return Ok(());
+            };
             after = Some(last.key());
             for row in rows {
                 if pipeline.is_cancelled() {
@@ -179,7 +196,10 @@ pub(crate) fn work_off(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
 }
 
 fn at(row: &Pending) -> At {
-    At { dir: Some(row.dir), path: row.path() }
+    At {
+        dir: Some(row.dir),
+        path: row.path(),
+    }
 }
 
 /// Deletes what is gone or of another kind now, children first.
@@ -190,7 +210,10 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
         let Some(held) = row.held else { return Ok(()) };
         let goes = match rows {
             Rows::Live => row.what == What::Gone,
-            Rows::First(_) => row.first.as_ref().is_none_or(|f| f.node.kind != held.node.kind),
+            Rows::First(_) => row
+                .first
+                .as_ref()
+                .is_none_or(|f| f.node.kind != held.node.kind),
         };
         if goes {
             any = true;
@@ -225,22 +248,42 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
             return pipeline.feed(Task::Repair { at, held, want });
         }
         if matches!(rows, Rows::Live) {
-            return pipeline.feed(Task::Bring { at, held: row.held, want: None, links: false, plain: false });
+            return pipeline.feed(Task::Bring {
+                at,
+                held: row.held,
+                want: None,
+                links: false,
+                plain: false,
+            });
         }
         let Some(Held { node, .. }) = row.first else {
             let settled = row.held.is_none() && !row.first_pending;
             return if settled { pipeline.settle(at) } else { Ok(()) };
         };
-        let same = row.held.as_ref().is_some_and(|held| decide::need(&node, Some(held)) == Need::Nothing);
+        let same = row
+            .held
+            .as_ref()
+            .is_some_and(|held| decide::need(&node, Some(held)) == Need::Nothing);
         if same && row.first_pending {
             // Equal, but the first store is about to change: the row waits for that.
         } else if node.kind == Kind::Dir {
             pipeline.dirs.push(at);
         } else if node.linked {
             let ino = node.ino;
-            pipeline.links.push(Name { at, ino, held: row.held, want: Some(node) });
+            pipeline.links.push(Name {
+                at,
+                ino,
+                held: row.held,
+                want: Some(node),
+            });
         } else {
-            pipeline.feed(Task::Bring { at, held: row.held, want: Some(node), links: true, plain: false })?;
+            pipeline.feed(Task::Bring {
+                at,
+                held: row.held,
+                want: Some(node),
+                links: true,
+                plain: false,
+            })?;
         }
         Ok(())
     })?;
@@ -256,19 +299,39 @@ fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
     names.sort_by(|a, b| a.at.path.cmp(&b.at.path));
     let mut leaders: HashMap<u64, RelPath> = HashMap::new();
     let mut followers = Vec::new();
-    for Name { at, ino, held, want } in names {
-        if leaders.contains_key(&ino) {
-            followers.push(Name { at, ino, held, want });
-        } else {
-            leaders.insert(ino, at.path.clone());
-            pipeline.feed(Task::Bring { at, held, want, links: true, plain: false })?;
+    for Name {
+        at,
+        ino,
+        held,
+        want,
+    } in names
+    {
+        match leaders.entry(ino) {
+            Entry::Occupied(_) => followers.push(Name {
+                at,
+                ino,
+                held,
+                want,
+            }),
+            Entry::Vacant(leader) => {
+                leader.insert(at.path.clone());
+                pipeline.feed(Task::Bring {
+                    at,
+                    held,
+                    want,
+                    links: true,
+                    plain: false,
+                })?;
+            }
         }
     }
     pipeline.flush()?;
     for name in followers {
         let leader = &leaders[&name.ino];
         let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
-        let led = catalog.held(replica, leader)?.filter(|led| led.node.ino == name.ino);
+        let led = catalog
+            .held(replica, leader)?
+            .filter(|led| led.node.ino == name.ino);
         follow_leader(pipeline, name, leader, led)?;
     }
     pipeline.settle_tasks()
@@ -281,7 +344,12 @@ fn follow_leader(
     leader: &RelPath,
     led: Option<Held>,
 ) -> Result<()> {
-    let Name { at, ino, held, want } = name;
+    let Name {
+        at,
+        ino,
+        held,
+        want,
+    } = name;
     let Some(Held { node, .. }) = led else {
         let message = format!("its other name `{leader}` could not be copied");
         let from = pipeline.setting.from;
@@ -289,7 +357,13 @@ fn follow_leader(
         return Ok(());
     };
     if want.as_ref().is_some_and(|want| !want.same_content(&node)) {
-        return pipeline.feed(Task::Bring { at, held, want, links: true, plain: false });
+        return pipeline.feed(Task::Bring {
+            at,
+            held,
+            want,
+            links: true,
+            plain: false,
+        });
     }
     let shares = held.as_ref().is_some_and(|held| {
         held.node.linked && held.node.ino == ino && held.node.same_content(&node)
@@ -302,22 +376,37 @@ fn follow_leader(
         };
     }
     let old = decide::old_of(held.as_ref(), pipeline.setting.replica.sealed);
-    let op = Op::Link { path: at.path.clone(), to: leader.clone(), node, old };
+    let op = Op::Link {
+        path: at.path.clone(),
+        to: leader.clone(),
+        node,
+        old,
+    };
     pipeline.feed_ordered(Task::Do { at, op })
 }
 
 /// Gives directories their attributes, deepest first: what was done in them moved their times.
 fn directories(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     let mut dirs = std::mem::take(&mut pipeline.dirs);
-    dirs.sort_by(|a, b| b.dir.cmp(&a.dir));
+    dirs.sort_by_key(|at| std::cmp::Reverse(at.dir));
     let force = pipeline.tally.submitted > 0;
     for at in dirs {
-        let held = pipeline.catalog.held(pipeline.setting.replica.id, &at.path)?;
+        let held = pipeline
+            .catalog
+            .held(pipeline.setting.replica.id, &at.path)?;
         let want = match rows {
             Rows::Live => None,
-            Rows::First(first) => pipeline.catalog.held(*first, &at.path)?.map(|held| held.node),
+            Rows::First(first) => pipeline
+                .catalog
+                .held(*first, &at.path)?
+                .map(|held| held.node),
         };
-        pipeline.feed_ordered(Task::Dir { at, held, want, force })?;
+        pipeline.feed_ordered(Task::Dir {
+            at,
+            held,
+            want,
+            force,
+        })?;
     }
     pipeline.settle_tasks()
 }

@@ -57,7 +57,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often this machine may read or write at once for a store: a disk is fed by as many
 /// threads as there are cores, a connection by a few more, because they wait for answers.
 pub(crate) fn workers(spec: &StoreSpec) -> usize {
-    let cores = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+    let cores = std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .min(8);
     match spec.kind {
         StoreKind::Disk => cores,
         StoreKind::Agent { .. } | StoreKind::Via { .. } => cores.max(4),
@@ -65,12 +67,7 @@ pub(crate) fn workers(spec: &StoreSpec) -> usize {
 }
 
 /// Opens the store `name`. `known`: the identity it had when it was first used.
-pub fn open(
-    config: &Config,
-    name: &str,
-    known: Option<&str>,
-    purpose: Purpose,
-) -> Result<Opened> {
+pub fn open(config: &Config, name: &str, known: Option<&str>, purpose: Purpose) -> Result<Opened> {
     let spec = config
         .stores
         .iter()
@@ -88,9 +85,15 @@ pub fn open(
                 append_only: false,
                 read_only: purpose == Purpose::Read,
             };
-            Backend::Disk(Box::new(Disk::open(&spec.path, options).map_err(|e| refused(name, e))?))
+            Backend::Disk(Box::new(
+                Disk::open(&spec.path, options).map_err(|e| refused(name, e))?,
+            ))
         }
-        StoreKind::Agent { ssh, ssh_config, command } => {
+        StoreKind::Agent {
+            ssh,
+            ssh_config,
+            command,
+        } => {
             let transport = SshTransport {
                 destination: ssh.clone(),
                 ssh_config: ssh_config.clone(),
@@ -101,10 +104,13 @@ pub fn open(
             connect(&transport, config, spec, known, purpose)?
         }
         StoreKind::Via { program } => {
-            let (program, arguments) =
-                program.split_first().ok_or(Error::Internal("`via` without a program"))?;
+            let (program, arguments) = program
+                .split_first()
+                .ok_or(Error::Internal("`via` without a program"))?;
             let mut transport = CommandTransport::agent(program, &spec.path);
-            transport.arguments.splice(0..0, arguments.iter().map(Into::into));
+            transport
+                .arguments
+                .splice(0..0, arguments.iter().map(Into::into));
             connect(&transport, config, spec, known, purpose)?
         }
     };
@@ -113,7 +119,11 @@ pub fn open(
         Backend::Remote(remote) => remote.info(),
     }
     .map_err(Error::at(name))?;
-    Ok(Opened { spec: spec.clone(), info, backend })
+    Ok(Opened {
+        spec: spec.clone(),
+        info,
+        backend,
+    })
 }
 
 fn connect(
@@ -140,9 +150,14 @@ fn refused(name: &str, error: store::Error) -> Error {
         store::Error::NotOurs(reason) => Error::Held(Stop::new(
             "store-identity",
             format!("store `{name}`: {reason}"),
-            format!("attach the right one; if it was replaced on purpose: thrice release --store {name}"),
+            format!(
+                "attach the right one; if it was replaced on purpose: thrice release --store {name}"
+            ),
         )),
-        other => Error::Store { store: name.to_owned(), source: other },
+        other => Error::Store {
+            store: name.to_owned(),
+            source: other,
+        },
     }
 }
 
@@ -175,7 +190,10 @@ impl Pool {
             Some(Refusal::Held(stop)) => return Err(Error::Held(stop.clone())),
             Some(Refusal::Failed(message)) => {
                 let source = store::Error::Wire(message.clone());
-                return Err(Error::Store { store: name.to_owned(), source });
+                return Err(Error::Store {
+                    store: name.to_owned(),
+                    source,
+                });
             }
             None => {}
         }
@@ -198,7 +216,9 @@ impl Pool {
 
     /// The store, which must be open.
     pub(crate) fn opened_one(&self, name: &str) -> Result<&Opened> {
-        self.open.get(name).ok_or(Error::Internal("a store is used before it is opened"))
+        self.open
+            .get(name)
+            .ok_or(Error::Internal("a store is used before it is opened"))
     }
 
     /// Closes a store whose connection broke; the next use opens it again.

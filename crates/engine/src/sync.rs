@@ -51,7 +51,10 @@ fn catch_up(
 ) -> Result<Option<u64>> {
     let at = Error::at(&replica.store_name);
     let logs = store.logs(dataset).map_err(at)?;
-    let next = match logs.iter().position(|(seal, _)| seal.number == replica.sealed) {
+    let next = match logs
+        .iter()
+        .position(|(seal, _)| seal.number == replica.sealed)
+    {
         Some(found) => found + 1,
         None if replica.sealed == 0 => 0,
         None => return Ok(None),
@@ -63,7 +66,7 @@ fn catch_up(
         skip = 0;
         catalog.seal(replica.id, seal)?;
         if *pruned {
-            catalog.mark_pruned(replica.id, &[seal.version.clone()])?;
+            catalog.mark_pruned(replica.id, std::slice::from_ref(&seal.version))?;
         }
     }
     learnt += replay(catalog, replica, store, dataset, None, skip)?;

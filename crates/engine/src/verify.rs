@@ -63,9 +63,17 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
         repaired: 0,
         problems: Vec::new(),
     };
-    let purpose = if options.repair { Purpose::Write } else { Purpose::Read };
+    let purpose = if options.repair {
+        Purpose::Write
+    } else {
+        Purpose::Read
+    };
     for spec in &engine.config.stores {
-        if options.store.as_ref().is_some_and(|store| *store != spec.name) {
+        if options
+            .store
+            .as_ref()
+            .is_some_and(|store| *store != spec.name)
+        {
             continue;
         }
         let mut replicas = Vec::new();
@@ -75,7 +83,10 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
             }
             let mut own = engine.catalog.replicas(dataset.id)?;
             own.retain(|replica| replica.store_name == spec.name && replica.sealed > 0);
-            replicas.extend(own.into_iter().map(|replica| (dataset.name.clone(), replica)));
+            replicas.extend(
+                own.into_iter()
+                    .map(|replica| (dataset.name.clone(), replica)),
+            );
         }
         if replicas.is_empty() {
             continue;
@@ -107,8 +118,17 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
 }
 
 fn open(engine: &Engine<'_>, name: &str, purpose: Purpose) -> Result<Opened> {
-    let known = engine.catalog.stores()?.into_iter().find(|row| row.name == name);
-    stores::open(engine.config, name, known.and_then(|row| row.uuid).as_deref(), purpose)
+    let known = engine
+        .catalog
+        .stores()?
+        .into_iter()
+        .find(|row| row.name == name);
+    stores::open(
+        engine.config,
+        name,
+        known.and_then(|row| row.uuid).as_deref(),
+        purpose,
+    )
 }
 
 fn problem(
@@ -120,7 +140,12 @@ fn problem(
     message: String,
 ) {
     let (dataset, store) = (dataset.to_owned(), Some(store.to_owned()));
-    let problem = Problem { dataset, store, path, message };
+    let problem = Problem {
+        dataset,
+        store,
+        path,
+        message,
+    };
     engine.observer.notice(&Notice::Problem(problem.clone()));
     done.problems.push(problem);
 }
@@ -140,7 +165,10 @@ fn one(
         dataset: dataset.to_owned(),
         store: Some(store.clone()),
     });
-    engine.observer.notice(&Notice::Expect { files: replica.files, bytes: replica.bytes });
+    engine.observer.notice(&Notice::Expect {
+        files: replica.files,
+        bytes: replica.bytes,
+    });
     let now = (engine.now)();
     let mut bad = Vec::new();
     let mut batch: Vec<(RelPath, Check, Node)> = Vec::new();
@@ -148,7 +176,10 @@ fn one(
     let (mut files_here, mut bytes_here) = (0, 0);
     let mut check = |batch: &mut Vec<(RelPath, Check, Node)>| -> Result<()> {
         let checks: Vec<Check> = batch.iter().map(|(_, check, _)| check.clone()).collect();
-        let answers = opened.store().check(dataset, &checks).map_err(Error::at(store))?;
+        let answers = opened
+            .store()
+            .check(dataset, &checks)
+            .map_err(Error::at(store))?;
         for ((path, check, node), answer) in batch.drain(..).zip(answers) {
             files_here += 1;
             bytes_here += check.size;
@@ -158,37 +189,65 @@ fn one(
                 Checked::Different => "its bytes are not those that were written".to_owned(),
                 Checked::Unreadable(error) => error,
             };
-            bad.push(Bad { path, place: check.place, node, why });
+            bad.push(Bad {
+                path,
+                place: check.place,
+                node,
+                why,
+            });
         }
         notice(files_here, bytes_here);
         Ok(())
     };
-    engine.catalog.contents(replica.id, |row| {
-        if engine.cancel.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
-        let (node, place) = (row.held.node, row.place);
-        let Some(hash) = node.hash.filter(|_| node.kind == Kind::File) else { return Ok(()) };
-        if !is_sampled(&row.path, options.sample, now) {
-            return Ok(());
-        }
-        bytes += node.size;
-        let extents = node.extents.clone();
-        batch.push((row.path, Check { place, size: node.size, hash, extents }, node));
-        if batch.len() >= CHECKS || bytes >= CHECK_BYTES {
-            bytes = 0;
-            check(&mut batch)?;
-        }
-        Ok(())
-    })
-    .and_then(|()| check(&mut batch))
-    .or_else(|error| if matches!(error, Error::Interrupted) { Ok(()) } else { Err(error) })?;
+    engine
+        .catalog
+        .contents(replica.id, |row| {
+            if engine.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let (node, place) = (row.held.node, row.place);
+            let Some(hash) = node.hash.filter(|_| node.kind == Kind::File) else {
+                return Ok(());
+            };
+            if !is_sampled(&row.path, options.sample, now) {
+                return Ok(());
+            }
+            bytes += node.size;
+            let extents = node.extents.clone();
+            batch.push((
+                row.path,
+                Check {
+                    place,
+                    size: node.size,
+                    hash,
+                    extents,
+                },
+                node,
+            ));
+            if batch.len() >= CHECKS || bytes >= CHECK_BYTES {
+                bytes = 0;
+                check(&mut batch)?;
+            }
+            Ok(())
+        })
+        .and_then(|()| check(&mut batch))
+        .or_else(|error| {
+            if matches!(error, Error::Interrupted) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })?;
     done.files += files_here;
     done.bytes += bytes_here;
     let found = bad.len() as u64;
     done.bad += found;
     report(engine, opened, dataset, replica, &bad, done)?;
-    let repaired = if options.repair { repair(engine, opened, dataset, replica, bad, done)? } else { 0 };
+    let repaired = if options.repair {
+        repair(engine, opened, dataset, replica, bad, done)?
+    } else {
+        0
+    };
     done.repaired += repaired;
     let all = options.sample >= 1.0 && !engine.cancel.load(Ordering::Relaxed);
     if all && found == repaired {
@@ -205,7 +264,9 @@ fn is_sampled(path: &RelPath, share: f64, now: Timestamp) -> bool {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(now.as_second() / 86_400).to_le_bytes());
     hasher.update(path.as_bytes());
-    let first: [u8; 8] = hasher.finalize().as_bytes()[..8].try_into().unwrap_or_default();
+    let first: [u8; 8] = hasher.finalize().as_bytes()[..8]
+        .try_into()
+        .unwrap_or_default();
     (u64::from_le_bytes(first) as f64) < share * (u64::MAX as f64)
 }
 
@@ -227,10 +288,21 @@ fn report(
         let message = match &one.place {
             Place::Current(_) => one.why.clone(),
             Place::History { version, .. } => {
-                format!("in history ({}): {}", version.as_deref().unwrap_or("open"), one.why)
+                format!(
+                    "in history ({}): {}",
+                    version.as_deref().unwrap_or("open"),
+                    one.why
+                )
             }
         };
-        problem(engine, done, dataset, store, Some(one.path.clone()), message);
+        problem(
+            engine,
+            done,
+            dataset,
+            store,
+            Some(one.path.clone()),
+            message,
+        );
     }
     Ok(())
 }
@@ -249,17 +321,35 @@ fn repair(
     }
     let (catalog, store) = (engine.catalog, opened.spec.name.clone());
     let number = catalog.next_number(replica.dataset)?;
-    let session = opened.store().begin(dataset, number).map_err(Error::at(&store))?;
+    let session = opened
+        .store()
+        .begin(dataset, number)
+        .map_err(Error::at(&store))?;
     crate::sync::sync(catalog, replica, opened.store(), dataset, session.begun())?;
     let findings = Findings::new(catalog, engine.now);
     let mut repaired = 0;
-    for Bad { path, place, node, .. } in bad {
-        match from_another(engine, opened, dataset, replica, session.as_ref(), &path, &place, &node)? {
+    for Bad {
+        path, place, node, ..
+    } in bad
+    {
+        match from_another(
+            engine,
+            opened,
+            dataset,
+            replica,
+            session.as_ref(),
+            &path,
+            &place,
+            &node,
+        )? {
             Some(other) => {
                 repaired += 1;
                 findings.mended(dataset, &store, &path)?;
                 let message = format!("`{path}` in `{store}` was repaired from `{other}`");
-                engine.observer.notice(&Notice::Note { dataset: Some(dataset.into()), message });
+                engine.observer.notice(&Notice::Note {
+                    dataset: Some(dataset.into()),
+                    message,
+                });
                 done.problems.retain(|p| {
                     !(p.path.as_ref() == Some(&path) && p.store.as_deref() == Some(&*store))
                 });
@@ -274,7 +364,10 @@ fn repair(
     Ok(repaired)
 }
 
-#[expect(clippy::too_many_arguments, reason = "what is bad, where, and where it may come from")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what is bad, where, and where it may come from"
+)]
 fn from_another(
     engine: &Engine<'_>,
     opened: &Opened,
@@ -285,14 +378,27 @@ fn from_another(
     place: &Place,
     node: &Node,
 ) -> Result<Option<String>> {
-    let Some(hash) = node.hash else { return Ok(None) };
-    let copies = engine.catalog.find_content(replica.dataset, hash, node.size)?;
-    for Copy { replica: other, place: there, node: theirs } in copies {
+    let Some(hash) = node.hash else {
+        return Ok(None);
+    };
+    let copies = engine
+        .catalog
+        .find_content(replica.dataset, hash, node.size)?;
+    for Copy {
+        replica: other,
+        place: there,
+        node: theirs,
+    } in copies
+    {
         if other == replica.id && there == *place || theirs.extents != node.extents {
             continue;
         }
-        let want =
-            Check { place: there, size: node.size, hash, extents: node.extents.clone() };
+        let want = Check {
+            place: there,
+            size: node.size,
+            hash,
+            extents: node.extents.clone(),
+        };
         let name = engine.catalog.replica(other)?.store_name;
         let elsewhere = match other == replica.id {
             true => None,
@@ -302,15 +408,30 @@ fn from_another(
             },
         };
         let from: &dyn Store = elsewhere.as_ref().map_or(opened.store(), Opened::store);
-        let Ok(mut content) = from.open(dataset, &want) else { continue };
-        let job = StageJob { path: path.clone(), node: node.clone(), resume_key: None };
-        let staged = session.stage(&job, content.as_mut()).map_err(Error::at(&opened.spec.name))?;
+        let Ok(mut content) = from.open(dataset, &want) else {
+            continue;
+        };
+        let job = StageJob {
+            path: path.clone(),
+            node: node.clone(),
+            resume_key: None,
+        };
+        let staged = session
+            .stage(&job, content.as_mut())
+            .map_err(Error::at(&opened.spec.name))?;
         if staged.hash != hash {
-            session.discard(staged).map_err(Error::at(&opened.spec.name))?;
+            session
+                .discard(staged)
+                .map_err(Error::at(&opened.spec.name))?;
             continue;
         }
-        let op = Op::Repair { place: place.clone(), node: node.clone() };
-        session.submit(0, op, Some(staged)).map_err(Error::at(&opened.spec.name))?;
+        let op = Op::Repair {
+            place: place.clone(),
+            node: node.clone(),
+        };
+        session
+            .submit(0, op, Some(staged))
+            .map_err(Error::at(&opened.spec.name))?;
         return Ok(finish(engine.catalog, opened, replica, session)?.then_some(name));
     }
     Ok(None)
@@ -328,7 +449,12 @@ fn finish(
     for event in session.events() {
         match event {
             Event::Committed { ops, records } => {
-                catalog.ack(replica.id, replica.sealed, ops.iter().map(|(_, op)| op), records)?;
+                catalog.ack(
+                    replica.id,
+                    replica.sealed,
+                    ops.iter().map(|(_, op)| op),
+                    records,
+                )?;
                 mended = true;
             }
             Event::Failed { .. } => {}

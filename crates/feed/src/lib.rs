@@ -27,7 +27,11 @@ pub struct FullWalk;
 
 impl Feed for FullWalk {
     fn coverage(&self, _: &str, since: u64) -> Coverage {
-        let why = if since == 0 { "first scan" } else { "no change tracker is running" };
+        let why = if since == 0 {
+            "first scan"
+        } else {
+            "no change tracker is running"
+        };
         Coverage::Walk { why: why.into() }
     }
 }
@@ -39,7 +43,10 @@ mod tests {
     #[test]
     fn r05_without_a_tracker_nothing_is_taken_for_unchanged() {
         for since in [0, 1, u64::MAX] {
-            assert!(matches!(FullWalk.coverage("d", since), Coverage::Walk { .. }));
+            assert!(matches!(
+                FullWalk.coverage("d", since),
+                Coverage::Walk { .. }
+            ));
         }
     }
 }

@@ -262,7 +262,12 @@ fn read_store_keys(
     };
     let mounted = !agent && fields.bool("mounted").is_some_and(|yes| yes.value);
     if !agent {
-        wrong_kind(sink, fields, &["ssh", "ssh_config", "command", "via"], "agent");
+        wrong_kind(
+            sink,
+            fields,
+            &["ssh", "ssh_config", "command", "via"],
+            "agent",
+        );
     }
     let At { value: path, span } = path?;
     Some(At {

@@ -561,7 +561,15 @@ pub(crate) fn hold(
     fresh: bool,
     current: Option<&Stat>,
 ) -> std::io::Result<()> {
-    hold_as(target, node, &Apply { fresh, current, ..Apply::default() })
+    hold_as(
+        target,
+        node,
+        &Apply {
+            fresh,
+            current,
+            ..Apply::default()
+        },
+    )
 }
 
 /// As [`hold`], for callers who know more.

@@ -571,7 +571,11 @@ impl Staging {
             }
         };
         let current = Some(&stat);
-        let apply = tree::Apply { fresh: true, bare, current };
+        let apply = tree::Apply {
+            fresh: true,
+            bare,
+            current,
+        };
         apply::hold_as(Target::File(file), &job.node, &apply)
     }
 }

@@ -173,7 +173,10 @@ pub struct Staged {
 }
 
 /// What a session tells, in the order in which it became true.
-#[allow(clippy::large_enum_variant, reason = "one stands for thousands of operations")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one stands for thousands of operations"
+)]
 #[derive(Debug)]
 pub enum Event {
     /// These operations are durable in the store and in its log, which now has `records`

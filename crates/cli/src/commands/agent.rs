@@ -19,7 +19,10 @@ pub fn agent(args: &AgentArgs) -> Result<u8> {
         };
         Ok(Box::new(Disk::open(&args.root, options)?))
     };
-    let options = AgentOptions { append_only: args.append_only, ..AgentOptions::default() };
+    let options = AgentOptions {
+        append_only: args.append_only,
+        ..AgentOptions::default()
+    };
     store::serve(std::io::stdin(), std::io::stdout(), &open, &options)?;
     Ok(exit::OK)
 }

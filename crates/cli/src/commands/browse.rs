@@ -31,8 +31,25 @@ struct VersionLine {
 
 impl From<Version> for VersionLine {
     fn from(version: Version) -> Self {
-        let Version { version, sealed_at, status, files, bytes, changed, stores, .. } = version;
-        Self { version, sealed_at, status, files, bytes, changed, stores }
+        let Version {
+            version,
+            sealed_at,
+            status,
+            files,
+            bytes,
+            changed,
+            stores,
+            ..
+        } = version;
+        Self {
+            version,
+            sealed_at,
+            status,
+            files,
+            bytes,
+            changed,
+            stores,
+        }
     }
 }
 
@@ -54,7 +71,9 @@ pub fn versions(global: &Global, printer: &Printer, target: &str) -> Result<u8> 
         versions.retain(|version| shown.contains(&version.number));
     }
     if printer.is_json() {
-        printer.json(&Versions { versions: versions.into_iter().map(Into::into).collect() });
+        printer.json(&Versions {
+            versions: versions.into_iter().map(Into::into).collect(),
+        });
         return Ok(exit::OK);
     }
     let rows = versions.into_iter().map(|version| {
@@ -68,7 +87,9 @@ pub fn versions(global: &Global, printer: &Printer, target: &str) -> Result<u8> 
             version.stores.join(", "),
         ]
     });
-    let header = ["VERSION", "SEALED", "STATUS", "FILES", "SIZE", "CHANGED", "STORES"];
+    let header = [
+        "VERSION", "SEALED", "STATUS", "FILES", "SIZE", "CHANGED", "STORES",
+    ];
     printer.data(&table(&header, rows.collect()));
     Ok(exit::OK)
 }
@@ -124,7 +145,10 @@ fn replica(
     }
     let name = &dataset.name;
     let place = from.map(|from| format!(" in `{from}`")).unwrap_or_default();
-    Err(Usage(format!("`{name}` has no such version{place}; see `thrice versions {name}`")).into())
+    Err(Usage(format!(
+        "`{name}` has no such version{place}; see `thrice versions {name}`"
+    ))
+    .into())
 }
 
 #[derive(Serialize)]
@@ -168,7 +192,11 @@ fn time(time: tree::Time) -> String {
     match jiff::Timestamp::new(time.sec, 0) {
         Ok(at) => {
             let whole = at.strftime("%Y-%m-%dT%H:%M:%S");
-            if nanos == 0 { format!("{whole}Z") } else { format!("{whole}.{nanos:09}Z") }
+            if nanos == 0 {
+                format!("{whole}Z")
+            } else {
+                format!("{whole}.{nanos:09}Z")
+            }
         }
         Err(_) => format!("{}.{nanos:09}", time.sec),
     }
@@ -183,7 +211,11 @@ pub fn ls(global: &Global, printer: &Printer, args: &LsArgs) -> Result<u8> {
     let (replica, at) = replica(&catalog, &dataset, args.from.as_deref(), at)?;
     let top = catalog.locate(replica.id, &path, Some(at))?;
     let Some(top) = top else {
-        return Err(Usage(format!("`{path}` is not in that version of `{}`", dataset.name)).into());
+        return Err(Usage(format!(
+            "`{path}` is not in that version of `{}`",
+            dataset.name
+        ))
+        .into());
     };
     let mut show = |row: catalog::Row| -> Result<(), catalog::Error> {
         if !row.path.is_root() && (row.path != path || top.held.node.kind != Kind::Dir) {
@@ -201,7 +233,10 @@ pub fn ls(global: &Global, printer: &Printer, args: &LsArgs) -> Result<u8> {
 
 fn show_node(printer: &Printer, path: &RelPath, node: &Node) {
     if printer.is_json() {
-        printer.json(&Listed { path, what: node.into() });
+        printer.json(&Listed {
+            path,
+            what: node.into(),
+        });
         return;
     }
     let kind = match node.kind {
@@ -219,7 +254,9 @@ fn show_node(printer: &Printer, path: &RelPath, node: &Node) {
     };
     let (mode, size, mtime) = (node.mode, node.size, time(node.mtime));
     let (uid, gid) = (node.uid, node.gid);
-    printer.line(&format!("{kind}{mode:04o} {uid:>5} {gid:>5} {size:>12} {mtime} {path}{arrow}"));
+    printer.line(&format!(
+        "{kind}{mode:04o} {uid:>5} {gid:>5} {size:>12} {mtime} {path}{arrow}"
+    ));
 }
 
 #[derive(Serialize)]
@@ -244,8 +281,10 @@ pub fn find(global: &Global, printer: &Printer, args: &FindArgs) -> Result<u8> {
     };
     for dataset in datasets {
         let versions = catalog.versions(dataset.id)?;
-        let names: BTreeMap<u64, &str> =
-            versions.iter().map(|v| (v.number, v.version.as_str())).collect();
+        let names: BTreeMap<u64, &str> = versions
+            .iter()
+            .map(|v| (v.number, v.version.as_str()))
+            .collect();
         // A number that was never sealed shows first in the next version that was.
         let name = |number: u64| names.range(number..).next().map(|(_, name)| *name);
         let mut seen = std::collections::BTreeSet::new();
@@ -277,12 +316,20 @@ fn show_found(
     node: &Node,
 ) {
     if printer.is_json() {
-        printer.json(&Found { dataset, path, born, died, what: node.into() });
+        printer.json(&Found {
+            dataset,
+            path,
+            born,
+            died,
+            what: node.into(),
+        });
         return;
     }
     let until = died.map_or_else(|| "until now".to_owned(), |died| format!("until {died}"));
     let (size, mtime) = (bytes(node.size), time(node.mtime));
-    printer.line(&format!("{dataset}:{path}  {size}, {mtime}, from {born} {until}"));
+    printer.line(&format!(
+        "{dataset}:{path}  {size}, {mtime}, from {born} {until}"
+    ));
 }
 
 #[derive(Serialize)]
@@ -304,7 +351,10 @@ pub fn diff(global: &Global, printer: &Printer, args: &DiffArgs) -> Result<u8> {
         Some(before) => before,
         None => {
             let sealed = catalog.sealed(replica.id)?;
-            let earlier = sealed.iter().rev().find(|s| s.seal.number < after && !s.pruned);
+            let earlier = sealed
+                .iter()
+                .rev()
+                .find(|s| s.seal.number < after && !s.pruned);
             let why = || Usage(format!("`{}` has only one version", dataset.name));
             earlier.ok_or_else(why)?.seal.number
         }

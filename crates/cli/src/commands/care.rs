@@ -40,8 +40,13 @@ pub fn prune(global: &Global, printer: &Printer, args: &PruneArgs) -> Result<u8>
         if args.store.as_ref().is_some_and(|store| *store != spec.name) {
             continue;
         }
-        let known = catalog.stores()?.into_iter().find(|row| row.name == spec.name);
-        let Some(known) = known.and_then(|row| row.uuid) else { continue };
+        let known = catalog
+            .stores()?
+            .into_iter()
+            .find(|row| row.name == spec.name);
+        let Some(known) = known.and_then(|row| row.uuid) else {
+            continue;
+        };
         let opened = match engine::open(&config, &spec.name, Some(&known), Purpose::Write) {
             Ok(opened) => opened,
             Err(error) => {
@@ -63,13 +68,24 @@ pub fn prune(global: &Global, printer: &Printer, args: &PruneArgs) -> Result<u8>
             }
         }
     }
-    let code = if errors.is_empty() { exit::OK } else { exit::PARTIAL };
+    let code = if errors.is_empty() {
+        exit::OK
+    } else {
+        exit::PARTIAL
+    };
     for error in &errors {
         printer.error(error);
     }
     if printer.is_json() {
         let status = if errors.is_empty() { "ok" } else { "partial" };
-        finished(printer, &PrunedAll { status, pruned: all, errors });
+        finished(
+            printer,
+            &PrunedAll {
+                status,
+                pruned: all,
+                errors,
+            },
+        );
     } else {
         printer.say(&format!(
             "{} versions and {} objects let go, {} freed",
@@ -121,7 +137,10 @@ pub fn release(global: &Global, printer: &Printer, args: &ReleaseArgs) -> Result
         catalog.set_accept(dataset.id, Some(&hold.reason))?;
     }
     catalog.release(dataset.id)?;
-    printer.say(&format!("`{name}` is released; it was held because: {}", hold.reason));
+    printer.say(&format!(
+        "`{name}` is released; it was held because: {}",
+        hold.reason
+    ));
     Ok(exit::OK)
 }
 
@@ -151,7 +170,11 @@ pub fn catalog(global: &Global, printer: &Printer, command: &CatalogCommand) -> 
                 for problem in &problems {
                     printer.error(problem);
                 }
-                printer.say(if ok { "the catalog is sound" } else { "see `thrice catalog rebuild`" });
+                printer.say(if ok {
+                    "the catalog is sound"
+                } else {
+                    "see `thrice catalog rebuild`"
+                });
             }
             Ok(if ok { exit::OK } else { exit::ATTENTION })
         }
@@ -179,10 +202,21 @@ fn rebuild(config: &policy::Config, printer: &Printer) -> Result<u8> {
     for error in &errors {
         printer.error(error);
     }
-    let code = if errors.is_empty() { exit::OK } else { exit::PARTIAL };
+    let code = if errors.is_empty() {
+        exit::OK
+    } else {
+        exit::PARTIAL
+    };
     if printer.is_json() {
         let status = if errors.is_empty() { "ok" } else { "partial" };
-        finished(printer, &RebuiltAll { status, replicas, errors });
+        finished(
+            printer,
+            &RebuiltAll {
+                status,
+                replicas,
+                errors,
+            },
+        );
         return Ok(code);
     }
     for one in &replicas {

@@ -40,7 +40,11 @@ struct UnroutedLine<'a> {
 pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
     let config = session::config(global, printer)?;
     let known = match Catalog::open(&config.host.state, Mode::Read) {
-        Ok(catalog) => catalog.datasets()?.into_iter().map(|row| (row.name, row.source)).collect(),
+        Ok(catalog) => catalog
+            .datasets()?
+            .into_iter()
+            .map(|row| (row.name, row.source))
+            .collect(),
         Err(_) => BTreeMap::new(),
     };
     let coverage = policy::resolve(&config, &policy::look(&config), &known);
@@ -66,8 +70,17 @@ fn as_json(coverage: &Coverage, ok: bool) -> Checked<'_> {
         message: &one.message,
         remedy: &one.remedy,
     });
-    let errors = coverage.errors.iter().map(|error| error.message.as_str()).collect();
-    Checked { ok, paths: paths.collect(), unrouted: unrouted.collect(), errors }
+    let errors = coverage
+        .errors
+        .iter()
+        .map(|error| error.message.as_str())
+        .collect();
+    Checked {
+        ok,
+        paths: paths.collect(),
+        unrouted: unrouted.collect(),
+        errors,
+    }
 }
 
 /// A string where the path is UTF-8, else its bytes in base64, as everywhere.
@@ -77,7 +90,9 @@ fn path_json(path: &std::path::Path) -> serde_json::Value {
         Ok(text) => text.into(),
         Err(_) => {
             let relative = bytes.strip_prefix(b"/").unwrap_or(bytes);
-            let json = tree::RelPath::new(relative).ok().and_then(|p| serde_json::to_value(p).ok());
+            let json = tree::RelPath::new(relative)
+                .ok()
+                .and_then(|p| serde_json::to_value(p).ok());
             json.unwrap_or_default()
         }
     }
@@ -111,7 +126,10 @@ fn print(coverage: &Coverage, printer: &Printer) {
             because(&line.because),
         ]
     });
-    printer.data(&table(&["PATH", "DATASET", "ROUTE", "BECAUSE"], rows.collect()));
+    printer.data(&table(
+        &["PATH", "DATASET", "ROUTE", "BECAUSE"],
+        rows.collect(),
+    ));
     for one in &coverage.unrouted {
         let path = tree::escape(one.path.as_os_str().as_encoded_bytes());
         printer.error(&format!("`{path}`: {}", one.message));
@@ -126,10 +144,18 @@ fn print(coverage: &Coverage, printer: &Printer) {
     for warning in &coverage.warnings {
         printer.say(&format!("warning: {}", warning.message));
     }
-    let covered = coverage.proof.iter().filter(|line| line.dataset.is_some()).count();
+    let covered = coverage
+        .proof
+        .iter()
+        .filter(|line| line.dataset.is_some())
+        .count();
     printer.say(&format!(
         "{covered} of {} paths have exactly one route; {} have none",
-        coverage.proof.iter().filter(|line| line.because != Because::Own).count(),
+        coverage
+            .proof
+            .iter()
+            .filter(|line| line.because != Because::Own)
+            .count(),
         coverage.unrouted.len()
     ));
 }

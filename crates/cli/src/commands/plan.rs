@@ -36,7 +36,15 @@ pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
             plan.held.clone().unwrap_or_default(),
         ]
     });
-    let header = ["DATASET", "ROUTE", "NEW", "CHANGED", "GONE", "TO READ", "WOULD BE REFUSED"];
+    let header = [
+        "DATASET",
+        "ROUTE",
+        "NEW",
+        "CHANGED",
+        "GONE",
+        "TO READ",
+        "WOULD BE REFUSED",
+    ];
     printer.data(&table(&header, rows.collect()));
     let rows = forecast.stores.iter().map(|plan| {
         let room = match (&plan.space, &plan.error) {
@@ -44,8 +52,16 @@ pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
             (None, Some(error)) => error.clone(),
             (None, None) => "-".into(),
         };
-        let days = plan.days_to_full.map_or_else(|| "-".into(), |days| format!("{days:.0}"));
-        vec![plan.store.clone(), plan.files.to_string(), bytes(plan.bytes), room, days]
+        let days = plan
+            .days_to_full
+            .map_or_else(|| "-".into(), |days| format!("{days:.0}"));
+        vec![
+            plan.store.clone(),
+            plan.files.to_string(),
+            bytes(plan.bytes),
+            room,
+            days,
+        ]
     });
     let header = ["STORE", "FILES", "AT MOST", "ROOM", "DAYS TO FULL"];
     printer.data(&format!("\n{}", table(&header, rows.collect())));

@@ -20,7 +20,9 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
     let in_place = || {
         use std::os::unix::ffi::OsStrExt;
         let parent = path.parent().unwrap_or_default();
-        dataset.source.join(std::ffi::OsStr::from_bytes(parent.as_bytes()))
+        dataset
+            .source
+            .join(std::ffi::OsStr::from_bytes(parent.as_bytes()))
     };
     let to = args.to.clone().unwrap_or_else(in_place);
     let engine = Engine {
@@ -62,7 +64,9 @@ fn conclude(printer: &Printer, restored: &Restored, options: &RestoreOptions) {
     printer.say(&format!("from `{}`: {}", restored.store, restored.because));
     if restored.resumed > 0 {
         let resumed = restored.resumed;
-        printer.say(&format!("{resumed} files were there already from an interrupted restore"));
+        printer.say(&format!(
+            "{resumed} files were there already from an interrupted restore"
+        ));
     }
     if restored.unheld > 0 {
         let unheld = restored.unheld;
@@ -72,6 +76,9 @@ fn conclude(printer: &Printer, restored: &Restored, options: &RestoreOptions) {
         ));
     }
     if !restored.problems.is_empty() {
-        printer.error(&format!("{} paths could not be restored", restored.problems.len()));
+        printer.error(&format!(
+            "{} paths could not be restored",
+            restored.problems.len()
+        ));
     }
 }

@@ -18,7 +18,10 @@ struct Finished<'a, T> {
 
 /// Writes the last line of a stream of events.
 pub fn finished<T: Serialize>(printer: &Printer, body: &T) {
-    printer.json(&Finished { event: "finished", body });
+    printer.json(&Finished {
+        event: "finished",
+        body,
+    });
 }
 
 /// Runs.
@@ -73,7 +76,13 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
 }
 
 fn conclude(printer: &Printer, summary: &Summary) {
-    let count = |status| summary.datasets.iter().filter(|d| d.status == status).count();
+    let count = |status| {
+        summary
+            .datasets
+            .iter()
+            .filter(|d| d.status == status)
+            .count()
+    };
     let written: u64 = summary.bytes_written.values().sum();
     let sent: u64 = summary.bytes_sent.values().sum();
     let word = printer.paint(summary.status.word(), summary.status == Status::Ok);
@@ -95,6 +104,10 @@ fn conclude(printer: &Printer, summary: &Summary) {
     ));
     for dataset in summary.datasets.iter().filter(|d| d.status != Status::Ok) {
         let error = dataset.error.as_deref().unwrap_or("not reached");
-        printer.error(&format!("{} {}: {error}", dataset.name, dataset.status.word()));
+        printer.error(&format!(
+            "{} {}: {error}",
+            dataset.name,
+            dataset.status.word()
+        ));
     }
 }

@@ -38,17 +38,32 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
                 store.store.clone(),
                 printer.paint(store.state.word(), good),
                 store.age_seconds.map_or_else(|| "never".into(), age),
-                format!("{} files, {}", store.pending_files, bytes(store.pending_bytes)),
+                format!(
+                    "{} files, {}",
+                    store.pending_files,
+                    bytes(store.pending_bytes)
+                ),
                 store.version.clone().unwrap_or_else(|| "-".into()),
             ]);
         }
     }
-    let header = ["DATASET", "STORE", "STATE", "AGE", "PENDING", "NEWEST VERSION"];
+    let header = [
+        "DATASET",
+        "STORE",
+        "STATE",
+        "AGE",
+        "PENDING",
+        "NEWEST VERSION",
+    ];
     printer.data(&table(&header, rows));
     let rows = report.stores.iter().map(|store| {
         vec![
             store.name.clone(),
-            if store.reachable { "yes".into() } else { printer.paint("no", false) },
+            if store.reachable {
+                "yes".into()
+            } else {
+                printer.paint("no", false)
+            },
             store.size_bytes.map_or_else(|| "-".into(), bytes),
             store.available_bytes.map_or_else(|| "-".into(), bytes),
         ]

@@ -24,7 +24,10 @@ impl Target {
         let trimmed = path.strip_suffix(b"/").unwrap_or(path);
         let path = RelPath::new(trimmed)
             .map_err(|error| Usage(format!("`{text}`: {error}; give a path inside the dataset")))?;
-        Ok(Self { dataset: dataset(catalog, name)?, path })
+        Ok(Self {
+            dataset: dataset(catalog, name)?,
+            path,
+        })
     }
 }
 
@@ -33,12 +36,19 @@ pub fn dataset(catalog: &Catalog, name: &str) -> Result<Dataset> {
     if let Some(dataset) = catalog.find_dataset(name)? {
         return Ok(dataset);
     }
-    let names: Vec<String> = catalog.datasets()?.into_iter().map(|row| row.name).collect();
+    let names: Vec<String> = catalog
+        .datasets()?
+        .into_iter()
+        .map(|row| row.name)
+        .collect();
     let known = match names.is_empty() {
         true => "none yet; `thrice run` makes them".to_owned(),
         false => names.join(", "),
     };
-    Err(Usage(format!("the catalog has no dataset `{name}`; there are: {known}")).into())
+    Err(Usage(format!(
+        "the catalog has no dataset `{name}`; there are: {known}"
+    ))
+    .into())
 }
 
 /// The version that `--at` means: a name, a number, a time, or an age; the newest without.
@@ -46,8 +56,9 @@ pub fn version(catalog: &Catalog, dataset: &Dataset, at: Option<&str>) -> Result
     let Some(at) = at else { return Ok(None) };
     let versions = catalog.versions(dataset.id)?;
     let name = &dataset.name;
-    if let Some(found) =
-        versions.iter().find(|v| v.version == at || at.parse() == Ok(v.number) && at.len() < 9)
+    if let Some(found) = versions
+        .iter()
+        .find(|v| v.version == at || at.parse() == Ok(v.number) && at.len() < 9)
     {
         return Ok(Some(found.number));
     }
@@ -70,7 +81,10 @@ pub fn version(catalog: &Catalog, dataset: &Dataset, at: Option<&str>) -> Result
 }
 
 fn sealed_by(version: &Version, time: Timestamp) -> bool {
-    version.sealed_at.parse::<Timestamp>().is_ok_and(|sealed| sealed <= time)
+    version
+        .sealed_at
+        .parse::<Timestamp>()
+        .is_ok_and(|sealed| sealed <= time)
 }
 
 /// A time, a day (its end, here), or an age.
@@ -90,7 +104,9 @@ fn moment(text: &str) -> Option<Timestamp> {
     }
     let age = policy::parse_duration(text).ok()?;
     let seconds = i64::try_from(age.as_secs()).ok()?;
-    session::now().checked_sub(Span::new().try_seconds(seconds).ok()?).ok()
+    session::now()
+        .checked_sub(Span::new().try_seconds(seconds).ok()?)
+        .ok()
 }
 
 #[cfg(test)]
@@ -99,7 +115,10 @@ mod tests {
 
     #[test]
     fn a_moment_is_a_time_a_day_or_an_age() {
-        assert_eq!(moment("2026-11-23T05:00:00Z").map(|t| t.as_second()), Some(1_795_410_000));
+        assert_eq!(
+            moment("2026-11-23T05:00:00Z").map(|t| t.as_second()),
+            Some(1_795_410_000)
+        );
         assert!(moment("2026-11-23").is_some());
         assert!(moment("2026-11-23T05:00").is_some());
         let day_ago = moment("1d").unwrap();

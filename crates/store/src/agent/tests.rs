@@ -126,15 +126,32 @@ fn answers(dir: &Path, bytes: Vec<u8>) -> Result<Answer, Failure> {
 fn is_refused(what: &str, bytes: Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
     let answer = answers(dir.path(), bytes);
-    assert!(matches!(answer, Err(Failure::Refused(_))), "{what:?}: {answer:?}");
+    assert!(
+        matches!(answer, Err(Failure::Refused(_))),
+        "{what:?}: {answer:?}"
+    );
 }
 
 #[test]
 fn names_that_lead_elsewhere_are_refused() {
-    for dataset in ["", ".", "..", ".thrice", "../x", "a/b", "HOW-TO-RESTORE.txt", "a\nb"] {
+    for dataset in [
+        "",
+        ".",
+        "..",
+        ".thrice",
+        "../x",
+        "a/b",
+        "HOW-TO-RESTORE.txt",
+        "a\nb",
+    ] {
         is_refused(dataset, begun(dataset));
     }
-    for version in ["", "../../etc/x", "000001-20261123T050000Z/..", "1-20261123T050000Z"] {
+    for version in [
+        "",
+        "../../etc/x",
+        "000001-20261123T050000Z/..",
+        "1-20261123T050000Z",
+    ] {
         let dataset = || "d".to_owned();
         let place = Place::History {
             version: Some(version.into()),
@@ -195,7 +212,10 @@ fn paths_that_lead_out_are_not_read() {
         head[at..at + evil.len()].copy_from_slice(evil.as_bytes());
         wire::put_raw(&mut bytes, Kind::Message, &[&head]);
         let served = serve_to(dir.path(), bytes);
-        assert!(matches!(served, Err(Error::Wire(_))), "{evil:?}: {served:?}");
+        assert!(
+            matches!(served, Err(Error::Wire(_))),
+            "{evil:?}: {served:?}"
+        );
     }
 }
 
@@ -241,8 +261,17 @@ fn what_breaks_the_order_ends_the_connection() {
     breaks("no content", &[submit(Body::None)]);
     breaks("no stream", &[submit(Body::Stream(1))]);
     breaks("discards nothing", &[ToAgent::Discard { stream: 1 }]);
-    breaks("ends nothing", &[ToAgent::StageEnd { stream: 1, hash: Digest([0; 32]) }]);
-    breaks("after the end", &[ToAgent::End, ToAgent::Flush { quiet: false }]);
+    breaks(
+        "ends nothing",
+        &[ToAgent::StageEnd {
+            stream: 1,
+            hash: Digest([0; 32]),
+        }],
+    );
+    breaks(
+        "after the end",
+        &[ToAgent::End, ToAgent::Flush { quiet: false }],
+    );
     breaks("a key", &[evil_key]);
     breaks("extents outside", &[extents(&[(5, 6)])]);
     breaks("extents overflow", &[extents(&[(5, u64::MAX)])]);
@@ -273,7 +302,10 @@ fn another_protocol_is_refused_with_its_numbers() {
 #[test]
 fn consecutive_numbers_are_told_as_runs() {
     assert_eq!(runs([].into_iter()), []);
-    assert_eq!(runs([3, 4, 5, 9, 1, 2].into_iter()), [(3, 3), (9, 1), (1, 2)]);
+    assert_eq!(
+        runs([3, 4, 5, 9, 1, 2].into_iter()),
+        [(3, 3), (9, 1), (1, 2)]
+    );
 }
 
 #[test]
@@ -290,10 +322,22 @@ fn data_positions_and_file_offsets_agree() {
 #[test]
 fn a_window_gives_out_what_was_put_in() {
     let mut window = Window::default();
-    assert_eq!((0..4).map(|n| window.push(n)).collect::<Vec<_>>(), [0, 1, 2, 3]);
-    assert_eq!((window.take(2), window.take(2), window.take(9)), (Some(2), None, None));
-    assert_eq!((window.take(0), window.take(1), window.len()), (Some(0), Some(1), 1));
-    assert_eq!((window.push(4), window.take(3), window.take(4)), (4, Some(3), Some(4)));
+    assert_eq!(
+        (0..4).map(|n| window.push(n)).collect::<Vec<_>>(),
+        [0, 1, 2, 3]
+    );
+    assert_eq!(
+        (window.take(2), window.take(2), window.take(9)),
+        (Some(2), None, None)
+    );
+    assert_eq!(
+        (window.take(0), window.take(1), window.len()),
+        (Some(0), Some(1), 1)
+    );
+    assert_eq!(
+        (window.push(4), window.take(3), window.take(4)),
+        (4, Some(3), Some(4))
+    );
     assert_eq!((window.len(), window.take(4)), (0, None));
 }
 
@@ -508,7 +552,11 @@ fn streams_that_cannot_be_written_are_not_taken() {
             };
             message(&mut bytes, &begin, &[]);
         }
-        wire::put_raw(&mut bytes, Kind::Data, &[&stream.to_le_bytes(), &[0; wire::CHUNK]]);
+        wire::put_raw(
+            &mut bytes,
+            Kind::Data,
+            &[&stream.to_le_bytes(), &[0; wire::CHUNK]],
+        );
         bytes
     })
     .settles_at();
