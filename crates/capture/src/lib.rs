@@ -1,8 +1,8 @@
 //! Capture: a view of live data that is what it claims to be.
 //!
-//! In this version a view is the live tree itself, opened by descriptor, with the identity of the file
-//! system it lies on; snapshots and dumps will give views of the same shape. A source that cannot
-//! be seen is never an empty one.
+//! In this version a view is the live tree itself, opened by descriptor, with the identity of
+//! the file system it lies on; snapshots and dumps will give views of the same shape. A source
+//! that cannot be seen is never an empty one.
 
 use std::path::{Path, PathBuf};
 

@@ -61,9 +61,13 @@ pub fn emptied(dataset: &str, source: &str, counts: &Counts) -> Option<Stop> {
     (counts.seen == 0 && counts.held > 1).then(|| {
         Stop::new(
             "source-empty",
-            format!("`{source}` is empty, but {} paths of it are backed up", counts.held - 1),
             format!(
-                "mount it, or put the data back; if it is meant to be empty: thrice run --accept {dataset}"
+                "`{source}` is empty, but {} paths of it are backed up",
+                counts.held - 1
+            ),
+            format!(
+                "mount it, or put the data back; if it is meant to be empty: \
+                 thrice run --accept {dataset}"
             ),
         )
     })
@@ -103,7 +107,8 @@ pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Stop
                 guard.share * 100.0
             ),
             format!(
-                "look at it with `thrice plan --dataset {dataset}`; if it is right: thrice run --accept {dataset}"
+                "look at it with `thrice plan --dataset {dataset}`; if it is right: \
+                 thrice run --accept {dataset}"
             ),
         )
     })

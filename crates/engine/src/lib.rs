@@ -1,6 +1,6 @@
 //! The engine closes the difference between what should be and what is: runs, guards, restore,
-//! verify, retention. It is safe to stop at any instruction, because nothing is true until its proof is
-//! durable. It knows nothing of screens.
+//! verify, retention. It is safe to stop at any instruction, because nothing is true until its
+//! proof is durable. It knows nothing of screens.
 
 mod decide;
 mod error;

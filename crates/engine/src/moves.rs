@@ -172,8 +172,8 @@ fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows, candidate: &Candidate) -> 
     note_below(pipeline, &to.path)
 }
 
-/// Whether at least half of what the directory held (and at least one thing) has its inode under the same
-/// name in the new place: an inode number alone may have been used again.
+/// Whether at least half of what the directory held (and at least one thing) has its inode under
+/// the same name in the new place: an inode number alone may have been used again.
 fn moved_along(pipeline: &Pipeline<'_>, rows: &Rows, from: &RelPath, to: &RelPath) -> Result<bool> {
     let (catalog, setting) = (pipeline.catalog, pipeline.setting);
     let there = match rows {

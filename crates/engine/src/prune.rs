@@ -1,7 +1,8 @@
 //! Retention: which versions stay is policy's to say; here they are let go.
 //!
-//! First the store marks the versions as pruned, durably; then their objects go; then the catalog forgets
-//! them. A cut in between leaves objects that nothing reaches, which the next prune finds.
+//! First the store marks the versions as pruned, durably; then their objects go; then the
+//! catalog forgets them. A cut in between leaves objects that nothing reaches, which the next
+//! prune finds.
 
 use catalog::Kept;
 use jiff::Timestamp;

@@ -1,8 +1,9 @@
 //! Restore: a file, a folder or a dataset, at any sealed version, from the quickest good store.
 //!
 //! Every byte is compared with its recorded hash while it is written. A file gets its name only
-//! when it is whole; nothing is overwritten unless told; no link in the target is followed. A marker in the target
-//! says that a restore is not finished, and lets the same command go on where it was cut off.
+//! when it is whole; nothing is overwritten unless told; no link in the target is followed. A
+//! marker in the target says that a restore is not finished, and lets the same command go on
+//! where it was cut off.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -268,12 +269,14 @@ fn prepare(options: &RestoreOptions, marker: &Marker) -> Result<(Dir, bool)> {
             return Ok((target, true));
         }
         return Err(Error::Usage(format!(
-            "`{shown}` holds another restore that was interrupted; finish that one or choose an empty folder"
+            "`{shown}` holds another restore that was interrupted; finish that one or choose \
+             an empty folder"
         )));
     }
     if !names.is_empty() && !options.merge && !options.overwrite {
         return Err(Error::Usage(format!(
-            "`{shown}` is not empty; choose an empty folder, or --merge (keeps what is there) or --overwrite"
+            "`{shown}` is not empty; choose an empty folder, or --merge (keeps what is there) \
+             or --overwrite"
         )));
     }
     let file = target

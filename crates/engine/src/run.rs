@@ -79,8 +79,8 @@ struct Run<'a, 'e> {
 }
 
 impl Engine<'_> {
-    /// Runs the pipeline. An error here means that the run could not even be recorded; everything else is
-    /// in the summary.
+    /// Runs the pipeline. An error here means that the run could not even be recorded;
+    /// everything else is in the summary.
     pub fn run(&self, options: &RunOptions) -> Result<Summary> {
         let started = Instant::now();
         let expectation = Expectation::of(self.config, self.catalog)?;
@@ -377,9 +377,10 @@ impl Run<'_, '_> {
             return Err(Error::Held(stop));
         }
         let store_name = &expected.route[0];
-        let number = catalog.next_number(dataset.id)?;
         self.open(store_name)?;
         let opened = self.pool.opened_one(store_name)?;
+        sync::before_session(catalog, replica, opened.store(), &meant.name)?;
+        let number = catalog.next_number(dataset.id)?;
         let session = opened
             .store()
             .begin(&meant.name, number)
@@ -475,7 +476,8 @@ impl Run<'_, '_> {
                 "source-missing",
                 format!("`{}` is gone", expected.source_path.display()),
                 format!(
-                    "mount it or put it back; to stop backing it up and keep its copies: thrice run --accept {}",
+                    "mount it or put it back; to stop backing it up and keep its copies: \
+                     thrice run --accept {}",
                     expected.name
                 ),
             )));
@@ -669,7 +671,8 @@ impl Run<'_, '_> {
                 )));
             }
             return Err(Error::Usage(format!(
-                "waits for `{first_name}`, whose newest version is not sealed; run `thrice run backup`"
+                "waits for `{first_name}`, whose newest version is not sealed; run \
+                 `thrice run backup`"
             )));
         }
         self.open(store_name)?;
@@ -678,6 +681,8 @@ impl Run<'_, '_> {
             self.pool.opened_one(store_name)?,
             self.pool.opened_one(first_name)?,
         );
+        sync::before_session(catalog, replica, opened.store(), &expected.name)?;
+        let replica = &catalog.replica(replica.id)?;
         // Where this store has sealed that version already, what is still missing makes a new one:
         // a sealed version never changes.
         let number = match replica.sealed < first.sealed {

@@ -19,7 +19,8 @@ use crate::pipeline::Note;
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     pub(crate) counts: Counts,
-    /// Paths that the first replica lacks, of any kind, and bytes of content in new and changed files.
+    /// Paths that the first replica lacks, of any kind, and bytes of content in new and changed
+    /// files.
     pub(crate) new: u64,
     pub(crate) bytes: u64,
     /// All paths seen, and bytes of content in them.
@@ -332,7 +333,8 @@ impl Comparison<'_, '_> {
 }
 
 /// Whether the content, as far as statx tells, is not what it was. A new ctime alone counts not:
-/// that is a `chmod`, or someone who hides a change; copying reads it again, guards do not count it.
+/// that is a `chmod`, or someone who hides a change; copying reads it again, guards do not count
+/// it.
 fn content_moved_on(held: &Held, stat: &Stat) -> bool {
     held.node.kind != stat.kind
         || held.node.size != stat.size && stat.kind == Kind::File

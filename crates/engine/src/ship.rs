@@ -1,8 +1,9 @@
 //! Shipping: bringing what the scan found from live data to the first store of the route.
 //!
 //! Two ways in, one way out. Where everything is to be compared (a first copy, or too many
-//! changes to list), a walk brings plain files straight from its comparison and notes the rest in the
-//! outbox. Then the outbox is worked off: moves, deletions, contents, further names, directories.
+//! changes to list), a walk brings plain files straight from its comparison and notes the rest
+//! in the outbox. Then the outbox is worked off: moves, deletions, contents, further names,
+//! directories.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

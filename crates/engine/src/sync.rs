@@ -42,6 +42,33 @@ pub(crate) fn sync(
     Ok(Synced::Rebuilt)
 }
 
+/// Learns of versions that the store has sealed and the catalog has not heard of, and makes
+/// sure that the next number given out is beyond all that the store has seen. To be called
+/// before a session is begun: one is refused that would build a version the store has.
+pub(crate) fn before_session(
+    catalog: &Catalog,
+    replica: &Replica,
+    store: &dyn Store,
+    dataset: &str,
+) -> Result<()> {
+    let logs = store
+        .logs(dataset)
+        .map_err(Error::at(&replica.store_name))?;
+    let newest = logs.last().map_or(0, |(seal, _)| seal.number);
+    if newest > replica.sealed && catch_up(catalog, replica, store, dataset)?.is_none() {
+        rebuild(catalog, replica.id, store, dataset)?;
+    }
+    let mut built = newest;
+    let read = store.read_log(dataset, None, &mut |record| {
+        if let LogRecord::Begin { number, .. } = record {
+            built = built.max(number);
+        }
+        Ok(())
+    });
+    read.map_err(Error::at(&replica.store_name))?;
+    Ok(catalog.raise_counter(replica.dataset, built)?)
+}
+
 /// Replays what came after the catalog's position; `None` when that position is not in the log.
 fn catch_up(
     catalog: &Catalog,

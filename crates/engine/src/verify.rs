@@ -1,11 +1,11 @@
 //! Verify: every copy is read back where it lies and compared with what was recorded (R12).
 //!
-//! What is found bad is a finding, and is marked so that the next run brings it again; with `repair` it is
-//! replaced at once from another copy that is proven good, history included.
+//! What is found bad is a finding, and is marked so that the next run brings it again; with
+//! `repair` it is replaced at once from another copy that is proven good, history included.
 
 use std::sync::atomic::Ordering;
 
-use catalog::{Catalog, Copy, Replica};
+use catalog::{Catalog, Copy, Replica, Row};
 use jiff::Timestamp;
 use serde::Serialize;
 use store::{Check, Checked, Event, Op, Place, Session, StageJob, Store};
@@ -159,7 +159,6 @@ fn one(
     done: &mut Verified,
 ) -> Result<()> {
     let store = &opened.spec.name;
-    let notice = |files, bytes| engine.observer.notice(&Notice::Progress { files, bytes });
     engine.observer.notice(&Notice::Begin {
         step: "verify",
         dataset: dataset.to_owned(),
@@ -170,76 +169,34 @@ fn one(
         bytes: replica.bytes,
     });
     let now = (engine.now)();
-    let mut bad = Vec::new();
-    let mut batch: Vec<(RelPath, Check, Node)> = Vec::new();
-    let mut bytes = 0;
-    let (mut files_here, mut bytes_here) = (0, 0);
-    let mut check = |batch: &mut Vec<(RelPath, Check, Node)>| -> Result<()> {
-        let checks: Vec<Check> = batch.iter().map(|(_, check, _)| check.clone()).collect();
-        let answers = opened
-            .store()
-            .check(dataset, &checks)
-            .map_err(Error::at(store))?;
-        for ((path, check, node), answer) in batch.drain(..).zip(answers) {
-            files_here += 1;
-            bytes_here += check.size;
-            let why = match answer {
-                Checked::Good => continue,
-                Checked::Missing => "it is not there".to_owned(),
-                Checked::Different => "its bytes are not those that were written".to_owned(),
-                Checked::Unreadable(error) => error,
-            };
-            bad.push(Bad {
-                path,
-                place: check.place,
-                node,
-                why,
-            });
-        }
-        notice(files_here, bytes_here);
-        Ok(())
+    let mut reader = Reader {
+        engine,
+        opened,
+        dataset,
+        batch: Vec::new(),
+        batch_bytes: 0,
+        bad: Vec::new(),
+        files: 0,
+        bytes: 0,
     };
-    engine
-        .catalog
-        .contents(replica.id, |row| {
-            if engine.cancel.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
-            let (node, place) = (row.held.node, row.place);
-            let Some(hash) = node.hash.filter(|_| node.kind == Kind::File) else {
-                return Ok(());
-            };
-            if !is_sampled(&row.path, options.sample, now) {
-                return Ok(());
-            }
-            bytes += node.size;
-            let extents = node.extents.clone();
-            batch.push((
-                row.path,
-                Check {
-                    place,
-                    size: node.size,
-                    hash,
-                    extents,
-                },
-                node,
-            ));
-            if batch.len() >= CHECKS || bytes >= CHECK_BYTES {
-                bytes = 0;
-                check(&mut batch)?;
-            }
-            Ok(())
-        })
-        .and_then(|()| check(&mut batch))
-        .or_else(|error| {
-            if matches!(error, Error::Interrupted) {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })?;
-    done.files += files_here;
-    done.bytes += bytes_here;
+    let told = engine.catalog.contents(replica.id, |row| {
+        if engine.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        match is_sampled(&row.path, options.sample, now) {
+            true => reader.add(row),
+            false => Ok(()),
+        }
+    });
+    match told.and_then(|()| reader.check()) {
+        Ok(()) | Err(Error::Interrupted) => {}
+        Err(error) => return Err(error),
+    }
+    let Reader {
+        bad, files, bytes, ..
+    } = reader;
+    done.files += files;
+    done.bytes += bytes;
     let found = bad.len() as u64;
     done.bad += found;
     report(engine, opened, dataset, replica, &bad, done)?;
@@ -254,6 +211,71 @@ fn one(
         engine.catalog.verified(replica.id, (engine.now)())?;
     }
     Ok(())
+}
+
+/// Has contents read back, some at a time.
+struct Reader<'a, 'e> {
+    engine: &'a Engine<'e>,
+    opened: &'a Opened,
+    dataset: &'a str,
+    batch: Vec<(RelPath, Check, Node)>,
+    batch_bytes: u64,
+    bad: Vec<Bad>,
+    files: u64,
+    bytes: u64,
+}
+
+impl Reader<'_, '_> {
+    fn add(&mut self, row: Row) -> Result<()> {
+        let (node, place) = (row.held.node, row.place);
+        let Some(hash) = node.hash.filter(|_| node.kind == Kind::File) else {
+            return Ok(());
+        };
+        self.batch_bytes += node.size;
+        let (size, extents) = (node.size, node.extents.clone());
+        let check = Check {
+            place,
+            size,
+            hash,
+            extents,
+        };
+        self.batch.push((row.path, check, node));
+        let full = self.batch.len() >= CHECKS || self.batch_bytes >= CHECK_BYTES;
+        if full { self.check() } else { Ok(()) }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.batch_bytes = 0;
+        let checks: Vec<Check> = self
+            .batch
+            .iter()
+            .map(|(_, check, _)| check.clone())
+            .collect();
+        let store = self.opened.store();
+        let answers = store.check(self.dataset, &checks);
+        let answers = answers.map_err(Error::at(&self.opened.spec.name))?;
+        for ((path, check, node), answer) in self.batch.drain(..).zip(answers) {
+            self.files += 1;
+            self.bytes += check.size;
+            let why = match answer {
+                Checked::Good => continue,
+                Checked::Missing => "it is not there".to_owned(),
+                Checked::Different => "its bytes are not those that were written".to_owned(),
+                Checked::Unreadable(error) => error,
+            };
+            self.bad.push(Bad {
+                path,
+                place: check.place,
+                node,
+                why,
+            });
+        }
+        let (files, bytes) = (self.files, self.bytes);
+        self.engine
+            .observer
+            .notice(&Notice::Progress { files, bytes });
+        Ok(())
+    }
 }
 
 /// Whether a path belongs to this run's sample: another share of them on each day.
@@ -355,8 +377,8 @@ fn repair(
                 });
             }
             None => {
-                let message = "no good copy of it was found elsewhere; a run brings it again if the \
-                               live file is still the same";
+                let message = "no good copy of it was found elsewhere; \
+                               a run brings it again if the live file is still the same";
                 problem(engine, done, dataset, &store, Some(path), message.into());
             }
         }

@@ -193,7 +193,8 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
 
 /// Characters that reorder or hide the text around them (Unicode TR 36).
 fn is_deceptive(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+        || matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 impl fmt::Display for RelPath {
