@@ -142,7 +142,10 @@ impl Comparison<'_, '_> {
         if !blind {
             let id = self.dir_id(path)?;
             let mut held = self.held_children(id)?;
-            let before = held.remove(&[][..]);
+            let before = match path.is_root() {
+                true => self.catalog.held(self.replica.id, path)?,
+                false => None,
+            };
             let mut differs = false;
             for (name, stat) in listing.iter() {
                 let had = held.remove(name);
