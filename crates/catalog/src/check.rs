@@ -4,7 +4,7 @@ use std::io::Write;
 
 use rusqlite::types::ValueRef;
 use serde_json::{Map, Value};
-use tree::RelPath;
+use tree::{Kind, RelPath};
 
 use crate::node::{decode, int, path as read_path};
 use crate::state::Went;
@@ -129,7 +129,26 @@ impl Catalog {
         if !self.counter_is_right(replica.id)? {
             found.push(format!("{name}: what is pending was miscounted"));
         }
+        self.check_parents(replica, name, found)?;
         self.check_past(replica, name, found)
+    }
+
+    /// Everything that is held lies in directories that are held.
+    fn check_parents(&self, replica: &Replica, name: &str, found: &mut Vec<String>) -> Result<()> {
+        let mut select = self
+            .conn
+            .prepare("SELECT DISTINCT dir FROM entry WHERE replica = ?1 AND name > x''")?;
+        let dirs = select.query_map([replica.id], |row| row.get(0))?;
+        for dir in dirs {
+            let path = self.dir_path(dir?)?;
+            let held = self.held(replica.id, &path)?;
+            if held.is_none_or(|held| held.node.kind != Kind::Dir) {
+                found.push(format!(
+                    "{name}: what is in {path} is held, and {path} is not"
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn check_past(&self, replica: &Replica, name: &str, found: &mut Vec<String>) -> Result<()> {

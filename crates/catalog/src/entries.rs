@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{OptionalExtension, params};
 use store::{LogRecord, Op, Place};
-use tree::{Kind, Node, RelPath};
+use tree::{Flags, Kind, Node, RelPath, Time};
 
 use crate::node::{blob, decode, encode, int, number, path as read_path};
 use crate::types::same;
@@ -376,6 +376,31 @@ pub(crate) fn read_held(row: &rusqlite::Row<'_>, at: usize) -> Result<Held> {
     })
 }
 
+/// Names in memory at a time.
+const NAMES: usize = 1024;
+
+/// A directory as a store makes it when it is missing on the way to something else.
+fn bare_dir() -> Node {
+    Node {
+        kind: Kind::Dir,
+        mode: 0o700,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        mtime: Time::default(),
+        ctime: Time::default(),
+        ino: 0,
+        linked: false,
+        rdev: 0,
+        flags: Flags::default(),
+        xattrs: Vec::new(),
+        target: Vec::new(),
+        hash: None,
+        extents: None,
+        unsettled: false,
+    }
+}
+
 /// What becomes of the object of an entry that ends.
 #[derive(Clone, Copy)]
 enum End<'a> {
@@ -395,6 +420,8 @@ struct Applier<'c> {
     first: Option<Replica>,
     /// Of the first replica: the others for which its changes are pending.
     later: Vec<ReplicaId>,
+    /// A directory that is known to be held, so that it is not looked for again.
+    parent: Option<DirId>,
     files: i64,
     bytes: i64,
 }
@@ -426,6 +453,7 @@ impl<'c> Applier<'c> {
             replica,
             first,
             later,
+            parent: None,
             files: 0,
             bytes: 0,
         })
@@ -471,14 +499,18 @@ impl<'c> Applier<'c> {
     }
 
     fn put(&mut self, path: &RelPath, node: &Node) -> Result<()> {
+        self.make_parents(path)?;
         let spot = self.make_spot(path)?;
         let old = self.catalog.entry(self.replica.id, spot)?;
         if let Some(old) = &old
-            && node.kind == Kind::Dir
             && decode(&old.node)?.kind == Kind::Dir
         {
-            // A directory that is there already only gets the attributes.
-            return self.meta(path, node);
+            if node.kind == Kind::Dir {
+                // A directory that is there already only gets the attributes.
+                return self.meta(path, node);
+            }
+            // With the directory all that is left in it goes to history.
+            self.bury_below(path)?;
         }
         let existed = old.is_some();
         if let Some(old) = old {
@@ -493,6 +525,7 @@ impl<'c> Applier<'c> {
         let spot = self.make_spot(path)?;
         let Some(old) = self.catalog.entry(self.replica.id, spot)? else {
             // Adopted: the store had it before the catalog did.
+            self.make_parents(path)?;
             self.write(spot, &Entry::new(self.number, self.number, node)?)?;
             return self.changed(spot, false, Some(node));
         };
@@ -515,12 +548,66 @@ impl<'c> Applier<'c> {
         let Some(spot) = self.spot(path)? else {
             return Ok(());
         };
-        if let Some(old) = self.catalog.entry(self.replica.id, spot)? {
-            self.close(spot, &old, End::History)?;
-            self.remove(spot, &old)?;
-            self.note_later(spot, true, None)?;
+        // A directory in which something is left stays, here as in the store.
+        if let Some(old) = self.catalog.entry(self.replica.id, spot)?
+            && !self.has_children(path)?
+        {
+            self.leave(spot, &old)?;
         }
         self.settle_gone(spot)
+    }
+
+    /// The object goes to history, and the path is free.
+    fn leave(&mut self, spot: Spot<'_>, old: &Entry) -> Result<()> {
+        self.close(spot, old, End::History)?;
+        self.remove(spot, old)?;
+        self.note_later(spot, true, None)
+    }
+
+    fn has_children(&self, path: &RelPath) -> Result<bool> {
+        match self.catalog.dir_id(self.replica.dataset, path, false)? {
+            Some(dir) => Ok(!self.some_names(dir, 1)?.is_empty()),
+            None => Ok(false),
+        }
+    }
+
+    fn bury_below(&mut self, path: &RelPath) -> Result<()> {
+        for (dir, _) in self.catalog.dirs_in(self.replica.dataset, path)? {
+            loop {
+                let names = self.some_names(dir, NAMES)?;
+                if names.is_empty() {
+                    break;
+                }
+                for name in &names {
+                    if let Some(old) = self.catalog.entry(self.replica.id, (dir, name))? {
+                        self.leave((dir, name), &old)?;
+                    }
+                    self.settle_gone((dir, name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the store has made missing parents, they are held too, as it made them, until
+    /// their own operations come: whatever is held can be found from the root down.
+    fn make_parents(&mut self, path: &RelPath) -> Result<()> {
+        let Some(parent) = path.parent() else {
+            return Ok(());
+        };
+        let dir = self.make_dir(&parent)?;
+        if self.parent == Some(dir) {
+            return Ok(());
+        }
+        let spot = self.make_spot(&parent)?;
+        if self.catalog.entry(self.replica.id, spot)?.is_none() {
+            self.make_parents(&parent)?;
+            let node = bare_dir();
+            self.write(spot, &Entry::new(self.number, self.number, &node)?)?;
+            self.note_later(spot, false, Some(&node))?;
+        }
+        self.parent = Some(dir);
+        Ok(())
     }
 
     fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
@@ -533,6 +620,7 @@ impl<'c> Applier<'c> {
         let Some(entry) = self.catalog.entry(self.replica.id, spot)? else {
             return Ok(());
         };
+        self.make_parents(to)?;
         let to_spot = self.make_spot(to)?;
         let is_dir = decode(&entry.node)?.kind == Kind::Dir;
         self.relocate(spot, to_spot, entry)?;
@@ -547,11 +635,9 @@ impl<'c> Applier<'c> {
     }
 
     fn relocate_children(&mut self, dir: DirId, to: &RelPath) -> Result<()> {
-        /// Entries in memory at a time.
-        const CHUNK: usize = 1024;
         let mut to_dir = None;
         loop {
-            let names = self.some_names(dir, CHUNK)?;
+            let names = self.some_names(dir, NAMES)?;
             if names.is_empty() {
                 return Ok(());
             }
@@ -690,6 +776,7 @@ impl<'c> Applier<'c> {
     }
 
     fn remove(&mut self, (dir, name): Spot<'_>, entry: &Entry) -> Result<()> {
+        self.parent = None;
         self.catalog
             .conn
             .prepare_cached("DELETE FROM entry WHERE replica = ?1 AND dir = ?2 AND name = ?3")?

@@ -67,7 +67,7 @@ impl Catalog {
     }
 
     /// Marks the runs that never ended and whose process is gone, by `is_alive(pid, boot id)`,
-    /// as aborted; returns them as they are now.
+    /// as aborted, and what they were doing to replicas; returns them as they are now.
     pub fn mark_aborted(
         &self,
         is_alive: impl Fn(u32, &str) -> bool,
@@ -81,6 +81,11 @@ impl Catalog {
                 self.finish_run(&run.id, RunStatus::Aborted, None, now)?;
                 run.status = RunStatus::Aborted;
                 run.ended = Some(now);
+            }
+            if !dead.is_empty() {
+                let sql = "UPDATE replica SET last_status = ?1 WHERE last_status = ?2";
+                self.conn
+                    .execute(sql, [RunStatus::Aborted, RunStatus::Running])?;
             }
             Ok(dead)
         })

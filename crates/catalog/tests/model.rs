@@ -530,12 +530,36 @@ fn state(catalog: &Catalog, replica: ReplicaId, at: Option<u64>) -> Vec<Row> {
     rows
 }
 
-/// Does for a later replica what a relay would: makes it what the first one is.
+/// Does for a later replica what a relay would: makes it what the first one is. What is in the
+/// way goes first, children before their directories.
 fn relay(catalog: &Catalog, later: ReplicaId, first: ReplicaId, number: u64, skip: usize) {
+    relay_rows(catalog, (later, first), Order::Desc, skip, |op| {
+        catalog.ack(later, number, [&op], 1).unwrap();
+    });
+    relay_rows(catalog, (later, first), Order::Asc, skip, |op| {
+        let is_dir = |dir: &RelPath| {
+            let held = catalog.held(later, dir).unwrap();
+            held.is_none_or(|held| held.node.kind == Kind::Dir)
+        };
+        let mut above = std::iter::successors(op.path().parent(), RelPath::parent);
+        // No store can put anything into a file.
+        if above.all(|dir| is_dir(&dir)) {
+            catalog.ack(later, number, [&op], 1).unwrap();
+        }
+    });
+}
+
+fn relay_rows(
+    catalog: &Catalog,
+    (later, first): (ReplicaId, ReplicaId),
+    order: Order,
+    skip: usize,
+    mut ack: impl FnMut(Op),
+) {
     let mut after = None;
     loop {
         let rows = catalog
-            .pending_relay(later, first, after.as_ref(), Order::Desc, 3)
+            .pending_relay(later, first, after.as_ref(), order, 3)
             .unwrap();
         let Some(last) = rows.last() else { break };
         after = Some(last.key());
@@ -543,24 +567,20 @@ fn relay(catalog: &Catalog, later: ReplicaId, first: ReplicaId, number: u64, ski
             if at == skip {
                 continue;
             }
-            let path = row.path();
-            let op = match (&row.held, &row.first) {
-                (_, Some(first)) => Op::Put {
-                    path,
-                    node: first.node.clone(),
-                    old: Old::None,
-                },
-                (Some(_), None) => Op::Delete {
-                    path,
-                    old: Old::None,
-                },
-                (None, None) => {
-                    assert!(catalog.settle(later, row.dir, &row.name).unwrap());
-                    continue;
+            let (path, old) = (row.path(), Old::None);
+            let kind = |held: &catalog::Held| held.node.kind;
+            match (&row.held, &row.first) {
+                (None, None) => assert!(catalog.settle(later, row.dir, &row.name).unwrap()),
+                (Some(_), None) => ack(Op::Delete { path, old }),
+                (Some(held), Some(first)) if kind(held) != kind(first) && order == Order::Desc => {
+                    ack(Op::Delete { path, old });
                 }
-            };
-            let records = catalog.replica(later).unwrap().open_records + 1;
-            catalog.ack(later, number, [&op], records).unwrap();
+                (_, Some(_)) if order == Order::Desc => {}
+                (_, Some(first)) => {
+                    let node = first.node.clone();
+                    ack(Op::Put { path, node, old });
+                }
+            }
         }
     }
 }
