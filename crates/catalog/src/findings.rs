@@ -8,7 +8,7 @@ use crate::datasets::{some_time, time};
 use crate::{Catalog, Finding, FindingRow, Result};
 
 /// 16 hex digits; the same for the same kind and subject, for ever.
-fn id(kind: &str, subject: &str) -> String {
+pub fn finding_id(kind: &str, subject: &str) -> String {
     let digest = Digest::of(format!("{kind}\0{subject}").as_bytes());
     digest.to_hex()[..16].to_owned()
 }
@@ -17,7 +17,7 @@ impl Catalog {
     /// Records that something is wrong, or still is; returns its id. When it had been cleared
     /// it starts anew.
     pub fn raise(&self, finding: &Finding, now: Timestamp) -> Result<String> {
-        let id = id(&finding.kind, &finding.subject);
+        let id = finding_id(&finding.kind, &finding.subject);
         self.conn
             .prepare_cached(
                 "INSERT INTO finding VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, NULL)
@@ -45,7 +45,7 @@ impl Catalog {
             .prepare_cached(
                 "UPDATE finding SET cleared_at = ?2 WHERE id = ?1 AND cleared_at IS NULL",
             )?
-            .execute(params![id(kind, subject), now.to_string()])?;
+            .execute(params![finding_id(kind, subject), now.to_string()])?;
         Ok(changed > 0)
     }
 

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 pub use entries::Below;
+pub use findings::finding_id;
 pub use types::{
     Change, Copy, Dataset, DatasetId, DirId, Finding, FindingRow, Held, Hold, HoldKind, Kept, Key,
     Order, Pending, PruneChunk, PruneCursor, PrunePlan, Replica, ReplicaId, Row, Run, RunPart,

@@ -1,6 +1,6 @@
 //! The plan: what the next run would do, and what it will cost. Changes nothing.
 
-use catalog::Catalog;
+use catalog::{Catalog, Run};
 use policy::Source;
 use serde::Serialize;
 use store::Space;
@@ -11,6 +11,9 @@ use crate::guard;
 use crate::run::Engine;
 use crate::scan::Walk;
 use crate::stores::{self, Purpose};
+
+/// Runs that a store's growth is told from.
+const RUNS: usize = 64;
 
 /// What the next run would do for one dataset.
 #[derive(Clone, Debug, Serialize)]
@@ -89,12 +92,17 @@ pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
                 None => {}
             }
         }
-        let known = engine
-            .catalog
-            .stores()?
+        let rows = engine.catalog.stores()?;
+        let known = rows
             .into_iter()
-            .find(|row| row.name == spec.name);
-        let known = known.and_then(|row| row.uuid);
+            .find(|row| row.name == spec.name)
+            .and_then(|row| row.uuid);
+        if known.is_none() {
+            plan.space = room_before_first_run(spec);
+            plan.error = Some("not made yet; the first run makes it".to_owned());
+            stores.push(plan);
+            continue;
+        }
         match stores::open(engine.config, &spec.name, known.as_deref(), Purpose::Read) {
             Ok(opened) => {
                 plan.days_to_full = days_to_full(engine, &spec.name, &opened.info.space)?;
@@ -107,6 +115,21 @@ pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
     Ok(Forecast {
         datasets: plans,
         stores,
+    })
+}
+
+/// The room at a local store's place, before there is a store.
+fn room_before_first_run(spec: &policy::StoreSpec) -> Option<Space> {
+    if spec.kind != policy::StoreKind::Disk {
+        return None;
+    }
+    let there = spec.path.ancestors().find(|path| path.is_dir())?;
+    let space = tree::space(&tree::Dir::open(there).ok()?).ok()?;
+    Some(Space {
+        size_bytes: space.size_bytes,
+        available_bytes: space.available_bytes,
+        inodes: space.inodes,
+        available_inodes: space.available_inodes,
     })
 }
 
@@ -195,19 +218,19 @@ fn undone<T>(catalog: &Catalog, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// At the rate at which the runs on record wrote to the store.
 fn days_to_full(engine: &Engine<'_>, store: &str, space: &Space) -> Result<Option<f64>> {
-    let runs = engine.catalog.runs(64)?;
-    let written: u64 = runs
-        .iter()
-        .filter_map(|run| run.summary.as_deref())
-        .filter_map(|json| serde_json::from_str::<serde_json::Value>(json).ok())
-        .filter_map(|summary| summary["bytes_written"][store].as_u64())
+    let growth = growth(&engine.catalog.runs(RUNS)?, store);
+    Ok(growth.map(|a_day| space.available_bytes as f64 / a_day))
+}
+
+/// Bytes a day that the runs (newest first) wrote to the store; `None` under a day of them, or
+/// where nothing was written.
+pub fn growth(runs: &[Run], store: &str) -> Option<f64> {
+    let summaries = runs.iter().filter_map(|run| run.summary.as_deref());
+    let values = summaries.filter_map(|json| serde_json::from_str(json).ok());
+    let written: u64 = values
+        .filter_map(|summary: serde_json::Value| summary["bytes_written"][store].as_u64())
         .sum();
-    let (Some(newest), Some(oldest)) = (runs.first(), runs.last()) else {
-        return Ok(None);
-    };
-    let days = (newest.started.as_second() - oldest.started.as_second()) as f64 / 86_400.0;
-    if days < 1.0 || written == 0 {
-        return Ok(None);
-    }
-    Ok(Some(space.available_bytes as f64 / (written as f64 / days)))
+    let (newest, oldest) = (runs.first()?.started, runs.last()?.started);
+    let days = (newest.as_second() - oldest.as_second()) as f64 / 86_400.0;
+    (days >= 1.0 && written > 0).then(|| written as f64 / days)
 }

@@ -29,7 +29,7 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
     let mut done = Vec::new();
     let mut routes: Vec<(String, Vec<String>)> = Vec::new();
     for spec in &engine.config.stores {
-        let opened = match stores::open(engine.config, &spec.name, None, Purpose::Read) {
+        let opened = match open(engine, &spec.name) {
             Ok(opened) => opened,
             Err(error) => {
                 failed.push(error.to_string());
@@ -47,6 +47,14 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
         }
     }
     Ok(done)
+}
+
+/// Opens a store so that it finishes what a cut has left; where nothing can be written, as it is.
+fn open(engine: &Engine<'_>, name: &str) -> Result<stores::Opened> {
+    match stores::open(engine.config, name, None, Purpose::Mend) {
+        Err(Error::Held(_)) => stores::open(engine.config, name, None, Purpose::Read),
+        opened => opened,
+    }
 }
 
 fn one(

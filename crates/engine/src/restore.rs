@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::report::{Notice, Observer, Problem, Status};
 use crate::run::Engine;
 use crate::stores::{self, Opened, Purpose};
+use crate::sync;
 
 /// Name of the file in the target that says a restore is under way.
 const MARKER: &str = ".thrice-restore.json";
@@ -71,6 +72,38 @@ struct Marker {
     version: u64,
     overwrite: bool,
     merge: bool,
+}
+
+/// Whether a copy of the dataset may lie otherwise than the catalog knows, because a run was cut
+/// off: then [`level`] comes before [`restore`].
+pub fn is_unsure(catalog: &Catalog, dataset: &str) -> Result<bool> {
+    let Some(dataset) = catalog.find_dataset(dataset)? else {
+        return Ok(false);
+    };
+    Ok(catalog.replicas(dataset.id)?.iter().any(sync::is_unsure))
+}
+
+/// Has stores finish what a run that was cut off has begun, and the catalog learn of it. A store
+/// that cannot be opened now is left as it is: whoever needs it will say so.
+pub fn level(engine: &Engine<'_>, dataset: &str) -> Result<()> {
+    let Some(row) = engine.catalog.find_dataset(dataset)? else {
+        return Ok(());
+    };
+    for replica in engine.catalog.replicas(row.id)? {
+        let stores = engine.catalog.stores()?;
+        let known = stores.into_iter().find(|s| s.name == replica.store_name);
+        let Some(known) = known.and_then(|row| row.uuid) else {
+            continue;
+        };
+        if !sync::is_unsure(&replica) {
+            continue;
+        }
+        let name = &replica.store_name;
+        if let Ok(opened) = stores::open(engine.config, name, Some(&known), Purpose::Mend) {
+            sync::level(engine.catalog, &replica, opened.store(), dataset)?;
+        }
+    }
+    Ok(())
 }
 
 /// Restores.

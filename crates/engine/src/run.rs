@@ -227,6 +227,11 @@ impl Run<'_, '_> {
             dataset: expected.name.clone(),
             store: Some(store.clone()),
         });
+        // Whoever finds this later knows that the replica may hold more than the catalog does.
+        let now = (engine.now)();
+        engine
+            .catalog
+            .attempted(replica.id, RunStatus::Running, 0, now)?;
         let result = work(self, expected, &replica);
         let (leg, problems, written) = self.judge(expected, &store, result)?;
         let now = (engine.now)();

@@ -19,6 +19,9 @@ pub enum Purpose {
     Write,
     /// To read: shares the lock with other readers.
     Read,
+    /// To read what a cut has left: takes the lock for itself and finishes what was begun, but
+    /// makes no store where there is none.
+    Mend,
 }
 
 /// An open store.

@@ -69,6 +69,43 @@ pub(crate) fn before_session(
     Ok(catalog.raise_counter(replica.dataset, built)?)
 }
 
+/// Whether the replica may have done more than the catalog knows: the last run was cut off from
+/// it, or died.
+pub(crate) fn is_unsure(replica: &Replica) -> bool {
+    use catalog::RunStatus::{Aborted, Failed, Running};
+    matches!(replica.last_status, Some(Aborted | Failed | Running))
+}
+
+/// Makes the catalog know what a store did and could not tell, without building anything. The
+/// store was opened to be mended.
+pub(crate) fn level(
+    catalog: &Catalog,
+    replica: &Replica,
+    store: &dyn Store,
+    dataset: &str,
+) -> Result<()> {
+    let logs = store
+        .logs(dataset)
+        .map_err(Error::at(&replica.store_name))?;
+    let mut open_records = 0;
+    let read = store.read_log(dataset, None, &mut |record| {
+        open_records += u64::from(matches!(record, LogRecord::Op(_)));
+        Ok(())
+    });
+    read.map_err(Error::at(&replica.store_name))?;
+    let sealed = logs.into_iter().next_back().map(|(seal, _)| seal);
+    let begun = Begun {
+        sealed,
+        open_records,
+        unlogged: false,
+    };
+    let synced = sync(catalog, replica, store, dataset, &begun)?;
+    if synced == Synced::Rebuilt && replica.position != Some(0) {
+        catalog.set_reconcile(replica.id, "its contents were read anew from the store")?;
+    }
+    Ok(())
+}
+
 /// Replays what came after the catalog's position; `None` when that position is not in the log.
 fn catch_up(
     catalog: &Catalog,

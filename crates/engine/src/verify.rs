@@ -16,6 +16,7 @@ use crate::findings::Findings;
 use crate::report::{Notice, Problem, Status};
 use crate::run::{Engine, mark_for_repair};
 use crate::stores::{self, Opened, Purpose};
+use crate::sync;
 
 /// Contents checked in one request, and bytes in them: the answer shows progress.
 const CHECKS: usize = 256;
@@ -91,9 +92,18 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
         if replicas.is_empty() {
             continue;
         }
+        let unsure = |(_, replica): &(String, Replica)| sync::is_unsure(replica);
+        let purpose = match purpose {
+            Purpose::Read if replicas.iter().any(unsure) => Purpose::Mend,
+            purpose => purpose,
+        };
         match open(engine, &spec.name, purpose) {
             Ok(opened) => {
-                for (dataset, replica) in replicas {
+                for (dataset, mut replica) in replicas {
+                    if sync::is_unsure(&replica) {
+                        sync::level(engine.catalog, &replica, opened.store(), &dataset)?;
+                        replica = engine.catalog.replica(replica.id)?;
+                    }
                     one(engine, options, &opened, &dataset, &replica, &mut done)?;
                 }
             }
@@ -347,7 +357,7 @@ fn repair(
         .store()
         .begin(dataset, number)
         .map_err(Error::at(&store))?;
-    crate::sync::sync(catalog, replica, opened.store(), dataset, session.begun())?;
+    sync::sync(catalog, replica, opened.store(), dataset, session.begun())?;
     let findings = Findings::new(catalog, engine.now);
     let mut repaired = 0;
     for Bad {

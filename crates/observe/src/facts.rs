@@ -159,22 +159,10 @@ fn stores(config: &Config, catalog: &Catalog, runs: &[Run]) -> Result<Vec<StoreF
             name: spec.name.clone(),
             reachable: row.is_some_and(|row| row.reachable),
             space: space.map(|space| (space.size_bytes, space.available_bytes)),
-            growth: growth(runs, &spec.name),
+            growth: engine::growth(runs, &spec.name),
         }
     });
     Ok(facts.collect())
-}
-
-/// Bytes a day that the runs (newest first) wrote to the store; `None` under a day of them.
-fn growth(runs: &[Run], store: &str) -> Option<f64> {
-    let summaries = runs.iter().filter_map(|run| run.summary.as_deref());
-    let values = summaries.filter_map(|json| serde_json::from_str(json).ok());
-    let written: u64 = values
-        .filter_map(|summary: serde_json::Value| summary["bytes_written"][store].as_u64())
-        .sum();
-    let (newest, oldest) = (runs.first()?.started, runs.last()?.started);
-    let days = (newest.as_second() - oldest.as_second()) as f64 / 86_400.0;
-    (days >= 1.0 && written > 0).then(|| written as f64 / days)
 }
 
 /// What is open in the catalog; of coverage, what is so at this moment.
@@ -254,7 +242,7 @@ fn new(
     message: &str,
     remedy: &str,
 ) -> report::Finding {
-    let digest = tree::Digest::of(format!("{kind}\0{subject}").as_bytes());
+    let id = catalog::finding_id(kind, &subject);
     let (message, remedy) = (message.to_owned(), remedy.to_owned());
     let kind = kind.to_owned();
     let body = Finding {
@@ -264,7 +252,7 @@ fn new(
         message,
         remedy,
     };
-    finding(digest.to_hex()[..16].to_owned(), body)
+    finding(id, body)
 }
 
 fn finding(id: String, body: Finding) -> report::Finding {

@@ -297,7 +297,7 @@ impl<R: Read + AsFd> Inbox<R> {
             if self.fill()? == 0 {
                 let seen = &self.buffer[self.start..self.end];
                 return Err(broken(if seen.is_empty() {
-                    "the far side closed the connection without a word".to_owned()
+                    "the far side closed the connection before it spoke the protocol".to_owned()
                 } else {
                     noise(seen)
                 }));

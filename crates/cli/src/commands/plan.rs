@@ -48,7 +48,8 @@ pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
     printer.data(&table(&header, rows.collect()));
     let rows = forecast.stores.iter().map(|plan| {
         let room = match (&plan.space, &plan.error) {
-            (Some(space), _) => bytes(space.available_bytes),
+            (Some(space), Some(note)) => format!("{} ({note})", bytes(space.available_bytes)),
+            (Some(space), None) => bytes(space.available_bytes),
             (None, Some(error)) => error.clone(),
             (None, None) => "-".into(),
         };

@@ -1,6 +1,7 @@
 //! `thrice restore`.
 
 use anyhow::Result;
+use catalog::{Catalog, Mode};
 use engine::{Engine, RestoreOptions, Restored};
 
 use super::run::finished;
@@ -14,8 +15,11 @@ use crate::session::{self, Interrupt};
 pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
     let interrupt = Interrupt::watch()?;
-    let catalog = session::catalog_to_read(&config)?;
+    let mut catalog = session::catalog_to_read(&config)?;
     let Target { dataset, path } = Target::parse(&catalog, &args.target)?;
+    if engine::is_unsure(&catalog, &dataset.name)? {
+        catalog = leveled(&config, printer, &interrupt, &dataset.name)?;
+    }
     let at = target::version(&catalog, &dataset, args.at.as_deref())?;
     let in_place = || {
         use std::os::unix::ffi::OsStrExt;
@@ -48,6 +52,31 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
         conclude(printer, &restored, &options);
     }
     Ok(exit::of(restored.status, interrupt.code()))
+}
+
+/// The catalog, after it has learnt what a run that was cut off had done. Where a run goes on right
+/// now, that one sees to it.
+fn leveled(
+    config: &policy::Config,
+    printer: &Printer,
+    interrupt: &Interrupt,
+    dataset: &str,
+) -> Result<Catalog> {
+    match Catalog::open(&config.host.state, Mode::Write) {
+        Err(catalog::Error::Busy(_)) => {}
+        Err(error) => return Err(error.into()),
+        Ok(catalog) => {
+            let engine = Engine {
+                config,
+                catalog: &catalog,
+                observer: printer,
+                cancel: interrupt.flag(),
+                now: &session::now,
+            };
+            engine::level(&engine, dataset)?;
+        }
+    }
+    session::catalog_to_read(config)
 }
 
 fn conclude(printer: &Printer, restored: &Restored, options: &RestoreOptions) {

@@ -131,7 +131,7 @@ fn noise_before_the_protocol_is_quoted() {
         assert!(error.contains(".bashrc"), "{error}");
     }
     let nothing = inbox(Vec::new()).expect_magic().unwrap_err();
-    assert!(message_of(nothing).contains("without a word"));
+    assert!(message_of(nothing).contains("before it spoke"));
     let mut good = inbox([MAGIC.as_slice(), &frame(Kind::Alive, &[])].concat());
     good.expect_magic().unwrap();
     assert_eq!(good.next().unwrap(), Incoming::End);
