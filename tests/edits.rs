@@ -16,8 +16,22 @@ const DEPTH_MAX: usize = 4;
 
 /// Few names, so that they are used again and again for something else.
 const NAMES: &[&[u8]] = &[
-    b"a", b"b", b"c", b"d", b"e", b"f", b"new\nline", b"\xff\xfe", b" ", b"-rf", b"it's\"", b"a0",
-    b"a.b", b"%s#;?", b"open", b"tmp",
+    b"a",
+    b"b",
+    b"c",
+    b"d",
+    b"e",
+    b"f",
+    b"new\nline",
+    b"\xff\xfe",
+    b" ",
+    b"-rf",
+    b"it's\"",
+    b"a0",
+    b"a.b",
+    b"%s#;?",
+    b"open",
+    b"tmp",
 ];
 
 /// Pseudo-random numbers (SplitMix64, Steele et al. 2014): the same for the same seed.
@@ -122,7 +136,11 @@ impl Editor {
     pub fn edit(&self, random: &mut Random) -> Result<String> {
         loop {
             let found = self.found()?;
-            let edits = if found.len() > PATHS_MAX { SMALLER } else { EDITS };
+            let edits = if found.len() > PATHS_MAX {
+                SMALLER
+            } else {
+                EDITS
+            };
             let edit = random.pick(edits).context("there are edits")?;
             let said = edit(self, random, &found)?;
             if fs::read_dir(&self.top)?.next().is_none() {
@@ -173,7 +191,11 @@ impl Editor {
         };
         let content = content(random);
         fs::write(&path, &content)?;
-        Ok(Some(format!("create {} ({})", self.show(&path), content.len())))
+        Ok(Some(format!(
+            "create {} ({})",
+            self.show(&path),
+            content.len()
+        )))
     }
 
     fn mkdir(&self, random: &mut Random, found: &[Found]) -> Result<Option<String>> {
@@ -272,7 +294,11 @@ impl Editor {
             .map(|f| f.path.as_path())
             .collect();
         let path = random.pick(&plain).map_or(self.top.as_path(), |path| path);
-        let name = if random.chance(50) { "user.a" } else { "user.b" };
+        let name = if random.chance(50) {
+            "user.a"
+        } else {
+            "user.b"
+        };
         if random.chance(30) {
             // There may be none to remove.
             let _ = rustix::fs::lremovexattr(path, name);
@@ -309,10 +335,17 @@ impl Editor {
         };
         let new = self.top.join(".save");
         let same = random.chance(40);
-        let content = if same { fs::read(file)? } else { content(random) };
+        let content = if same {
+            fs::read(file)?
+        } else {
+            content(random)
+        };
         fs::write(&new, content)?;
         fs::rename(&new, file)?;
-        Ok(Some(format!("save {}, same content {same}", self.show(file))))
+        Ok(Some(format!(
+            "save {}, same content {same}",
+            self.show(file)
+        )))
     }
 
     fn rename_new(&self, random: &mut Random, found: &[Found]) -> Result<Option<String>> {
@@ -334,7 +367,11 @@ impl Editor {
         let (one, to) = (&one.path, &to.path);
         // Another kind, a directory with something in it, a directory into itself: not possible.
         match fs::rename(one, to) {
-            Ok(()) => Ok(Some(format!("rename {} over {}", self.show(one), self.show(to)))),
+            Ok(()) => Ok(Some(format!(
+                "rename {} over {}",
+                self.show(one),
+                self.show(to)
+            ))),
             Err(_) => Ok(None),
         }
     }

@@ -105,13 +105,19 @@ struct Tally {
 #[test]
 fn r03_r05_whatever_happens_one_clean_run_makes_it_good() -> Result<()> {
     let memory = Path::new("/dev/shm");
-    let fast = memory.is_dir().then(|| LoopFs::new_in(FileSystem::Ext4, 4 << 30, memory));
+    let fast = memory
+        .is_dir()
+        .then(|| LoopFs::new_in(FileSystem::Ext4, 4 << 30, memory));
     let fast = fast.and_then(Result::ok);
     let place = fast.as_ref().map_or_else(std::env::temp_dir, LoopFs::path);
     if !has_fault_points(&place)? {
         return skip("the binary has no fault points: it is no debug build");
     }
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     let seeds: Vec<u64> = match (number("THRICE_SEED"), number("THRICE_SEEDS")) {
         (Some(seed), _) => vec![seed],
         (None, Some(count)) => (0..count).collect(),
@@ -138,7 +144,7 @@ fn try_all(seeds: &[u64], place: &Path) -> Vec<String> {
                 }
                 Err(error) => {
                     eprintln!("seed {seed} failed: {}", error.root_cause());
-                    done.0.push(format!("seed {seed}: {error:?}"));
+                    done.0.push(format!("seed {seed}: {error:#}"));
                     if done.0.len() >= FAILURES_MAX {
                         next.store(u64::MAX >> 1, Ordering::Relaxed);
                     }
@@ -174,7 +180,11 @@ fn has_fault_points(place: &Path) -> Result<bool> {
 
 fn random_trial(seed: u64, place: &Path) -> Result<Tally> {
     let mut random = Random::new(seed);
-    let datasets: &[&str] = if random.chance(25) { &["docs", "open"] } else { &["docs"] };
+    let datasets: &[&str] = if random.chance(25) {
+        &["docs", "open"]
+    } else {
+        &["docs"]
+    };
     let keep = random.chance(30).then(|| 1 + random.below(3) as usize);
     let append_only = keep.is_none() && random.chance(25);
     let mut trial = Trial::new(place, seed, datasets, keep, append_only)?;
@@ -205,7 +215,9 @@ impl Trial {
     ) -> Result<Self> {
         let world = World::new_in(place)?;
         let path = |name| world.path(name).display().to_string();
-        let keep_text = keep.map_or(String::new(), |last| format!("keep = {{ last = {last} }}\n"));
+        let keep_text = keep.map_or(String::new(), |last| {
+            format!("keep = {{ last = {last} }}\n")
+        });
         let nas = format!(
             "[store.nas]\nkind = \"agent\"\nvia = [\"sh\", \"{}\"]\npath = \"{}\"\n{keep_text}\n",
             path("agent.sh"),
@@ -264,7 +276,17 @@ impl Trial {
     /// Clocks go on, stand nearly still, and jump, either way.
     fn jump(&mut self) {
         const DAY: i64 = 86_400;
-        let jumps = [1, 1, 60, DAY, DAY, 40 * DAY, -2 * DAY, -400 * DAY, 500 * DAY];
+        let jumps = [
+            1,
+            1,
+            60,
+            DAY,
+            DAY,
+            40 * DAY,
+            -2 * DAY,
+            -400 * DAY,
+            500 * DAY,
+        ];
         self.clock += self.random.pick(&jumps).copied().unwrap_or(1);
     }
 
@@ -334,7 +356,11 @@ impl Trial {
         let (code, signal) = (outcome.code, outcome.signal);
         let end = format!("run {options:?} at {now}: {mishap:?}: code {code:?}, signal {signal:?}");
         self.story.push(end);
-        for line in outcome.stderr.lines().filter(|line| !line.trim().is_empty()) {
+        for line in outcome
+            .stderr
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+        {
             self.story.push(format!("      {line}"));
         }
         Ok(outcome)
@@ -344,24 +370,31 @@ impl Trial {
         self.write_agent(mishap)?;
         let path = |name| self.world.path(name);
         match mishap {
-            Mishap::SdaAway => fs::rename(path("sda"), path("sda.away"))?,
+            // Where nothing was ever written, an empty place is no outage.
+            Mishap::SdaAway if self.is_used("sda") => fs::rename(path("sda"), path("sda.away"))?,
             Mishap::CatalogOld(_) => copy_files(&path("state"), &path("state.old"))?,
             Mishap::CatalogLost if path("state").join("catalog.db").exists() => {
                 fs::remove_dir_all(path("state"))?;
-                // A store that nothing was ever written to is none yet.
-                let code = if path("nas/.thrice/store.toml").exists() { 0 } else { 1 };
-                self.world.expect(&["catalog", "rebuild"], code)?;
+                let used = STORES.iter().all(|store| self.is_used(store));
+                self.world
+                    .expect(&["catalog", "rebuild"], i32::from(!used))?;
             }
             _ => {}
         }
         Ok(())
     }
 
+    fn is_used(&self, store: &str) -> bool {
+        self.world.path(store).join(".thrice/store.toml").exists()
+    }
+
     fn after(&mut self, mishap: &Mishap) -> Result<()> {
         self.write_agent(&Mishap::None)?;
         let path = |name| self.world.path(name);
         match mishap {
-            Mishap::SdaAway => fs::rename(path("sda.away"), path("sda"))?,
+            Mishap::SdaAway if path("sda.away").exists() => {
+                fs::rename(path("sda.away"), path("sda"))?;
+            }
             Mishap::CatalogOld(_) => {
                 fs::remove_dir_all(path("state"))?;
                 fs::rename(path("state.old"), path("state"))?;
@@ -373,7 +406,11 @@ impl Trial {
 
     /// The program that leads to the agent.
     fn write_agent(&self, mishap: &Mishap) -> Result<()> {
-        let option = if self.append_only { "--append-only" } else { "" };
+        let option = if self.append_only {
+            "--append-only"
+        } else {
+            ""
+        };
         let agent = format!("'{}' \"$@\" {option}", self.world.program().display());
         let body = match mishap {
             Mishap::AgentFault(fault) => format!("THRICE_FAULT='{fault}' exec {agent}"),
@@ -381,8 +418,14 @@ impl Trial {
                 format!("exec timeout -s KILL {} {agent}", after.as_secs_f64())
             }
             Mishap::NasAway => "echo 'no route to host' >&2; exit 255".to_owned(),
-            Mishap::CutFromHost(bytes) => format!("head -c {bytes} | {agent}"),
-            Mishap::CutToHost(bytes) => format!("{agent} | head -c {bytes}"),
+            // The shell lets go of the connection, so that only what it started holds it.
+            Mishap::CutFromHost(bytes) => {
+                format!("exec 3<&0 <&-; stdbuf -o0 head -c {bytes} <&3 3<&- | {agent} 3<&-")
+            }
+            Mishap::CutToHost(bytes) => {
+                let cut = format!("{agent} <&3 3<&- | stdbuf -o0 head -c {bytes} 3<&-");
+                format!("exec 3<&0 <&-; {cut} & exec 3<&- >&-; wait")
+            }
             _ => format!("exec {agent}"),
         };
         let script = format!("unset THRICE_FAULT\n{body}\n");
@@ -401,7 +444,7 @@ impl Trial {
         ensure!(!wrong, "a mistake of the program\n{outcome}");
         let good = match outcome.code {
             Some(0) => true,
-            None => outcome.signal == Some(9),
+            None => matches!(mishap, Mishap::Signal(..)) || outcome.signal == Some(9),
             Some(1 | 4 | 130) => *mishap != Mishap::None || options == ["offsite"],
             Some(_) => false,
         };
@@ -439,7 +482,10 @@ impl Trial {
         ensure!(outcome.code == Some(0), "versions\n{outcome}");
         let list: Value = serde_json::from_str(&outcome.stdout)?;
         let list = list["versions"].as_array().context("no list")?;
-        list.iter().map(Version::read).collect::<Result<_>>().map(Some)
+        list.iter()
+            .map(Version::read)
+            .collect::<Result<_>>()
+            .map(Some)
     }
 
     /// One clean run, and then everything holds.
@@ -454,12 +500,18 @@ impl Trial {
         self.world.expect(&["catalog", "rebuild"], 0)?;
         self.world.expect(&["catalog", "check"], 0)?;
         let after = self.restore_all("rebuilt")?;
-        ensure!(before == after, "before the rebuilding {before:#?}, after it {after:#?}");
+        ensure!(
+            before == after,
+            "before the rebuilding {before:#?}, after it {after:#?}"
+        );
         self.jump();
         self.clean_run()?;
         self.all_alike()?;
         let last = self.all_versions()?;
-        ensure!(before == last, "nothing changed, but {before:#?} became {last:#?}");
+        ensure!(
+            before == last,
+            "nothing changed, but {before:#?} became {last:#?}"
+        );
         self.no_temporaries()
     }
 
@@ -474,7 +526,11 @@ impl Trial {
             for store in STORES {
                 let copy = read_tree(&self.world.path(store).join(&dataset))?;
                 let found = compare(&live, &copy, &Compare::default());
-                ensure!(found.is_empty(), "{dataset} in {store}:\n{}", found.join("\n"));
+                ensure!(
+                    found.is_empty(),
+                    "{dataset} in {store}:\n{}",
+                    found.join("\n")
+                );
             }
         }
         Ok(())
@@ -531,13 +587,15 @@ impl Trial {
                     let to = self.world.path("out").join(name);
                     let target = to.to_string_lossy();
                     let at = ["--at", &version.name, "--from", store, "--to", &target];
-                    self.world.expect(&[&["restore", dataset], &at[..]].concat(), 0)?;
+                    self.world
+                        .expect(&[&["restore", dataset], &at[..]].concat(), 0)?;
                     trees.push(read_tree(&to)?);
                     fs::remove_dir_all(&to)?;
                     self.tally.restored += 1;
                 }
                 let place = || format!("{round}: {dataset} at {}", version.name);
-                self.as_it_lived(dataset, version, &trees).with_context(place)?;
+                self.as_it_lived(dataset, version, &trees)
+                    .with_context(place)?;
             }
         }
         Ok(all)
@@ -549,7 +607,11 @@ impl Trial {
         let lived = self.lived.get(&stamp).context("no run sealed this")?;
         let model = match lived {
             Some(lived) => {
-                ensure!(version.status == "ok", "nothing moved, but it is {}", version.status);
+                ensure!(
+                    version.status == "ok",
+                    "nothing moved, but it is {}",
+                    version.status
+                );
                 lived.get(dataset).context("no such dataset")?
             }
             None => trees.first().context("no store has it")?,
@@ -568,7 +630,9 @@ impl Trial {
         let mut newest = None;
         for entry in fs::read_dir(logs)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            if let Some(name) = name.strip_suffix(".jsonl.zst").filter(|name| *name != "open")
+            if let Some(name) = name
+                .strip_suffix(".jsonl.zst")
+                .filter(|name| *name != "open")
                 && name <= version.name.as_str()
             {
                 newest = newest.max(Some(name.to_owned()));

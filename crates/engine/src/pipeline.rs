@@ -5,12 +5,13 @@
 //! session made durable: every queue is bounded and none can wait for another in a circle,
 //! because the caller never blocks on the session.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use catalog::{Catalog, DirId, Held, Replica, What};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use store::{Event, Op, Place, Session, Staged};
-use tree::{Node, RelPath};
+use tree::{Node, RelPath, Stat};
 
 use crate::decide::{self, Need};
 use crate::error::{Error, Result};
@@ -110,6 +111,8 @@ pub(crate) struct Name {
     pub(crate) at: At,
     pub(crate) ino: u64,
     pub(crate) held: Option<Held>,
+    /// What it is, where live data was looked at.
+    pub(crate) stat: Option<Stat>,
     /// What it should be, where that is recorded.
     pub(crate) want: Option<Node>,
 }
@@ -142,6 +145,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) to: &'a str,
     pub(crate) replica: Replica,
     pub(crate) number: u64,
+    /// Directories in which sessions since the last seal have written.
+    pub(crate) written: BTreeSet<RelPath>,
     pub(crate) workers: usize,
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) observer: &'a dyn Observer,
@@ -617,6 +622,7 @@ impl Worker<'_> {
                 at: at.clone(),
                 ino: stat.ino,
                 held: held.cloned(),
+                stat: Some(*stat),
                 want: None,
             }))),
             Look::Dir => Ok(Done::IsDir(at.clone())),

@@ -417,7 +417,7 @@ impl Run<'_, '_> {
             .map_err(|_| Error::Internal("an identity that is no JSON"))?;
         catalog.set_fs_identity(dataset.id, &identity)?;
         let replica = catalog.replica(replica.id)?;
-        let setting = self.setting(&meant.name, None, store_name, &replica, number, opened);
+        let setting = self.setting(&meant.name, None, store_name, &replica, number, opened)?;
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         for (path, error) in &scan.unreadable {
             let problem = Problem {
@@ -561,17 +561,18 @@ impl Run<'_, '_> {
         replica: &Replica,
         number: u64,
         opened: &Opened,
-    ) -> Setting<'s> {
-        Setting {
+    ) -> Result<Setting<'s>> {
+        Ok(Setting {
             dataset,
             from,
             to,
             replica: replica.clone(),
             number,
+            written: sync::written(replica, opened.store(), dataset)?,
             workers: stores::workers(&opened.spec),
             cancel: self.engine.cancel,
             observer: self.engine.observer,
-        }
+        })
     }
 
     /// Seals what was built, if anything was.
@@ -705,7 +706,7 @@ impl Run<'_, '_> {
         }
         let replica = catalog.replica(replica.id)?;
         self.has_room(opened, &replica)?;
-        let setting = self.setting(name, Some(first_name), store_name, &replica, number, opened);
+        let setting = self.setting(name, Some(first_name), store_name, &replica, number, opened)?;
         let store = from.store();
         let mut shipped = relay::relay(
             &setting,

@@ -5,8 +5,8 @@
 //! in the outbox. Then the outbox is worked off: moves, deletions, contents, further names,
 //! directories.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
 use store::{Old, Op, Session};
@@ -130,12 +130,22 @@ pub(crate) fn note_path(
     replica: &catalog::Replica,
     path: &RelPath,
 ) -> Result<()> {
+    note_path_as(catalog, dataset, replica, path, What::Changed)
+}
+
+fn note_path_as(
+    catalog: &Catalog,
+    dataset: DatasetId,
+    replica: &catalog::Replica,
+    path: &RelPath,
+    what: What,
+) -> Result<()> {
     let parent = path.parent().unwrap_or_default();
     let Some(dir) = catalog.dir_id(dataset, &parent, true)? else {
         return Err(Error::Internal("a directory was asked for and not made"));
     };
     let name = path.name().unwrap_or_default();
-    Ok(catalog.note_replica(replica.id, dir, name, What::Changed, 0, 0, u64::MAX)?)
+    Ok(catalog.note_replica(replica.id, dir, name, what, 0, 0, u64::MAX)?)
 }
 
 /// Where the rows of an outbox get their other side from.
@@ -188,12 +198,25 @@ impl Rows {
 
 /// Works off the outbox of the pipeline's replica.
 pub(crate) fn work_off(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+    note_written(pipeline)?;
     moves::follow(pipeline, rows)?;
     remove(pipeline, rows)?;
     bring(pipeline, rows)?;
     link(pipeline)?;
     directories(pipeline, rows)?;
     pipeline.flush()
+}
+
+/// Where a session that did not seal has written, directories have other times than are
+/// recorded of them.
+fn note_written(pipeline: &Pipeline<'_>) -> Result<()> {
+    let (catalog, replica) = (pipeline.catalog, &pipeline.setting.replica);
+    catalog.atomically(|| {
+        for dir in &pipeline.setting.written {
+            note_path_as(catalog, replica.dataset, replica, dir, What::Parent)?;
+        }
+        Ok(())
+    })
 }
 
 fn at(row: &Pending) -> At {
@@ -275,6 +298,7 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
                 at,
                 ino,
                 held: row.held,
+                stat: None,
                 want: Some(node),
             });
         } else {
@@ -291,40 +315,35 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     pipeline.settle_tasks()
 }
 
-/// Brings the first name of each inode that has several, and makes the others links to it.
+/// Brings the first name of each inode that has several, and makes the others links to it. Where
+/// a name is held already that is not to be touched, all of them become links to that one.
 fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
     let mut names = std::mem::take(&mut pipeline.links);
     if names.is_empty() {
         return Ok(());
     }
     names.sort_by(|a, b| a.at.path.cmp(&b.at.path));
+    let coming: HashSet<RelPath> = names.iter().map(|name| name.at.path.clone()).collect();
     let mut leaders: HashMap<u64, RelPath> = HashMap::new();
     let mut followers = Vec::new();
-    for Name {
-        at,
-        ino,
-        held,
-        want,
-    } in names
-    {
-        match leaders.entry(ino) {
-            Entry::Occupied(_) => followers.push(Name {
-                at,
-                ino,
-                held,
-                want,
-            }),
-            Entry::Vacant(leader) => {
-                leader.insert(at.path.clone());
-                pipeline.feed(Task::Bring {
-                    at,
-                    held,
-                    want,
-                    links: true,
-                    plain: false,
-                })?;
-            }
+    for name in names {
+        let Entry::Vacant(leader) = leaders.entry(name.ino) else {
+            followers.push(name);
+            continue;
+        };
+        if let Some(path) = settled_name(pipeline, &name, &coming)? {
+            leader.insert(path);
+            followers.push(name);
+            continue;
         }
+        leader.insert(name.at.path.clone());
+        pipeline.feed(Task::Bring {
+            at: name.at,
+            held: name.held,
+            want: name.want,
+            links: true,
+            plain: false,
+        })?;
     }
     pipeline.flush()?;
     for name in followers {
@@ -336,6 +355,24 @@ fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
         follow_leader(pipeline, name, leader, led)?;
     }
     pipeline.settle_tasks()
+}
+
+/// A name of the same file that is held as it should be and is not `coming`: a run was cut off
+/// between the first name and the others, say.
+fn settled_name(
+    pipeline: &Pipeline<'_>,
+    name: &Name,
+    coming: &HashSet<RelPath>,
+) -> Result<Option<RelPath>> {
+    let is_same = |held: &Held| match (&name.stat, &name.want) {
+        (Some(stat), _) => held.node.is_unchanged(stat),
+        (None, Some(want)) => want.same_content(&held.node) && want.ctime == held.node.ctime,
+        (None, None) => false,
+    };
+    let fits = |path: &RelPath, held: &Held| !coming.contains(path) && is_same(held);
+    let replica = pipeline.setting.replica.id;
+    let found = pipeline.catalog.link_leader(replica, name.ino, &fits)?;
+    Ok(found.map(|(path, _)| path))
 }
 
 /// Makes one more name of the file that is held at `leader` as `led`.
@@ -350,6 +387,7 @@ fn follow_leader(
         ino,
         held,
         want,
+        ..
     } = name;
     let Some(Held { node, .. }) = led else {
         let message = format!("its other name `{leader}` could not be copied");
@@ -389,8 +427,9 @@ fn follow_leader(
 /// Gives directories their attributes, deepest first: what was done in them moved their times.
 fn directories(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     let mut dirs = std::mem::take(&mut pipeline.dirs);
-    dirs.sort_by_key(|at| std::cmp::Reverse(at.dir));
-    let force = pipeline.tally.submitted > 0;
+    // The top directory lies in itself, under a name that comes before all others.
+    dirs.sort_by(|a, b| (b.dir, b.name()).cmp(&(a.dir, a.name())));
+    let force = pipeline.tally.submitted > 0 || !pipeline.setting.written.is_empty();
     for at in dirs {
         let held = pipeline
             .catalog

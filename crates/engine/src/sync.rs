@@ -2,8 +2,11 @@
 //! catalog's, and what the catalog missed is replayed into it by the code that handles
 //! acknowledgements. The same replay from the beginning rebuilds a lost catalog.
 
+use std::collections::BTreeSet;
+
 use catalog::{Catalog, Replica, ReplicaId};
-use store::{Begun, LogRecord, Store};
+use store::{Begun, LogRecord, Op, Store};
+use tree::RelPath;
 
 use crate::error::{Error, Result};
 
@@ -135,6 +138,36 @@ fn catch_up(
     }
     learnt += replay(catalog, replica, store, dataset, None, skip)?;
     Ok(Some(learnt))
+}
+
+/// The directories in which sessions have written that did not seal: their times have to be set
+/// again, for that is done last.
+pub(crate) fn written(
+    replica: &Replica,
+    store: &dyn Store,
+    dataset: &str,
+) -> Result<BTreeSet<RelPath>> {
+    let mut written = BTreeSet::new();
+    if replica.open_records == 0 {
+        return Ok(written);
+    }
+    let read = store.read_log(dataset, None, &mut |record| {
+        match &record {
+            LogRecord::Op(Op::Rename { from, to }) => {
+                let inside: Vec<RelPath> =
+                    written.iter().filter_map(|dir| dir.strip(from)).collect();
+                written.extend(inside.iter().map(|below| to.join_path(below)));
+                written.extend([from.parent(), to.parent()].into_iter().flatten());
+            }
+            LogRecord::Op(op @ (Op::Put { .. } | Op::Link { .. } | Op::Delete { .. })) => {
+                written.extend(op.path().parent());
+            }
+            LogRecord::Op(Op::Meta { .. } | Op::Repair { .. }) | LogRecord::Begin { .. } => {}
+        }
+        Ok(())
+    });
+    read.map_err(Error::at(&replica.store_name))?;
+    Ok(written)
 }
 
 /// Reads a replica's whole history from its store.
