@@ -133,6 +133,20 @@ mod tests {
         assert_eq!(need(&apart, held(have).as_ref()), Need::Put);
     }
 
+    /// Who shares a file with whom is part of every version. It was once only refreshed, in the
+    /// versions sealed before too: they came back with their links apart, or with a link to the
+    /// wrong file, whose inode number had been used again.
+    #[test]
+    fn r11_joining_or_leaving_a_link_group_makes_a_new_version() {
+        let alone = file(b"same");
+        let linked = Node {
+            linked: true,
+            ..alone.clone()
+        };
+        assert_eq!(need(&alone, held(linked.clone()).as_ref()), Need::Meta);
+        assert_eq!(need(&linked, held(alone).as_ref()), Need::Meta);
+    }
+
     #[test]
     fn only_what_a_sealed_version_reaches_is_kept() {
         let one = held(file(b""));

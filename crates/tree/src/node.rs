@@ -191,8 +191,9 @@ impl Node {
             && self.rdev == other.rdev
     }
 
-    /// Whether both have the same attributes: mode, owner, mtime, flags and xattrs. What
-    /// only serves to see changes (ctime, inode) does not count.
+    /// Whether both have the same attributes: mode, owner, mtime, flags, xattrs, and the same
+    /// file under other names, if any. What only serves to see changes (ctime, and the inode of
+    /// a file without other names) does not count.
     pub fn same_attributes(&self, other: &Self) -> bool {
         self.mode == other.mode
             && self.uid == other.uid
@@ -201,5 +202,7 @@ impl Node {
             && self.flags == other.flags
             && self.xattrs == other.xattrs
             && self.unsettled == other.unsettled
+            && self.linked == other.linked
+            && (!self.linked || self.ino == other.ino)
     }
 }
