@@ -1,176 +1,328 @@
-//! Power cuts: the process is killed at its n-th system call of a kind, and at that moment the
-//! file system under store and catalog loses what was not durable.
+//! Power cuts: at every system call of a small run that changes a disk, on the host and on the far
+//! side, the process is killed and its file system loses what was not durable.
 //!
-//! What must hold after each cut, without any repair by hand: the next run succeeds, the copy is
-//! the live tree, and versions that were sealed before it restore as they were.
+//! What must hold after each cut, without any repair by hand: every copy that was acknowledged
+//! is there and whole; the next run succeeds; live, local and offsite are equal; nothing
+//! temporary is left; every version ever sealed restores exactly.
 
-use std::path::Path;
-use std::process::Command;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use blackbox::{
-    Compare, FileSystem, LoopFs, Running, Tree, World, compare, compare_trees, read_tree, skip,
-};
+use anyhow::{Context, Result, bail, ensure};
+use blackbox::{Compare, FileSystem, LoopFs, Running, Tree, World, compare, read_tree, skip};
+use serde_json::Value;
 
-/// System calls to die at. strace counts them per thread.
-const CALLS: &[&str] = &[
-    "syncfs",
-    "fsync,fdatasync",
-    "rename,renameat,renameat2",
-    "link,linkat",
-    "openat",
-    "write",
-    "pwrite64,pwritev",
-    "unlink,unlinkat",
-    "mkdir,mkdirat",
-    "ftruncate",
-];
-
-/// At which of them.
-const TIMES: &[u32] = &[1, 2, 3, 5, 9, 17];
+/// A run has more such calls than this, or the tool misses some.
+const CUTS_MIN: u32 = 40;
+/// More than any run here makes.
+const CUTS_MAX: u32 = 5_000;
 
 #[test]
-fn r03_power_cuts_at_system_calls_ext4() -> Result<()> {
-    power_cuts(FileSystem::Ext4)
+fn r03_power_cuts_on_the_host_ext4() -> Result<()> {
+    power_cuts(FileSystem::Ext4, Side::Host)
 }
 
 #[test]
-fn r03_power_cuts_at_system_calls_xfs() -> Result<()> {
-    power_cuts(FileSystem::Xfs)
+fn r03_power_cuts_on_the_host_xfs() -> Result<()> {
+    power_cuts(FileSystem::Xfs, Side::Host)
 }
 
-fn power_cuts(kind: FileSystem) -> Result<()> {
-    for program in ["strace", "xfs_io"] {
-        if Command::new(program).arg("-V").output().is_err() {
-            return skip(format!("{program} is not installed"));
-        }
+#[test]
+fn r03_power_cuts_on_the_far_side_ext4() -> Result<()> {
+    power_cuts(FileSystem::Ext4, Side::Far)
+}
+
+#[test]
+fn r03_power_cuts_on_the_far_side_xfs() -> Result<()> {
+    power_cuts(FileSystem::Xfs, Side::Far)
+}
+
+/// Whose power is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// The host's, with its catalog and its local store.
+    Host,
+    /// The far machine's, with its store.
+    Far,
+}
+
+/// A world whose state and stores lie partly on a file system that can be cut.
+struct Bench {
+    world: World,
+    fs: LoopFs,
+    side: Side,
+    state: PathBuf,
+    sda: PathBuf,
+    nas: PathBuf,
+    /// What the live tree was when a version was sealed.
+    sealed: BTreeMap<String, Tree>,
+}
+
+fn power_cuts(kind: FileSystem, side: Side) -> Result<()> {
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        return skip("the cutter does not know this machine's system calls");
     }
-    let mut fs = match LoopFs::new(kind, 400 << 20) {
+    // In memory: what counts is what is told to be durable, not how long that takes.
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() {
+        memory
+    } else {
+        &std::env::temp_dir()
+    };
+    let fs = match LoopFs::new_in(kind, 320 << 20, parent) {
         Ok(fs) => fs,
         Err(reason) => return skip(format!("{reason:#}")),
     };
-    let world = World::new()?;
-    let (state, store) = (fs.path().join("state"), fs.path().join("sda"));
-    std::fs::create_dir(&state)?;
-    std::fs::create_dir(&store)?;
-    world.configure(&format!(
-        "{}{}",
-        world.head_at(&state, &store),
-        world.root(&["sda"])
-    ))?;
-    world.write("docs/base", "base")?;
-    world.expect(&["run"], 0)?;
-
-    let mut cuts = 0;
-    let mut sealed = Vec::new();
-    for call in CALLS {
-        for time in TIMES {
-            change(&world, cuts)?;
-            cuts += u32::from(cut(&world, &mut fs, call, *time)?);
-            let place = format!("{kind:?}: cut at {call} number {time}");
-            let version = recovered(&world, &store).with_context(|| place)?;
-            sealed.push((version, read_tree(&world.live().join("docs"))?));
-        }
-    }
-    ensure!(cuts >= 15, "only {cuts} of the cuts fell into a run");
-    for (version, then) in sealed.iter().step_by(5) {
-        restores_as_it_was(&world, version, then).with_context(|| version.clone())?;
-    }
-    Ok(())
-}
-
-fn restores_as_it_was(world: &World, version: &str, then: &Tree) -> Result<()> {
-    let to = world.path("out").join(version);
-    world.expect(
-        &[
-            "restore",
-            "docs",
-            "--at",
-            version,
-            "--to",
-            &to.to_string_lossy(),
-        ],
-        0,
-    )?;
-    let found = compare(then, &read_tree(&to)?, &Compare::default());
-    ensure!(found.is_empty(), "{}", found.join("\n"));
-    Ok(())
-}
-
-/// Something of everything: new, changed, moved, linked, deleted.
-fn change(world: &World, round: u32) -> Result<()> {
-    let docs = world.live().join("docs");
-    for number in 0..10 {
-        world.write(
-            &format!("docs/r{round}/f{number}"),
-            format!("{round} {number}"),
-        )?;
-    }
-    world.write("docs/base", format!("base {round}"))?;
-    std::fs::hard_link(
-        docs.join(format!("r{round}/f0")),
-        docs.join(format!("r{round}/link")),
-    )?;
-    let older = docs.join(format!("r{}", round.wrapping_sub(1)));
-    if older.exists() {
-        std::fs::rename(older, docs.join(format!("moved{round}")))?;
-    }
-    let oldest = docs.join(format!("moved{}", round.wrapping_sub(3)));
-    if oldest.exists() {
-        std::fs::remove_dir_all(oldest)?;
-    }
-    Ok(())
-}
-
-/// Runs until the n-th `call`, then cuts the power. Whether the run was killed by it.
-fn cut(world: &World, fs: &mut LoopFs, call: &str, time: u32) -> Result<bool> {
-    let program = std::env::var_os("THRICE_BIN_RELEASE");
-    let program = program.unwrap_or_else(|| world.program().into());
-    let mut strace = Command::new("strace");
-    world.freeze(&mut strace);
-    strace.args([
-        "-f",
-        "-qq",
-        "-o",
-        "/dev/null",
-        "-e",
-        &format!("trace={call}"),
-    ]);
-    strace.args(["-e", &format!("inject={call}:signal=KILL:when={time}")]);
-    let outcome = Running::spawn(strace.arg(program).args(["run", "--full"]))?.wait()?;
-    fs.shutdown()?;
-    fs.umount()?;
-    fs.mount()?;
-    Ok(outcome.signal == Some(9) || outcome.code == Some(137))
-}
-
-/// The next run heals everything; the version that it sealed.
-fn recovered(world: &World, store: &Path) -> Result<String> {
-    let sealed = versions(world)?;
-    world.expect(&["run"], 0)?;
-    let what = Compare {
-        flags: false,
-        ..Compare::default()
+    let world = World::new_in(parent)?;
+    let place = |name: &str, here: Side| match here == side {
+        true => fs.path().join(name),
+        false => world.path(name),
     };
-    let found = compare_trees(&world.live().join("docs"), &store.join("docs"), &what)?;
-    ensure!(found.is_empty(), "{}", found.join("\n"));
-    world.expect(&["verify"], 0)?;
-    let now = versions(world)?;
+    let (state, sda) = (place("state", Side::Host), place("sda", Side::Host));
+    let nas = place("nas", Side::Far);
+    for dir in [&state, &sda, &nas] {
+        std::fs::create_dir_all(dir)?;
+    }
+    let sealed = BTreeMap::new();
+    let mut bench = Bench {
+        world,
+        fs,
+        side,
+        state,
+        sda,
+        nas,
+        sealed,
+    };
+    bench.configure(None)?;
+    bench.change(0)?;
+    bench.recovered()?;
+
+    let started = Instant::now();
+    let mut cuts = 0;
+    for at in 1..=CUTS_MAX {
+        let place = || format!("{kind:?}, {side:?}: cut at the {at}th change");
+        bench.change(at)?;
+        let cut = bench.cut(at).with_context(place)?;
+        bench
+            .whole()
+            .and_then(|()| bench.recovered())
+            .with_context(place)?;
+        if !cut {
+            break;
+        }
+        cuts = at;
+    }
     ensure!(
-        now.starts_with(&sealed),
-        "sealed before: {sealed:?}, now: {now:?}"
+        (CUTS_MIN..CUTS_MAX).contains(&cuts),
+        "{cuts} cuts fell into a run"
     );
-    let tmp = std::fs::read_dir(store.join(".thrice/tmp"))?.count();
-    ensure!(tmp == 0, "{tmp} things were left in tmp");
-    now.last().cloned().context("no version")
+    bench.versions_restore()?;
+    bench.world.expect(&["catalog", "check"], 0)?;
+    let seconds = started.elapsed().as_secs();
+    eprintln!(
+        "{kind:?}, {side:?}: {cuts} cuts, {} versions, {seconds} s",
+        bench.sealed.len()
+    );
+    Ok(())
 }
 
-fn versions(world: &World) -> Result<Vec<String>> {
-    let list = world.expect(&["versions", "docs", "--json"], 0)?.stdout;
-    let list: serde_json::Value = serde_json::from_str(&list)?;
-    let list = list["versions"].as_array().context("no versions")?;
-    Ok(list
-        .iter()
-        .filter_map(|row| row["version"].as_str().map(str::to_owned))
-        .collect())
+impl Bench {
+    /// Writes the configuration; with a far side that is cut at its n-th change, if one is given.
+    fn configure(&self, far_cut: Option<u32>) -> Result<()> {
+        let mut via = vec![self.world.program().display().to_string()];
+        if let Some(at) = far_cut {
+            via.splice(0..0, self.cutter(at));
+        }
+        self.world.configure(&format!(
+            "{}[store.nas]\nkind = \"agent\"\nvia = {via:?}\npath = \"{}\"\n\n{}",
+            self.world.head_at(&self.state, &self.sda),
+            self.nas.display(),
+            self.world.root(&["sda", "nas"])
+        ))
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.world.path("cut")
+    }
+
+    fn cutter(&self, at: u32) -> Vec<String> {
+        let mount = self.fs.path().display().to_string();
+        let mark = self.mark().display().to_string();
+        vec![
+            env!("CARGO_BIN_EXE_cutter").to_owned(),
+            mount,
+            mark,
+            at.to_string(),
+        ]
+    }
+
+    /// Something of everything: new, changed, moved, linked, deleted.
+    fn change(&self, round: u32) -> Result<()> {
+        let docs = self.world.live().join("docs");
+        self.world
+            .write(&format!("docs/new{round}"), round.to_string())?;
+        self.world.write("docs/base", format!("base {round}"))?;
+        self.world
+            .write(&format!("docs/d{round}/in"), format!("in {round}"))?;
+        std::fs::hard_link(docs.join("base"), docs.join(format!("link{round}")))?;
+        let older = |back: u32| round.checked_sub(back);
+        if let Some(older) = older(1) {
+            std::fs::rename(
+                docs.join(format!("d{older}")),
+                docs.join(format!("moved{older}")),
+            )?;
+            std::fs::remove_file(docs.join(format!("link{older}")))?;
+        }
+        if let Some(older) = older(2) {
+            let (new, other) = (
+                docs.join(format!("new{older}")),
+                docs.join(format!("n{older}")),
+            );
+            std::fs::rename(new, other)?;
+            std::fs::remove_dir_all(docs.join(format!("moved{older}")))?;
+        }
+        if let Some(older) = older(3) {
+            std::fs::remove_file(docs.join(format!("n{older}")))?;
+        }
+        Ok(())
+    }
+
+    /// Runs until the n-th change of a disk, then cuts the power. Whether it came so far.
+    fn cut(&mut self, at: u32) -> Result<bool> {
+        let mut run = match self.side {
+            Side::Host => {
+                let cutter = self.cutter(at);
+                let mut command = std::process::Command::new(&cutter[0]);
+                self.world.freeze(&mut command);
+                command
+                    .args(&cutter[1..])
+                    .arg(self.world.program())
+                    .arg("run");
+                Running::spawn(&mut command)?
+            }
+            Side::Far => {
+                self.configure(Some(at))?;
+                self.world.spawn(&["run"])?
+            }
+        };
+        // A run that does not notice that the far side is gone would hang here.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while run.is_running() {
+            ensure!(Instant::now() < deadline, "the run hangs");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let outcome = run.wait()?;
+        self.configure(None)?;
+        let cut = self.mark().exists();
+        match (cut, self.side) {
+            (false, _) => ensure!(outcome.code == Some(0), "not cut, and yet\n{outcome}"),
+            (true, Side::Host) => ensure!(outcome.code == Some(99), "{outcome}"),
+            // A far side that is cut when everything is done is no failure.
+            (true, Side::Far) => ensure!(matches!(outcome.code, Some(0 | 1)), "{outcome}"),
+        }
+        if cut {
+            std::fs::remove_file(self.mark())?;
+            self.remount()?;
+        }
+        Ok(cut)
+    }
+
+    /// Whoever had something open may need a moment to be gone.
+    fn remount(&mut self) -> Result<()> {
+        for _ in 0..500 {
+            if self.fs.umount().is_ok() {
+                return self.fs.mount();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("the file system stays busy")
+    }
+
+    /// Everything that was acknowledged is there and whole, and the newest version can be
+    /// restored, before any run mends anything.
+    fn whole(&self) -> Result<()> {
+        let rows = self.version_rows()?;
+        let newest = rows.last().context("no version")?;
+        let live = read_tree(&self.world.live().join("docs"))?;
+        let version = newest["version"].as_str().unwrap_or_default();
+        self.restores(newest, self.sealed.get(version).unwrap_or(&live))?;
+        self.world.expect(&["verify"], 0)?;
+        let now = self.versions()?;
+        let lost = self.sealed.keys().find(|version| !now.contains(version));
+        ensure!(lost.is_none(), "{lost:?} was sealed, and is not in {now:?}");
+        Ok(())
+    }
+
+    /// The next run brings everything in order.
+    fn recovered(&mut self) -> Result<()> {
+        self.world.expect(&["run"], 0)?;
+        let live = read_tree(&self.world.live().join("docs"))?;
+        let what = Compare {
+            flags: false,
+            ..Compare::default()
+        };
+        for store in [&self.sda, &self.nas] {
+            let found = compare(&live, &read_tree(&store.join("docs"))?, &what);
+            ensure!(
+                found.is_empty(),
+                "{}:\n{}",
+                store.display(),
+                found.join("\n")
+            );
+            let left: Vec<_> = std::fs::read_dir(store.join(".thrice/tmp"))?
+                .flatten()
+                .collect();
+            ensure!(left.is_empty(), "left in tmp: {left:?}");
+        }
+        for version in self.versions()? {
+            // Live has not changed since the cut: what is new since then is this tree.
+            self.sealed.entry(version).or_insert_with(|| live.clone());
+        }
+        Ok(())
+    }
+
+    fn versions(&self) -> Result<Vec<String>> {
+        let rows = self.version_rows()?;
+        let name = |row: &Value| row["version"].as_str().map(str::to_owned);
+        Ok(rows.iter().filter_map(name).collect())
+    }
+
+    fn version_rows(&self) -> Result<Vec<Value>> {
+        let list = self
+            .world
+            .expect(&["versions", "docs", "--json"], 0)?
+            .stdout;
+        let list: Value = serde_json::from_str(&list)?;
+        Ok(list["versions"].as_array().context("no versions")?.clone())
+    }
+
+    /// Every sealed version restores exactly, from every store that has it.
+    fn versions_restore(&self) -> Result<()> {
+        for row in self.version_rows()? {
+            let version = row["version"].as_str().context("no name")?;
+            let then = self.sealed.get(version).context("nobody saw it sealed")?;
+            self.restores(&row, then)?;
+        }
+        Ok(())
+    }
+
+    fn restores(&self, row: &Value, then: &Tree) -> Result<()> {
+        let version = row["version"].as_str().context("no name")?;
+        for store in row["stores"].as_array().context("in no store")? {
+            let store = store.as_str().context("no name")?;
+            let to = self.world.path("out").join(format!("{version}-{store}"));
+            let target = to.to_string_lossy();
+            let words = ["restore", "docs", "--at", version, "--from", store, "--to"];
+            self.world.expect(&[&words[..], &[&target]].concat(), 0)?;
+            let found = compare(then, &read_tree(&to)?, &Compare::default());
+            ensure!(
+                found.is_empty(),
+                "{version} from {store}:\n{}",
+                found.join("\n")
+            );
+            std::fs::remove_dir_all(to)?;
+        }
+        Ok(())
+    }
 }

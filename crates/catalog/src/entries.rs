@@ -204,19 +204,27 @@ impl Catalog {
     }
 
     /// The first name, in the order of directory and name, of those that are the file `ino`
-    /// at the source, and what is held there.
-    pub fn link_leader(&self, replica: ReplicaId, ino: u64) -> Result<Option<(RelPath, Held)>> {
+    /// at the source and that `fits` takes, and what is held there.
+    pub fn link_leader(
+        &self,
+        replica: ReplicaId,
+        ino: u64,
+        fits: &dyn Fn(&RelPath, &Held) -> bool,
+    ) -> Result<Option<(RelPath, Held)>> {
         let mut select = self.conn.prepare_cached(
             "SELECT dir.path, entry.name, born, since, node FROM entry INDEXED BY entry_link
              JOIN dir ON dir.id = entry.dir
-             WHERE replica = ?1 AND link = ?2 ORDER BY entry.dir, entry.name LIMIT 1",
+             WHERE replica = ?1 AND link = ?2 ORDER BY entry.dir, entry.name",
         )?;
         let mut rows = select.query(params![replica, int(ino)])?;
-        let Some(row) = rows.next()? else {
-            return Ok(None);
-        };
-        let path = crate::node::join(&read_path(blob(row, 0)?)?, blob(row, 1)?);
-        Ok(Some((path, read_held(row, 2)?)))
+        while let Some(row) = rows.next()? {
+            let path = crate::node::join(&read_path(blob(row, 0)?)?, blob(row, 1)?);
+            let held = read_held(row, 2)?;
+            if fits(&path, &held) {
+                return Ok(Some((path, held)));
+            }
+        }
+        Ok(None)
     }
 
     /// Takes over operations that the store has told as committed, under the number of the

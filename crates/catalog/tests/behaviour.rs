@@ -387,7 +387,7 @@ fn links_and_contents_are_found() {
             4,
         )
         .unwrap();
-    let leader = |catalog: &Catalog| catalog.link_leader(first, 7).unwrap().map(|(p, _)| p);
+    let leader = |catalog: &Catalog| catalog.link_leader(first, 7, &|_, _| true).unwrap().map(|(p, _)| p);
     assert_eq!(leader(&catalog), Some(path("b")));
     let rename = Op::Rename {
         from: path("b"),
@@ -395,7 +395,7 @@ fn links_and_contents_are_found() {
     };
     catalog.ack(first, 1, [&rename], 5).unwrap();
     assert_eq!(leader(&catalog), Some(path("a/x")));
-    assert_eq!(catalog.link_leader(first, 8).unwrap(), None);
+    assert_eq!(catalog.link_leader(first, 8, &|_, _| true).unwrap(), None);
     catalog.seal(first, &seal(1)).unwrap();
     catalog
         .ack(later, 1, [&put("c", 7, 10), &put("d", 7, 11)], 2)
