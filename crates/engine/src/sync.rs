@@ -32,6 +32,8 @@ pub(crate) fn sync(
     dataset: &str,
     begun: &Begun,
 ) -> Result<Synced> {
+    // As it is now: it may have learnt something since the caller looked.
+    let replica = &catalog.replica(replica.id)?;
     let store_sealed = begun.sealed.as_ref().map_or(0, |seal| seal.number);
     if replica.sealed == store_sealed && replica.open_records == begun.open_records {
         return Ok(Synced::Level);
