@@ -85,6 +85,8 @@ words! {
         New = "new",
         /// The replica holds something else there.
         Changed = "changed",
+        /// The replica holds a thing of another kind there, which has to go first.
+        Retyped = "retyped",
         /// The replica holds what is no longer there.
         Gone = "gone",
         /// A directory whose times must be set again after what happened in it.

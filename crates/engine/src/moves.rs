@@ -90,7 +90,8 @@ pub(crate) fn count(catalog: &Catalog, replica: &Replica) -> Result<u64> {
 fn is_gone(row: &Pending, rows: &Rows) -> bool {
     row.held.is_some()
         && match rows {
-            Rows::Live => row.what == What::Gone,
+            // What lies elsewhere now leaves its place to a thing of another kind, too.
+            Rows::Live => matches!(row.what, What::Gone | What::Retyped),
             Rows::First(_) => row.first.is_none(),
         }
 }

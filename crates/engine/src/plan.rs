@@ -187,7 +187,7 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
             use catalog::What;
             match difference.note.what {
                 What::New => plan.new += 1,
-                What::Changed => plan.changed += 1,
+                What::Changed | What::Retyped => plan.changed += 1,
                 What::Gone => plan.gone += 1,
                 What::Parent | What::Repair => {}
             }

@@ -203,11 +203,10 @@ impl Comparison<'_, '_> {
                 if held.node.kind == Kind::File && content_moved_on(held, stat) {
                     self.scan.counts.changed += 1;
                 }
-                // What was there is gone first, and with a directory all that was in it.
                 if held.node.kind == stat.kind {
                     What::Changed
                 } else {
-                    What::Gone
+                    What::Retyped
                 }
             }
         };

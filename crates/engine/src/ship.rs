@@ -233,7 +233,7 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
         let at = at(&row);
         let Some(held) = row.held else { return Ok(()) };
         let goes = match rows {
-            Rows::Live => row.what == What::Gone,
+            Rows::Live => matches!(row.what, What::Gone | What::Retyped),
             Rows::First(_) => row
                 .first
                 .as_ref()
