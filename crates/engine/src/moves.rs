@@ -41,7 +41,7 @@ pub(crate) fn follow(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
         let Some(held) = pipeline.catalog.held(replica, &from)? else {
             continue;
         };
-        if pipeline.catalog.held(replica, &to.path)?.is_some() {
+        if !is_free(pipeline.catalog, replica, &to.path)? {
             continue;
         }
         any = true;
@@ -156,7 +156,7 @@ fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows, candidate: &Candidate) -> 
     let there = catalog
         .held(replica, from)?
         .is_some_and(|held| held.node.kind == Kind::Dir);
-    let free = catalog.held(replica, &to.path)?.is_none();
+    let free = is_free(catalog, replica, &to.path)?;
     let fits = want.as_ref().is_none_or(|want| want.kind == Kind::Dir);
     if !there || !free || !fits || to.path.is_in(from) || from.is_in(&to.path) {
         return Ok(());
@@ -171,6 +171,22 @@ fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows, candidate: &Candidate) -> 
     pipeline.feed_ordered(Task::Do { at: to.clone(), op })?;
     pipeline.flush()?;
     note_below(pipeline, &to.path)
+}
+
+/// Whether nothing is held at a path, and something can be put there: what it is to lie in is no
+/// file that has to go first.
+fn is_free(catalog: &Catalog, replica: ReplicaId, path: &RelPath) -> Result<bool> {
+    if catalog.held(replica, path)?.is_some() {
+        return Ok(false);
+    }
+    let mut above = path.parent();
+    while let Some(dir) = above {
+        if let Some(held) = catalog.held(replica, &dir)? {
+            return Ok(held.node.kind == Kind::Dir);
+        }
+        above = dir.parent();
+    }
+    Ok(true)
 }
 
 /// Whether at least half of what the directory held (and at least one thing) has its inode under
