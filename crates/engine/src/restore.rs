@@ -6,14 +6,17 @@
 //! where it was cut off.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use catalog::{Catalog, Replica, Row};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use serde::{Deserialize, Serialize};
 use store::{Store, Want};
-use tree::{Apply, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
+use tree::{Apply, Digest, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
 
 use crate::error::{Error, Result};
 use crate::report::{Notice, Observer, Problem, Status};
@@ -26,6 +29,10 @@ const MARKER: &str = ".thrice-restore.json";
 /// Bundles that wait at most, and rows in each.
 const QUEUE: usize = 8;
 const BUNDLE: usize = 16;
+/// Contents up to this size come by the bundle, in bytes: a bundle fits one fetch.
+const SMALL: u64 = 256 << 10;
+/// Content that came by the bundle; `None`: it is to be read by itself.
+type Body = Option<Result<Vec<u8>, String>>;
 /// What a closed channel to the workers means.
 const DIED: Error = Error::Internal("a worker died");
 
@@ -146,6 +153,8 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
         target: &target,
         strip: &strip,
         resuming,
+        empty: !(resuming || options.merge || options.overwrite),
+        made: OnceLock::new(),
         number,
     };
     let mut outcome = job.bring(catalog, &replica, &opened)?;
@@ -327,6 +336,11 @@ struct Job<'a> {
     /// Taken off the front of every path.
     strip: &'a RelPath,
     resuming: bool,
+    /// The target was empty: what is found there now, this restore made.
+    empty: bool,
+    /// What a file is like when it has just been made in an empty target, and whether it has no
+    /// extended attributes then.
+    made: OnceLock<(tree::Stat, bool)>,
     number: u64,
 }
 
@@ -651,9 +665,11 @@ struct Worker<'a, 'j> {
 impl Worker<'_, '_> {
     fn serve(&self, mut dirs: DirCache, bundles: &Receiver<Vec<Row>>, said: &Sender<Vec<Answer>>) {
         for bundle in bundles {
+            let bodies = self.fetch(&bundle);
             let answers = bundle
                 .into_iter()
-                .map(|row| self.answer(row, &mut dirs))
+                .zip(bodies)
+                .map(|(row, body)| self.answer(row, body, &mut dirs))
                 .collect();
             if said.send(answers).is_err() {
                 return;
@@ -661,11 +677,50 @@ impl Worker<'_, '_> {
         }
     }
 
-    fn answer(&self, row: Row, dirs: &mut DirCache) -> Answer {
+    /// Small contents come together: over a connection, one question for all of them.
+    fn fetch(&self, bundle: &[Row]) -> Vec<Body> {
+        let mut bodies: Vec<Body> = bundle.iter().map(|_| None).collect();
+        if self.job.resuming {
+            return bodies;
+        }
+        let is_small = |(_, row): &(usize, &Row)| {
+            let node = &row.held.node;
+            node.kind == Kind::File && node.size <= SMALL && node.extents.is_none()
+        };
+        let small = bundle.iter().enumerate().filter(is_small);
+        let (at, wants): (Vec<usize>, Vec<Want>) =
+            small.filter_map(|(at, row)| Some((at, want(row)?))).unzip();
+        if wants.len() < 2 {
+            return bodies;
+        }
+        let answers = match self.store.fetch(&self.job.options.dataset, &wants) {
+            Ok(answers) => answers,
+            Err(error) => {
+                let message = self.refused(&error);
+                at.iter()
+                    .for_each(|at| bodies[*at] = Some(Err(message.clone())));
+                return bodies;
+            }
+        };
+        for (at, answer) in at.into_iter().zip(answers) {
+            bodies[at] = Some(answer.map_err(|error| error.to_string()));
+        }
+        bodies
+    }
+
+    /// What an error of the store means; a lost connection is lost for all.
+    fn refused(&self, error: &store::Error) -> String {
+        if matches!(error, store::Error::Wire(_)) {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+        error.to_string()
+    }
+
+    fn answer(&self, row: Row, body: Body, dirs: &mut DirCache) -> Answer {
         if self.broken.load(Ordering::Relaxed) {
             return Answer::Failed(Box::new(row), "the store is gone".into());
         }
-        match self.restore(&row, dirs) {
+        match self.restore(&row, body, dirs) {
             Ok(Done {
                 bytes,
                 resumed,
@@ -679,17 +734,21 @@ impl Worker<'_, '_> {
         }
     }
 
-    fn restore(&self, row: &Row, dirs: &mut DirCache) -> Result<Done, String> {
+    fn restore(&self, row: &Row, body: Body, dirs: &mut DirCache) -> Result<Done, String> {
         let to = self.job.place(&row.path);
         let (dir, name) = to.split().ok_or("the dataset's root is no file")?;
         let dir = dirs
             .get_or_create(dir, 0o700)
             .map_err(|e| format!("making its directory: {e}"))?;
         let node = &row.held.node;
-        let there = match dir.stat(name) {
-            Ok(stat) => Some(stat),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error.to_string()),
+        // In an empty target there is nothing; what someone puts there meanwhile is not overwritten.
+        let there = match self.job.empty {
+            true => None,
+            false => match dir.stat(name) {
+                Ok(stat) => Some(stat),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error.to_string()),
+            },
         };
         if let Some(stat) = &there {
             if self.job.resuming && self.is_done(dir, name, node, stat) {
@@ -712,9 +771,12 @@ impl Worker<'_, '_> {
             self.serial.fetch_add(1, Ordering::Relaxed)
         );
         let temporary = temporary.as_bytes();
-        let _ = dir.unlink(temporary);
+        if !self.job.empty {
+            // One may be left from the restore that this one goes on with.
+            let _ = dir.unlink(temporary);
+        }
         let made = match node.kind {
-            Kind::File => self.write(row, dir, temporary),
+            Kind::File => self.write(row, body, dir, temporary),
             _ => make(node, dir, temporary)
                 .map(|held| (0, held))
                 .map_err(|e| e.to_string()),
@@ -753,43 +815,69 @@ impl Worker<'_, '_> {
         }
     }
 
-    fn write(&self, row: &Row, dir: &Dir, name: &[u8]) -> Result<(u64, bool), String> {
+    fn write(&self, row: &Row, body: Body, dir: &Dir, name: &[u8]) -> Result<(u64, bool), String> {
         let node = &row.held.node;
-        let hash = node.hash.ok_or("the catalog has no hash for it")?;
-        let want = Want {
-            place: row.place.clone(),
-            size: node.size,
-            hash,
-            extents: node.extents.clone(),
+        let want = want(row).ok_or("the catalog has no hash for it")?;
+        let create = || {
+            let file = dir.create_file(name, 0o600);
+            file.map_err(|e| format!("creating it: {e}"))
         };
-        let mut content = self
-            .store
-            .open(&self.job.options.dataset, &want)
-            .map_err(|error| {
-                if matches!(error, store::Error::Wire(_)) {
-                    self.broken.store(true, Ordering::Relaxed);
-                }
-                error.to_string()
-            })?;
-        let file = dir
-            .create_file(name, 0o600)
-            .map_err(|e| format!("creating it: {e}"))?;
-        let (found, bytes) =
-            tree::copy_content(content.as_mut(), &file).map_err(|e| format!("copying: {e}"))?;
-        if found != hash {
-            return Err(
-                "the store's copy is damaged: its bytes are not those that were recorded".into(),
-            );
+        let (file, found, bytes) = match body {
+            Some(data) => {
+                let (data, file) = (data?, create()?);
+                (&file)
+                    .write_all(&data)
+                    .map_err(|e| format!("writing: {e}"))?;
+                (file, Digest::of(&data), data.len() as u64)
+            }
+            None => {
+                let content = self.store.open(&self.job.options.dataset, &want);
+                let mut content = content.map_err(|error| self.refused(&error))?;
+                let file = create()?;
+                let copied = tree::copy_content(content.as_mut(), &file);
+                let (found, bytes) = copied.map_err(|e| format!("copying: {e}"))?;
+                (file, found, bytes)
+            }
+        };
+        if found != want.hash {
+            let why = "the store's copy is damaged: its bytes are not those that were recorded";
+            return Err(why.into());
         }
+        let held = self.set_attributes(&file, node);
+        Ok((bytes, held.map_err(|e| format!("setting attributes: {e}"))?))
+    }
+
+    /// Whether all attributes are held. In an empty target every new file is like the first, which
+    /// is looked at once.
+    fn set_attributes(&self, file: &File, node: &Node) -> std::io::Result<bool> {
+        let made = match self.job.empty {
+            true => match self.job.made.get() {
+                Some(made) => Some(*made),
+                None => {
+                    let seen = (tree::stat_fd(file)?, tree::read_xattrs(file)?.is_empty());
+                    Some(*self.job.made.get_or_init(|| seen))
+                }
+            },
+            false => None,
+        };
         let apply = Apply {
             fresh: true,
-            current: None,
-            ..Apply::default()
+            bare: made.is_some_and(|(_, bare)| bare),
+            current: made.as_ref().map(|(stat, _)| stat),
         };
-        let unheld = tree::set_attributes(Target::File(&file), node, &apply)
-            .map_err(|e| format!("setting attributes: {e}"))?;
-        Ok((bytes, unheld.is_none()))
+        Ok(tree::set_attributes(Target::File(file), node, &apply)?.is_none())
     }
+}
+
+/// What a row's content is, and where it should lie; `None` without a hash.
+fn want(row: &Row) -> Option<Want> {
+    let node = &row.held.node;
+    Some(Want {
+        place: row.place.clone(),
+        size: node.size,
+        hash: node.hash?,
+        extents: node.extents.clone(),
+    })
 }
 
 /// Makes what has no content.
