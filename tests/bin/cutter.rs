@@ -162,10 +162,11 @@ mod numbers {
 fn cut(child: &mut Child, mount: &File, mark: &OsStr) -> Result<u8, Box<dyn Error>> {
     /// `FS_IOC_SHUTDOWN` with `FS_SHUTDOWN_FLAGS_NOLOGFLUSH`.
     const SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
+    // Before anyone can notice.
+    File::create(mark)?;
     // SAFETY: this request reads one u32.
     unsafe { rustix::ioctl::ioctl(mount, rustix::ioctl::Setter::<SHUTDOWN, u32>::new(2))? };
     rustix::process::kill_process(Pid::from_child(child), Signal::KILL)?;
-    File::create(mark)?;
     // Its threads end first, each with a word to us.
     while rustix::process::waitpid(None, WaitOptions::from_bits_retain(ALL_CHILDREN)).is_ok() {}
     Ok(CUT)
