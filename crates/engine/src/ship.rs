@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
 use store::{Old, Op, Session};
-use tree::{Kind, RelPath};
+use tree::{Kind, Node, RelPath};
 
 use crate::decide::{self, Need};
 use crate::error::{Error, Result};
@@ -315,28 +315,57 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     pipeline.settle_tasks()
 }
 
-/// Brings the first name of each inode that has several, and makes the others links to it. Where
-/// a name is held already that is not to be touched, all of them become links to that one.
+/// The name of a file with several that the others become links to.
+struct Leader {
+    path: RelPath,
+    /// What was held there before it was brought.
+    before: Option<Held>,
+}
+
+impl Leader {
+    /// Whether the replica's object at a name held as `held` is that of the leader, which is `led`
+    /// now. Only names that were seen at one moment are known to be: after a cut, or when a name
+    /// was added while others were looked at, they may be equal and still two.
+    fn shares(&self, led: &Node, held: Option<&Held>) -> bool {
+        let (Some(before), Some(held)) = (&self.before, held) else {
+            return false;
+        };
+        decide::need(led, Some(before)) != Need::Put
+            && before.node.linked
+            && held.node.linked
+            && held.node.ino == before.node.ino
+            && held.node.ctime == before.node.ctime
+            && held.node.same_content(&before.node)
+    }
+}
+
+/// Brings one name of each inode that has several, and makes the others links to it. One that
+/// is held already leads: its content need not be brought again.
 fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
     let mut names = std::mem::take(&mut pipeline.links);
     if names.is_empty() {
         return Ok(());
     }
-    names.sort_by(|a, b| a.at.path.cmp(&b.at.path));
+    let is_new = |name: &Name| name.held.as_ref().is_none_or(|h| h.node.ino != name.ino);
+    names.sort_by(|a, b| (is_new(a), &a.at.path).cmp(&(is_new(b), &b.at.path)));
     let coming: HashSet<RelPath> = names.iter().map(|name| name.at.path.clone()).collect();
-    let mut leaders: HashMap<u64, RelPath> = HashMap::new();
+    let mut leaders: HashMap<u64, Leader> = HashMap::new();
     let mut followers = Vec::new();
     for name in names {
         let Entry::Vacant(leader) = leaders.entry(name.ino) else {
             followers.push(name);
             continue;
         };
-        if let Some(path) = settled_name(pipeline, &name, &coming)? {
-            leader.insert(path);
+        if let Some((path, held)) = settled_name(pipeline, &name, &coming)? {
+            let before = Some(held);
+            leader.insert(Leader { path, before });
             followers.push(name);
             continue;
         }
-        leader.insert(name.at.path.clone());
+        leader.insert(Leader {
+            path: name.at.path.clone(),
+            before: name.held.clone(),
+        });
         pipeline.feed(Task::Bring {
             at: name.at,
             held: name.held,
@@ -350,7 +379,7 @@ fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
         let leader = &leaders[&name.ino];
         let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
         let led = catalog
-            .held(replica, leader)?
+            .held(replica, &leader.path)?
             .filter(|led| led.node.ino == name.ino);
         follow_leader(pipeline, name, leader, led)?;
     }
@@ -363,7 +392,7 @@ fn settled_name(
     pipeline: &Pipeline<'_>,
     name: &Name,
     coming: &HashSet<RelPath>,
-) -> Result<Option<RelPath>> {
+) -> Result<Option<(RelPath, Held)>> {
     let is_same = |held: &Held| match (&name.stat, &name.want) {
         (Some(stat), _) => held.node.is_unchanged(stat),
         (None, Some(want)) => want.same_content(&held.node) && want.ctime == held.node.ctime,
@@ -371,26 +400,19 @@ fn settled_name(
     };
     let fits = |path: &RelPath, held: &Held| !coming.contains(path) && is_same(held);
     let replica = pipeline.setting.replica.id;
-    let found = pipeline.catalog.link_leader(replica, name.ino, &fits)?;
-    Ok(found.map(|(path, _)| path))
+    Ok(pipeline.catalog.link_leader(replica, name.ino, &fits)?)
 }
 
-/// Makes one more name of the file that is held at `leader` as `led`.
+/// Makes one more name of the file that is held at its leader's as `led`.
 fn follow_leader(
     pipeline: &mut Pipeline<'_>,
     name: Name,
-    leader: &RelPath,
+    leader: &Leader,
     led: Option<Held>,
 ) -> Result<()> {
-    let Name {
-        at,
-        ino,
-        held,
-        want,
-        ..
-    } = name;
+    let Name { at, held, want, .. } = name;
     let Some(Held { node, .. }) = led else {
-        let message = format!("its other name `{leader}` could not be copied");
+        let message = format!("its other name `{}` could not be copied", leader.path);
         let from = pipeline.setting.from;
         pipeline.problem(from, at, message);
         return Ok(());
@@ -404,10 +426,7 @@ fn follow_leader(
             plain: false,
         });
     }
-    let shares = held.as_ref().is_some_and(|held| {
-        held.node.linked && held.node.ino == ino && held.node.same_content(&node)
-    });
-    if shares {
+    if leader.shares(&node, held.as_ref()) {
         let need = decide::need(&node, held.as_ref());
         return match decide::operation(need, at.path.clone(), node.clone(), Old::Keep) {
             Some(op) => pipeline.feed_ordered(Task::Do { at, op }),
@@ -417,7 +436,7 @@ fn follow_leader(
     let old = decide::old_of(held.as_ref(), pipeline.setting.replica.sealed);
     let op = Op::Link {
         path: at.path.clone(),
-        to: leader.clone(),
+        to: leader.path.clone(),
         node,
         old,
     };
