@@ -370,8 +370,8 @@ impl Trial {
         self.write_agent(mishap)?;
         let path = |name| self.world.path(name);
         match mishap {
-            // Where nothing was ever written, an empty place is no outage.
-            Mishap::SdaAway if self.is_used("sda") => fs::rename(path("sda"), path("sda.away"))?,
+            // Of a store that the catalog does not know an empty place is no outage.
+            Mishap::SdaAway if !self.listed.is_empty() => fs::rename(path("sda"), path("sda.away"))?,
             Mishap::CatalogOld(_) => copy_files(&path("state"), &path("state.old"))?,
             Mishap::CatalogLost if path("state").join("catalog.db").exists() => {
                 fs::remove_dir_all(path("state"))?;

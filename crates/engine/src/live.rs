@@ -172,6 +172,13 @@ impl Live {
         let Some((dir, name)) = self.at(path)? else {
             return Ok(None);
         };
+        // What is no file is not opened: a socket cannot be, and devices notice.
+        match dir.stat(name) {
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(stat) if stat.kind != Kind::File => return Ok(None),
+            Ok(_) => {}
+        }
         let file = match dir.open_file(name) {
             Err(error) if is_gone(&error) => return Ok(None),
             other => other?,
