@@ -124,6 +124,9 @@ words! {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     pub kind: HoldKind,
+    /// Which guard: what a release lets pass.
+    #[serde(default)]
+    pub stop: Option<String>,
     pub reason: String,
     pub remedy: String,
     pub since: Timestamp,

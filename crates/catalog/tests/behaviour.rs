@@ -387,7 +387,12 @@ fn links_and_contents_are_found() {
             4,
         )
         .unwrap();
-    let leader = |catalog: &Catalog| catalog.link_leader(first, 7, &|_, _| true).unwrap().map(|(p, _)| p);
+    let leader = |catalog: &Catalog| {
+        catalog
+            .link_leader(first, 7, &|_, _| true)
+            .unwrap()
+            .map(|(p, _)| p)
+    };
     assert_eq!(leader(&catalog), Some(path("b")));
     let rename = Op::Rename {
         from: path("b"),
@@ -554,6 +559,7 @@ fn a_finding_is_the_same_until_it_is_cleared() {
 fn a_hold_stays_until_released() {
     let (_dir, catalog, dataset, _) = catalog(&["s"]);
     let hold = Hold {
+        stop: None,
         kind: HoldKind::Guard,
         reason: "looks empty".into(),
         remedy: "thrice release d".into(),

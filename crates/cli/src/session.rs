@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
-use catalog::{Catalog, Mode};
+use catalog::{Catalog, Mode, RunStatus};
 use jiff::Timestamp;
 use policy::Config;
 
 use crate::args::Global;
 use crate::exit::{self, Usage};
 use crate::printer::Printer;
+
+/// Runs looked at for one that died.
+const RUNS: usize = 16;
 
 /// Finds, reads and checks the configuration. Warnings are said, errors end the command.
 pub fn config(global: &Global, printer: &Printer) -> Result<Config> {
@@ -36,14 +39,22 @@ pub fn catalog_to_write(config: &Config) -> Result<Catalog> {
     Ok(catalog)
 }
 
-/// Opens the catalog for reading. Runs that died are recorded first, where that is allowed now.
+/// Opens the catalog for reading. Runs that died are recorded first; the lock is asked for only
+/// where there is one, so that looking never stands in the way of a run.
 pub fn catalog_to_read(config: &Config) -> Result<Catalog> {
-    if config.host.state.join("catalog.db").exists()
-        && let Ok(catalog) = Catalog::open(&config.host.state, Mode::Write)
-    {
+    let reader = Catalog::open(&config.host.state, Mode::Read);
+    let died = match &reader {
+        Ok(catalog) => catalog.runs(RUNS)?.iter().any(|run| {
+            run.status == RunStatus::Running && !engine::is_alive(run.pid, &run.boot_id)
+        }),
+        // An older catalog is brought up to date by whoever may write.
+        Err(error) => matches!(error, catalog::Error::Older { .. }),
+    };
+    if died && let Ok(catalog) = Catalog::open(&config.host.state, Mode::Write) {
         catalog.mark_aborted(|_, _| false, now())?;
+        return Ok(Catalog::open(&config.host.state, Mode::Read)?);
     }
-    Ok(Catalog::open(&config.host.state, Mode::Read)?)
+    Ok(reader?)
 }
 
 /// The wall clock. Debug builds take `THRICE_NOW` (RFC 3339) for it: tests make clocks jump.

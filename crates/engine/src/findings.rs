@@ -79,6 +79,30 @@ impl<'a> Findings<'a> {
         Ok(())
     }
 
+    /// Other file systems mounted inside a dataset: nothing of them is in any copy.
+    pub(crate) fn not_entered(&self, dataset: &str, paths: &[RelPath]) -> Result<()> {
+        let kind = "not-entered";
+        let subject = |path: &RelPath| format!("{dataset}:{path}");
+        for path in paths {
+            let remedy = format!(
+                "set `cross_mounts = true` in [dataset.{dataset}], or give it a dataset of its own"
+            );
+            let message = "another file system is mounted there, and nothing of it is backed up";
+            self.raise(Severity::S2, kind, &subject(path), message, remedy)?;
+        }
+        let here = format!("{dataset}:");
+        for row in self.catalog.findings(true)? {
+            let known = &row.finding.subject;
+            let gone = row.finding.kind == kind
+                && known.starts_with(&here)
+                && !paths.iter().any(|path| subject(path) == *known);
+            if gone {
+                self.clear(kind, known)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What a leg came to.
     pub(crate) fn leg(
         &self,

@@ -10,7 +10,7 @@ use tree::FsIdentity;
 /// Why a dataset stops.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stop {
-    /// Stable word for the finding: `source-missing`, `source-empty`, `other-filesystem`,
+    /// Stable word for the finding: `source-missing`, `source-gone`, `source-moved`, `source-empty`, `other-filesystem`,
     /// `mass-change`, `store-full`, `store-identity`, `first-held`, `coverage`, `by-hand`.
     pub kind: String,
     pub reason: String,
@@ -37,7 +37,7 @@ impl Stop {
     pub fn can_be_accepted(&self) -> bool {
         matches!(
             self.kind.as_str(),
-            "source-empty" | "other-filesystem" | "mass-change"
+            "source-empty" | "source-gone" | "source-moved" | "other-filesystem" | "mass-change"
         )
     }
 }

@@ -36,6 +36,9 @@ pub(crate) enum Look {
 
 /// A live tree, as one thread reads it.
 pub(crate) struct Live {
+    /// The file system of the top directory: names of one inode are known as such only there,
+    /// for others may use the same numbers.
+    dev: Option<u64>,
     dirs: DirCache,
     buffer: Vec<u8>,
 }
@@ -66,7 +69,9 @@ impl From<store::Error> for Trouble {
 impl Live {
     /// Reads below `root`.
     pub(crate) fn new(root: Dir) -> Self {
+        let dev = root.stat_self().map(|stat| stat.dev).ok();
         Self {
+            dev,
             dirs: DirCache::new(root, 64),
             buffer: vec![0; 1 << 17],
         }
@@ -96,9 +101,16 @@ impl Live {
                 Err(error) if is_gone(&error) => return Ok(Look::Gone),
                 other => other?,
             };
-            if let Some(look) =
-                bring_file(session, path, &file, held, links, last, &mut self.buffer)?
-            {
+            if let Some(look) = bring_file(
+                session,
+                path,
+                &file,
+                self.dev,
+                held,
+                links,
+                last,
+                &mut self.buffer,
+            )? {
                 return Ok(look);
             }
         }
@@ -112,12 +124,13 @@ impl Live {
         held: Option<&Held>,
         links: bool,
     ) -> Result<Option<Look>, Trouble> {
+        let dev = self.dev;
         let Some((dir, name)) = self.at(path)? else {
             return Ok(Some(Look::Gone));
         };
         let stat = match dir.stat(name) {
             Err(error) if is_gone(&error) => return Ok(Some(Look::Gone)),
-            other => other?,
+            other => names_known(dev, other?),
         };
         if stat.kind == Kind::Dir {
             return Ok(Some(Look::Dir));
@@ -157,18 +170,20 @@ impl Live {
 
     /// The node at a path, without content; `None` when nothing is there.
     pub(crate) fn node(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
+        let dev = self.dev;
         let Some((dir, name)) = self.at(path)? else {
             return Ok(None);
         };
         match dir.stat(name) {
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
-            Ok(stat) => read_node(dir, name, &stat),
+            Ok(stat) => read_node(dir, name, &names_known(dev, stat)),
         }
     }
 
     /// The file at a path with its digest, if it is one and held still meanwhile.
     pub(crate) fn digest(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
+        let dev = self.dev;
         let Some((dir, name)) = self.at(path)? else {
             return Ok(None);
         };
@@ -183,7 +198,7 @@ impl Live {
             Err(error) if is_gone(&error) => return Ok(None),
             other => other?,
         };
-        let before = tree::stat_fd(&file)?;
+        let before = names_known(dev, tree::stat_fd(&file)?);
         if before.kind != Kind::File {
             return Ok(None);
         }
@@ -205,6 +220,15 @@ impl Live {
             Err(error) => Err(error),
         }
     }
+}
+
+/// What `stat` says, but that a file of another file system than the top directory's has but one
+/// name.
+fn names_known(dev: Option<u64>, mut stat: Stat) -> Stat {
+    if dev != Some(stat.dev) {
+        stat.nlink = 1;
+    }
+    stat
 }
 
 /// Whether an error says that the path is not there (any more), rather than unreadable.
@@ -245,16 +269,21 @@ fn hash_into(
 }
 
 /// One reading of a file. `None`: it changed meanwhile, read it again.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one reading, with all that it depends on"
+)]
 fn bring_file(
     session: &dyn Session,
     path: &RelPath,
     file: &File,
+    dev: Option<u64>,
     held: Option<&Held>,
     links: bool,
     last: bool,
     buffer: &mut [u8],
 ) -> Result<Option<Look>, Trouble> {
-    let before = tree::stat_fd(file)?;
+    let before = names_known(dev, tree::stat_fd(file)?);
     if before.kind != Kind::File {
         return Ok(Some(Look::Gone));
     }

@@ -5,12 +5,13 @@
 //! along; what did not is worked off afterwards like any other difference.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use catalog::{Catalog, Held, Key, Order, Pending, Replica, ReplicaId, What};
 use store::Op;
-use tree::{Kind, RelPath};
+use tree::{Dir, DirCache, Kind, Node, RelPath};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pipeline::{At, Pipeline, Task};
 use crate::ship::Rows;
 
@@ -59,10 +60,15 @@ pub(crate) fn follow(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     if any { pipeline.flush() } else { Ok(()) }
 }
 
-/// How many paths that look gone are new elsewhere: no reason for alarm.
-pub(crate) fn count(catalog: &Catalog, replica: &Replica) -> Result<u64> {
-    let mut gone: HashMap<u64, u64> = HashMap::new();
+/// How many files that look gone are new elsewhere, as they were: no reason for alarm. What was
+/// also written to since is gone as far as anyone can tell without reading it.
+pub(crate) fn count(catalog: &Catalog, replica: &Replica, root: &Dir) -> Result<u64> {
+    let mut gone: HashMap<u64, Vec<Node>> = HashMap::new();
     let mut moved = 0;
+    let mut dirs = DirCache::new(
+        Arc::new(root.open_dir(&RelPath::root()).map_err(again)?),
+        64,
+    );
     for what in [What::Gone, What::New] {
         let mut after: Option<Key> = None;
         loop {
@@ -70,21 +76,34 @@ pub(crate) fn count(catalog: &Catalog, replica: &Replica) -> Result<u64> {
                 catalog.pending(replica.id, after.as_ref(), Order::Asc, crate::ship::ROWS)?;
             let Some(last) = rows.last() else { break };
             after = Some(last.key());
-            for row in rows
-                .into_iter()
-                .filter(|row| row.what == what && row.ino != 0)
-            {
-                let left = gone.entry(row.ino).or_default();
-                if what == What::Gone {
-                    *left += 1;
-                } else if *left > 0 {
-                    *left -= 1;
-                    moved += 1;
+            for row in rows.into_iter().filter(|row| row.what == what) {
+                match row.held {
+                    Some(held) if what == What::Gone => {
+                        gone.entry(held.node.ino).or_default().push(held.node);
+                    }
+                    None if what == What::New => {
+                        let Some(before) = gone.get_mut(&row.ino).and_then(Vec::pop) else {
+                            continue;
+                        };
+                        let now = dirs.get(row.dir_path.as_bytes());
+                        let now = now.and_then(|dir| dir.stat(&row.name));
+                        // A directory's own times say nothing of what is in it.
+                        moved += u64::from(now.is_ok_and(|now| {
+                            now.kind == before.kind
+                                && (now.kind == Kind::Dir
+                                    || now.mtime == before.mtime && now.size == before.size)
+                        }));
+                    }
+                    _ => {}
                 }
             }
         }
     }
     Ok(moved)
+}
+
+fn again(error: std::io::Error) -> Error {
+    Error::io("opening the source")(error)
 }
 
 fn is_gone(row: &Pending, rows: &Rows) -> bool {

@@ -1,6 +1,6 @@
 //! A run: every dataset along its route, each on its own, none forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -75,7 +75,22 @@ struct Run<'a, 'e> {
     outcomes: BTreeMap<String, Vec<(Leg, Vec<Problem>)>>,
     findings: Findings<'a>,
     summary: Summary,
-    seen_full: Vec<String>,
+    /// Datasets that this run has let go of.
+    retired: BTreeSet<String>,
+}
+
+/// Which guards were told to let something pass.
+struct Accepted {
+    /// All that are about the data, by `--accept`.
+    any: bool,
+    /// The one that was released.
+    kind: Option<String>,
+}
+
+impl Accepted {
+    fn passes(&self, stop: &Stop) -> bool {
+        stop.can_be_accepted() && (self.any || self.kind.as_ref() == Some(&stop.kind))
+    }
 }
 
 impl Engine<'_> {
@@ -102,7 +117,7 @@ impl Engine<'_> {
             outcomes: BTreeMap::new(),
             findings: Findings::new(self.catalog, self.now),
             summary: Summary::new(id.clone()),
-            seen_full: Vec::new(),
+            retired: BTreeSet::new(),
         };
         let result = run.all(&expectation);
         run.summary.seconds = started.elapsed().as_secs_f64();
@@ -155,18 +170,22 @@ impl Run<'_, '_> {
         if self.options.step("prune") && !self.cancelled() {
             self.prune(&chosen)?;
         }
-        self.conclude(&chosen)
+        self.conclude(&chosen, !expectation.coverage.errors.is_empty())
     }
 
     fn cancelled(&self) -> bool {
         self.engine.cancel.load(Ordering::Relaxed)
     }
 
-    fn conclude(&mut self, chosen: &[&Expected]) -> Result<()> {
+    fn conclude(&mut self, chosen: &[&Expected], contradictions: bool) -> Result<()> {
         let mut worst = Status::Ok;
         let mut any_done = false;
         for expected in chosen {
             let legs = self.outcomes.remove(&expected.name).unwrap_or_default();
+            if legs.is_empty() && !self.cancelled() {
+                // The stores or steps asked for have nothing to do with it.
+                continue;
+            }
             let outcome = outcome_of(&expected.name, legs);
             any_done |= matches!(outcome.status, Status::Ok | Status::Partial);
             worst = worst.max(outcome.status);
@@ -177,6 +196,8 @@ impl Run<'_, '_> {
             // Zero things is failure (R7).
             _ if self.summary.datasets.is_empty() => Status::Failed,
             Status::Failed if any_done => Status::Partial,
+            // What has no route for now is in no dataset, and not done either.
+            Status::Ok if contradictions => Status::Partial,
             other => other,
         };
         for (name, opened) in self.pool.opened() {
@@ -213,9 +234,13 @@ impl Run<'_, '_> {
     ) -> Result<()> {
         let engine = self.engine;
         let store = expected.route[position].clone();
-        let dataset = engine
-            .catalog
-            .dataset(&expected.name, &expected.source_path)?;
+        let moved = self.moved_source(expected)?;
+        let dataset = match &moved {
+            Some((row, _)) => row.id,
+            None => engine
+                .catalog
+                .dataset(&expected.name, &expected.source_path)?,
+        };
         let route: Vec<&str> = expected.route.iter().map(String::as_str).collect();
         let replicas = engine.catalog.set_route(dataset, &route)?;
         let replica = replicas
@@ -232,7 +257,10 @@ impl Run<'_, '_> {
         engine
             .catalog
             .attempted(replica.id, RunStatus::Running, 0, now)?;
-        let result = work(self, expected, &replica);
+        let result = match moved {
+            Some((_, stop)) => Err(Error::Held(stop)),
+            None => work(self, expected, &replica),
+        };
         let (leg, problems, written) = self.judge(expected, &store, result)?;
         let now = (engine.now)();
         engine
@@ -261,6 +289,34 @@ impl Run<'_, '_> {
             .or_default()
             .push((leg, problems));
         Ok(())
+    }
+
+    /// The dataset's declaration names another place than the one that was backed up: what lies
+    /// there is other data until a person says that it is the same.
+    fn moved_source(&self, expected: &Expected) -> Result<Option<(catalog::Dataset, Stop)>> {
+        let Some(row) = self.engine.catalog.find_dataset(&expected.name)? else {
+            return Ok(None);
+        };
+        let known = !row.source.as_os_str().is_empty() && row.source != expected.source_path;
+        let replicas = self.engine.catalog.replicas(row.id)?;
+        if !known || replicas.iter().all(|replica| replica.files == 0) {
+            return Ok(None);
+        }
+        let stop = Stop::new(
+            "source-moved",
+            format!(
+                "`{}` was backed up from `{}`, and is declared at `{}` now",
+                expected.name,
+                row.source.display(),
+                expected.source_path.display()
+            ),
+            format!(
+                "if that is the same data: thrice run --accept {}",
+                expected.name
+            ),
+        );
+        let accepted = self.accepted(expected, &row);
+        Ok((!accepted.passes(&stop)).then_some((row, stop)))
     }
 
     /// Turns what a leg returned into what is said of it. Only errors of the catalog pass.
@@ -347,6 +403,7 @@ impl Run<'_, '_> {
         }
         let hold = Hold {
             kind: HoldKind::Guard,
+            stop: stop.can_be_accepted().then(|| stop.kind.clone()),
             reason: stop.reason.clone(),
             remedy: stop.remedy.clone(),
             since: dataset
@@ -361,9 +418,9 @@ impl Run<'_, '_> {
         let engine = self.engine;
         let catalog = engine.catalog;
         let dataset = self.may_run(expected)?;
-        let accepted = self.is_accepted(expected, &dataset);
+        let accepted = self.accepted(expected, &dataset);
         let Some(meant) = &expected.dataset else {
-            return self.source_gone(expected, dataset.id, accepted);
+            return self.source_gone(expected, dataset.id, &accepted);
         };
         let source = expected.source_path.display().to_string();
         let view = capture::view(&meant.source).map_err(|error| {
@@ -378,7 +435,7 @@ impl Run<'_, '_> {
             .as_deref()
             .and_then(|j| serde_json::from_str(j).ok());
         let moved = guard::other_filesystem(&meant.name, &source, before.as_ref(), &view.identity);
-        if let Some(stop) = moved.filter(|_| !accepted) {
+        if let Some(stop) = moved.filter(|stop| !accepted.passes(stop)) {
             return Err(Error::Held(stop));
         }
         let store_name = &expected.route[0];
@@ -411,7 +468,7 @@ impl Run<'_, '_> {
             cancel: engine.cancel,
         };
         let scan = self.scan(
-            meant, dataset.id, &replica, &walk, opened, &source, accepted,
+            meant, dataset.id, &replica, &walk, opened, &source, &accepted,
         )?;
         let identity = serde_json::to_string(&view.identity)
             .map_err(|_| Error::Internal("an identity that is no JSON"))?;
@@ -429,9 +486,10 @@ impl Run<'_, '_> {
             engine.observer.notice(&Notice::Problem(problem.clone()));
             shipped.problems.push(problem);
         }
+        self.findings.not_entered(&meant.name, &scan.not_entered)?;
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
         drop(session);
-        if accepted {
+        if dataset.accept.is_some() {
             catalog.set_accept(dataset.id, None)?;
         }
         if dataset.hold.is_some() {
@@ -441,7 +499,6 @@ impl Run<'_, '_> {
             FeedCoverage::Walk { why } => why,
             FeedCoverage::Dirty(_) => return Err(Error::Internal("a tracker that is not there")),
         };
-        self.seen_full.push(why.clone());
         self.summary.why_walked = Some(why);
         Ok((shipped, seal))
     }
@@ -470,25 +527,37 @@ impl Run<'_, '_> {
         }
     }
 
-    fn is_accepted(&self, expected: &Expected, dataset: &catalog::Dataset) -> bool {
-        dataset.accept.is_some() || self.options.accept.contains(&expected.name)
+    fn accepted(&self, expected: &Expected, dataset: &catalog::Dataset) -> Accepted {
+        Accepted {
+            any: self.options.accept.contains(&expected.name),
+            kind: dataset.accept.clone(),
+        }
     }
 
     /// A dataset that was backed up and whose folder is gone from its root.
-    fn source_gone(&self, expected: &Expected, dataset: DatasetId, accepted: bool) -> Result<Done> {
-        if !accepted {
-            return Err(Error::Held(Stop::new(
-                "source-missing",
-                format!("`{}` is gone", expected.source_path.display()),
-                format!(
-                    "mount it or put it back; to stop backing it up and keep its copies: \
-                     thrice run --accept {}",
-                    expected.name
-                ),
-            )));
+    fn source_gone(
+        &mut self,
+        expected: &Expected,
+        dataset: DatasetId,
+        accepted: &Accepted,
+    ) -> Result<Done> {
+        let stop = Stop::new(
+            "source-gone",
+            format!("`{}` is gone", expected.source_path.display()),
+            format!(
+                "mount it or put it back; to stop backing it up and keep its copies: \
+                 thrice run --accept {}",
+                expected.name
+            ),
+        );
+        if !accepted.passes(&stop) {
+            return Err(Error::Held(stop));
         }
-        self.engine.catalog.set_route(dataset, &[])?;
-        self.engine.catalog.release(dataset)?;
+        let catalog = self.engine.catalog;
+        catalog.set_route(dataset, &[])?;
+        catalog.release(dataset)?;
+        catalog.set_accept(dataset, None)?;
+        self.retired.insert(expected.name.clone());
         self.engine.observer.notice(&Notice::Note {
             dataset: Some(expected.name.clone()),
             message: "no longer backed up; its copies stay and can be restored".into(),
@@ -509,7 +578,7 @@ impl Run<'_, '_> {
         walk: &Walk<'_>,
         opened: &Opened,
         source: &str,
-        accepted: bool,
+        accepted: &Accepted,
     ) -> Result<Scan> {
         let catalog = self.engine.catalog;
         catalog.atomically(|| {
@@ -529,14 +598,26 @@ impl Run<'_, '_> {
                     Ok(())
                 })?;
             if scan.counts.gone >= meant.guard.files {
-                scan.counts.gone -= moves::count(catalog, replica)?.min(scan.counts.gone);
+                let moved = moves::count(catalog, replica, walk.root)?;
+                scan.counts.gone -= moved.min(scan.counts.gone);
+            }
+            // A first store that is new knows of nothing: what a later one holds counts too.
+            for other in catalog.replicas(dataset)? {
+                let missing = other.files.saturating_sub(scan.counts.seen + 1);
+                if replica.sealed == 0 && other.files > scan.counts.held {
+                    scan.counts.held = other.files;
+                    scan.counts.gone = scan.counts.gone.max(missing);
+                }
+            }
+            for (path, _) in &scan.unreadable {
+                ship::note_path(catalog, dataset, replica, path)?;
             }
             let spec = &opened.spec;
             let space = opened.store().info().map_err(Error::at(&spec.name))?.space;
             let full = guard::full(&spec.name, &space, spec.stop_full, scan.bytes, scan.new);
             let changed = guard::emptied(&meant.name, source, &scan.counts)
                 .or_else(|| guard::mass_change(&meant.name, &meant.guard, &scan.counts))
-                .filter(|_| !accepted);
+                .filter(|stop| !accepted.passes(stop));
             if let Some(stop) = changed.or(full) {
                 return Err(Error::Held(stop));
             }
@@ -649,7 +730,8 @@ impl Run<'_, '_> {
                 let Some(store) = expected.route.get(position) else {
                     continue;
                 };
-                if self.options.store(store) && !self.cancelled() {
+                let wanted = self.options.store(store) && !self.retired.contains(&expected.name);
+                if wanted && !self.cancelled() {
                     self.leg("offsite", expected, position, Self::offsite)?;
                 }
             }
@@ -765,27 +847,41 @@ impl Run<'_, '_> {
     }
 
     fn prune(&mut self, chosen: &[&Expected]) -> Result<()> {
+        let alone = self.options.steps == ["prune"];
         for expected in chosen {
-            for store in &expected.route {
-                let Ok(opened) = self.pool.opened_one(store) else {
-                    continue;
+            for store in expected
+                .route
+                .iter()
+                .filter(|store| self.options.store(store))
+            {
+                // In a whole run a store that could not be opened has been told of already.
+                let opened = match alone {
+                    true => self.open(store),
+                    false => self.pool.opened_one(store).map(drop),
                 };
-                let result = prune::prune(self.engine, &expected.name, opened);
-                if let Err(error) = result {
-                    if matches!(error, Error::Catalog(_)) {
-                        return Err(error);
+                let result = match (opened, alone) {
+                    (Err(_), false) => continue,
+                    (Err(error), true) => Err(error),
+                    (Ok(()), _) => {
+                        let opened = self.pool.opened_one(store)?;
+                        prune::prune(self.engine, &expected.name, opened).map(drop)
                     }
-                    let leg = Leg {
-                        store: store.clone(),
-                        status: Status::Failed,
-                        error: Some(format!("pruning: {error}")),
-                        version: None,
-                    };
-                    self.outcomes
-                        .entry(expected.name.clone())
-                        .or_default()
-                        .push((leg, Vec::new()));
-                }
+                };
+                let (status, error) = match result {
+                    Ok(()) if !alone => continue,
+                    Ok(()) => (Status::Ok, None),
+                    Err(Error::Catalog(error)) => return Err(error.into()),
+                    Err(error) => (Status::Failed, Some(format!("pruning: {error}"))),
+                };
+                let (store, version) = (store.clone(), None);
+                let leg = Leg {
+                    store,
+                    status,
+                    error,
+                    version,
+                };
+                let legs = self.outcomes.entry(expected.name.clone()).or_default();
+                legs.push((leg, Vec::new()));
             }
         }
         Ok(())
@@ -808,7 +904,7 @@ fn outcome_of(name: &str, legs: Vec<(Leg, Vec<Problem>)>) -> DatasetOutcome {
         .iter()
         .map(|leg| leg.status)
         .max()
-        .unwrap_or(Status::Ok);
+        .unwrap_or(Status::Aborted);
     let any_ok = legs
         .iter()
         .any(|leg| matches!(leg.status, Status::Ok | Status::Partial));

@@ -6,7 +6,7 @@
 //! directories.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
 use store::{Old, Op, Session};
@@ -130,22 +130,12 @@ pub(crate) fn note_path(
     replica: &catalog::Replica,
     path: &RelPath,
 ) -> Result<()> {
-    note_path_as(catalog, dataset, replica, path, What::Changed)
-}
-
-fn note_path_as(
-    catalog: &Catalog,
-    dataset: DatasetId,
-    replica: &catalog::Replica,
-    path: &RelPath,
-    what: What,
-) -> Result<()> {
     let parent = path.parent().unwrap_or_default();
     let Some(dir) = catalog.dir_id(dataset, &parent, true)? else {
         return Err(Error::Internal("a directory was asked for and not made"));
     };
     let name = path.name().unwrap_or_default();
-    Ok(catalog.note_replica(replica.id, dir, name, what, 0, 0, u64::MAX)?)
+    Ok(catalog.note_replica(replica.id, dir, name, What::Changed, 0, 0, u64::MAX)?)
 }
 
 /// Where the rows of an outbox get their other side from.
@@ -198,25 +188,12 @@ impl Rows {
 
 /// Works off the outbox of the pipeline's replica.
 pub(crate) fn work_off(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
-    note_written(pipeline)?;
     moves::follow(pipeline, rows)?;
     remove(pipeline, rows)?;
     bring(pipeline, rows)?;
     link(pipeline)?;
     directories(pipeline, rows)?;
     pipeline.flush()
-}
-
-/// Where a session that did not seal has written, directories have other times than are
-/// recorded of them.
-fn note_written(pipeline: &Pipeline<'_>) -> Result<()> {
-    let (catalog, replica) = (pipeline.catalog, &pipeline.setting.replica);
-    catalog.atomically(|| {
-        for dir in &pipeline.setting.written {
-            note_path_as(catalog, replica.dataset, replica, dir, What::Parent)?;
-        }
-        Ok(())
-    })
 }
 
 fn at(row: &Pending) -> At {
@@ -226,9 +203,38 @@ fn at(row: &Pending) -> At {
     }
 }
 
+/// What is pending for a replica, all of it.
+fn pending_paths(catalog: &Catalog, replica: catalog::ReplicaId) -> Result<HashSet<RelPath>> {
+    let mut paths = HashSet::new();
+    let mut after: Option<Key> = None;
+    loop {
+        let rows = catalog.pending(replica, after.as_ref(), Order::Asc, ROWS)?;
+        let Some(last) = rows.last() else {
+            return Ok(paths);
+        };
+        after = Some(last.key());
+        // A directory whose times alone are to be set again has been read.
+        let unknown = rows.iter().filter(|row| row.what != What::Parent);
+        paths.extend(unknown.map(Pending::path));
+    }
+}
+
+/// Whether a path, or a directory that it lies in, is among those.
+fn is_in_doubt(doubt: &HashSet<RelPath>, path: &RelPath) -> bool {
+    let mut at = Some(path.clone());
+    while let Some(path) = at {
+        if doubt.contains(&path) {
+            return true;
+        }
+        at = path.parent();
+    }
+    false
+}
+
 /// Deletes what is gone or of another kind now, children first.
 fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     let mut any = false;
+    let mut in_doubt: Option<HashSet<RelPath>> = None;
     rows.each(pipeline, Order::Desc, &mut |pipeline, row| {
         let at = at(&row);
         let Some(held) = row.held else { return Ok(()) };
@@ -239,6 +245,20 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
                 .as_ref()
                 .is_none_or(|f| f.node.kind != held.node.kind),
         };
+        if let (true, Rows::First(first)) = (goes, rows) {
+            if in_doubt.is_none() {
+                in_doubt = Some(pending_paths(pipeline.catalog, *first)?);
+            }
+            // What the first store could not be given, it cannot say is gone.
+            let doubt = in_doubt
+                .as_ref()
+                .is_some_and(|doubt| is_in_doubt(doubt, &at.path));
+            if doubt {
+                let message = "is kept: the first store does not know whether it is gone";
+                pipeline.problem(None, at, message.to_owned());
+                return Ok(());
+            }
+        }
         if goes {
             any = true;
             pipeline.feed_ordered(Task::Remove { at, held })?;
@@ -443,13 +463,33 @@ fn follow_leader(
     pipeline.feed_ordered(Task::Do { at, op })
 }
 
+/// Adds the directories in which something was made or removed to those that differ.
+fn also_written(pipeline: &Pipeline<'_>, dirs: &mut Vec<At>) -> Result<BTreeSet<RelPath>> {
+    let (catalog, replica) = (pipeline.catalog, &pipeline.setting.replica);
+    let mut written = pipeline.written();
+    for at in dirs.iter() {
+        // It is made here, in its parent.
+        if catalog.held(replica.id, &at.path)?.is_none() {
+            written.extend(at.path.parent());
+        }
+    }
+    let differ: HashSet<RelPath> = dirs.iter().map(|at| at.path.clone()).collect();
+    for path in written.iter().filter(|path| !differ.contains(path)) {
+        let dir = catalog.dir_id(replica.dataset, &path.parent().unwrap_or_default(), true)?;
+        let path = path.clone();
+        dirs.push(At { dir, path });
+    }
+    Ok(written)
+}
+
 /// Gives directories their attributes, deepest first: what was done in them moved their times.
 fn directories(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     let mut dirs = std::mem::take(&mut pipeline.dirs);
+    let written = also_written(pipeline, &mut dirs)?;
     // The top directory lies in itself, under a name that comes before all others.
     dirs.sort_by(|a, b| (b.dir, b.name()).cmp(&(a.dir, a.name())));
-    let force = pipeline.tally.submitted > 0 || !pipeline.setting.written.is_empty();
     for at in dirs {
+        let force = written.contains(&at.path);
         let held = pipeline
             .catalog
             .held(pipeline.setting.replica.id, &at.path)?;

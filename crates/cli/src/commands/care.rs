@@ -104,6 +104,7 @@ pub fn hold(global: &Global, printer: &Printer, name: &str, why: &str) -> Result
     let dataset = target::dataset(&catalog, name)?;
     let hold = Hold {
         kind: HoldKind::User,
+        stop: None,
         reason: why.to_owned(),
         remedy: format!("thrice release {name}"),
         since: session::now(),
@@ -133,8 +134,9 @@ pub fn release(global: &Global, printer: &Printer, args: &ReleaseArgs) -> Result
         printer.say(&format!("`{name}` is not held"));
         return Ok(exit::OK);
     };
-    if hold.kind == HoldKind::Guard {
-        catalog.set_accept(dataset.id, Some(&hold.reason))?;
+    // Only this guard lets it pass, and only once.
+    if let Some(stop) = &hold.stop {
+        catalog.set_accept(dataset.id, Some(stop))?;
     }
     catalog.release(dataset.id)?;
     printer.say(&format!(
