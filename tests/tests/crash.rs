@@ -371,7 +371,9 @@ impl Trial {
         let path = |name| self.world.path(name);
         match mishap {
             // Of a store that the catalog does not know an empty place is no outage.
-            Mishap::SdaAway if !self.listed.is_empty() => fs::rename(path("sda"), path("sda.away"))?,
+            Mishap::SdaAway if !self.listed.is_empty() => {
+                fs::rename(path("sda"), path("sda.away"))?
+            }
             Mishap::CatalogOld(_) => copy_files(&path("state"), &path("state.old"))?,
             Mishap::CatalogLost if path("state").join("catalog.db").exists() => {
                 fs::remove_dir_all(path("state"))?;
@@ -506,7 +508,9 @@ impl Trial {
         );
         self.jump();
         let written = self.clean_run()?.summary()?["bytes_written"].clone();
-        let nothing = written.as_object().is_some_and(|all| all.values().all(|n| *n == 0));
+        let nothing = written
+            .as_object()
+            .is_some_and(|all| all.values().all(|n| *n == 0));
         ensure!(nothing, "nothing changed, but {written} was written");
         self.all_alike()?;
         self.no_temporaries()
@@ -546,16 +550,20 @@ impl Trial {
     fn all_listed(&self) -> Result<()> {
         for (dataset, versions) in self.all_versions()? {
             let listed = self.listed.iter().filter(|(of, _)| *of == dataset);
-            let mut wanted: Vec<&String> = listed.map(|(_, version)| version).collect();
-            if let Some(keep) = self.keep {
-                wanted.drain(..wanted.len().saturating_sub(keep.saturating_sub(1)));
-            }
-            for version in wanted {
-                ensure!(
-                    versions.iter().any(|listed| listed.name == *version),
-                    "{dataset}: {version} is gone; there are {versions:#?}"
-                );
-            }
+            let now: BTreeSet<&String> = versions.iter().map(|version| &version.name).collect();
+            let mut all = now.clone();
+            all.extend(listed.map(|(_, version)| version));
+            let keep = self.keep.unwrap_or(all.len());
+            let gone: Vec<_> = all
+                .iter()
+                .rev()
+                .take(keep)
+                .filter(|v| !now.contains(**v))
+                .collect();
+            ensure!(
+                gone.is_empty(),
+                "{dataset}: {gone:?} are gone; there are {now:?}"
+            );
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use catalog::{Catalog, DirId, Held, Replica, What};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
@@ -145,7 +146,7 @@ pub(crate) struct Setting<'a> {
     pub(crate) to: &'a str,
     pub(crate) replica: Replica,
     pub(crate) number: u64,
-    /// Directories in which sessions since the last seal have written.
+    /// Directories in which earlier sessions since the last seal have written.
     pub(crate) written: BTreeSet<RelPath>,
     pub(crate) workers: usize,
     pub(crate) cancel: &'a AtomicBool,
@@ -169,6 +170,7 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) failed: Vec<RelPath>,
     /// Whether what fails now is tried once more, and told only then.
     pub(crate) first_try: bool,
+    written: &'a Mutex<BTreeSet<RelPath>>,
     session: &'a dyn Session,
     work: Sender<Vec<Task>>,
     ordered: Sender<Vec<Task>>,
@@ -200,6 +202,7 @@ pub(crate) fn run<'a, T>(
     let (done_tx, done) = bounded(QUEUE);
     let tickets = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
+    let written = Mutex::new(setting.written.clone());
     std::thread::scope(|scope| {
         let last = origins.pop();
         for (origin, tasks) in origins
@@ -214,6 +217,8 @@ pub(crate) fn run<'a, T>(
                 tickets: &tickets,
                 stop: &stop,
                 sealed,
+                written: &written,
+                wrote: None,
             };
             let done = done_tx.clone();
             scope.spawn(move || worker.serve(&tasks, &done));
@@ -230,6 +235,7 @@ pub(crate) fn run<'a, T>(
             damaged: Vec::new(),
             failed: Vec::new(),
             first_try: false,
+            written: &written,
             session,
             work,
             ordered,
@@ -260,6 +266,11 @@ impl Pipeline<'_> {
     /// Whether the user wants to stop.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.setting.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Directories in which something was made or removed since the last seal.
+    pub(crate) fn written(&self) -> BTreeSet<RelPath> {
+        lock(self.written).clone()
     }
 
     /// Hands a task to any worker, sooner or later.
@@ -524,6 +535,9 @@ struct Worker<'a> {
     tickets: &'a AtomicU64,
     stop: &'a AtomicBool,
     sealed: u64,
+    written: &'a Mutex<BTreeSet<RelPath>>,
+    /// The directory noted last in `written`.
+    wrote: Option<RelPath>,
 }
 
 impl Worker<'_> {
@@ -595,7 +609,13 @@ impl Worker<'_> {
         }
     }
 
-    fn submit(&self, op: Op, staged: Option<Staged>) -> store::Result<()> {
+    fn submit(&mut self, op: Op, staged: Option<Staged>) -> store::Result<()> {
+        // Mostly it is the directory of the operation before.
+        let known = self.wrote.is_some() && self.wrote == written_in(&op);
+        if !known {
+            note_written(&mut lock(self.written), &op);
+            self.wrote = written_in(&op);
+        }
         self.session
             .submit(self.tickets.fetch_add(1, Ordering::Relaxed), op, staged)
     }
@@ -694,7 +714,7 @@ impl Worker<'_> {
 
     /// The path vanished after the scan: a deletion like any other, but for directories, whose
     /// contents come first; the next run sees them.
-    fn gone(&self, at: &At, held: Option<&Held>) -> Result<Done, Trouble> {
+    fn gone(&mut self, at: &At, held: Option<&Held>) -> Result<Done, Trouble> {
         let Some(held) = held else {
             return Ok(Done::Absent(at.clone()));
         };
@@ -815,6 +835,29 @@ impl Worker<'_> {
         self.submit(op, None)?;
         Ok(SENT)
     }
+}
+
+/// Adds the directories in which an operation makes or removes a name: their times move.
+pub(crate) fn note_written(written: &mut BTreeSet<RelPath>, op: &Op) {
+    if let Op::Rename { from, to } = op {
+        let moved: Vec<RelPath> = written.iter().filter_map(|dir| dir.strip(from)).collect();
+        written.extend(moved.iter().map(|below| to.join_path(below)));
+        written.extend([from.parent(), to.parent()].into_iter().flatten());
+    }
+    written.extend(written_in(op));
+}
+
+/// The one directory in which an operation makes or removes a name, where there is one.
+fn written_in(op: &Op) -> Option<RelPath> {
+    match op {
+        Op::Put { path, .. } | Op::Link { path, .. } | Op::Delete { path, .. } => path.parent(),
+        Op::Meta { .. } | Op::Rename { .. } | Op::Repair { .. } => None,
+    }
+}
+
+/// A set of paths is whole whoever panicked beside it.
+fn lock(paths: &Mutex<BTreeSet<RelPath>>) -> MutexGuard<'_, BTreeSet<RelPath>> {
+    paths.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const SENT: Done = Done::Sent {

@@ -5,10 +5,11 @@
 use std::collections::BTreeSet;
 
 use catalog::{Catalog, Replica, ReplicaId};
-use store::{Begun, LogRecord, Op, Store};
+use store::{Begun, LogRecord, Store};
 use tree::RelPath;
 
 use crate::error::{Error, Result};
+use crate::pipeline::note_written;
 
 /// Records replayed in one transaction.
 const REPLAY: usize = 4096;
@@ -154,17 +155,8 @@ pub(crate) fn written(
         return Ok(written);
     }
     let read = store.read_log(dataset, None, &mut |record| {
-        match &record {
-            LogRecord::Op(Op::Rename { from, to }) => {
-                let inside: Vec<RelPath> =
-                    written.iter().filter_map(|dir| dir.strip(from)).collect();
-                written.extend(inside.iter().map(|below| to.join_path(below)));
-                written.extend([from.parent(), to.parent()].into_iter().flatten());
-            }
-            LogRecord::Op(op @ (Op::Put { .. } | Op::Link { .. } | Op::Delete { .. })) => {
-                written.extend(op.path().parent());
-            }
-            LogRecord::Op(Op::Meta { .. } | Op::Repair { .. }) | LogRecord::Begin { .. } => {}
+        if let LogRecord::Op(op) = &record {
+            note_written(&mut written, op);
         }
         Ok(())
     });
