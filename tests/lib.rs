@@ -24,3 +24,47 @@ pub fn skip(reason: impl std::fmt::Display) -> anyhow::Result<()> {
     eprintln!("SKIPPED: {reason}");
     Ok(())
 }
+
+/// `let mut world = two_legs!();`: the test is skipped where there is no sshd.
+#[macro_export]
+macro_rules! two_legs {
+    () => {
+        match $crate::World::two_legs() {
+            Ok(world) => world,
+            Err(reason) if reason.to_string().contains("not installed") => {
+                return $crate::skip(reason);
+            }
+            Err(error) => return Err(error),
+        }
+    };
+}
+
+/// What a store holds as plain files, or a restore brought, must be this tree.
+///
+/// # Errors
+/// When it is not: every difference.
+pub fn same(live: &std::path::Path, copy: &std::path::Path) -> anyhow::Result<()> {
+    let what = Compare {
+        flags: false,
+        ..Compare::default()
+    };
+    let found = compare_trees(live, copy, &what)?;
+    anyhow::ensure!(
+        found.is_empty(),
+        "{} is not {}:\n{}",
+        copy.display(),
+        live.display(),
+        found.join("\n")
+    );
+    Ok(())
+}
+
+/// Bytes that neither compress nor repeat.
+pub fn noise(seed: u8, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new()
+        .update(&[seed])
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}

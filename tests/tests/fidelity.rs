@@ -152,15 +152,21 @@ fn r11_changed_metadata_alone_is_carried_and_content_is_not_sent() -> Result<()>
 }
 
 #[test]
+#[ignore = "takes minutes; by hand: cargo test -p blackbox --test fidelity -- --ignored"]
 fn r11_the_hostile_tree_in_full() -> Result<()> {
     if !is_root() {
         return skip("half of it needs root");
     }
-    let world = World::one_store()?;
+    let (world, stores) = two_legs_or_one()?;
     let docs = world.live().join("docs");
     std::fs::create_dir(&docs)?;
     let omitted = hostile_tree(&docs, &Scale::FULL)?;
     ensure!(omitted.is_empty(), "{omitted:?}");
     world.expect(&["run"], 0)?;
-    check(&docs, &world.restore("docs", "sda", "full")?)
+    for store in stores {
+        check(&docs, &world.restore("docs", store, store)?)?;
+    }
+    let summary = world.expect(&["run", "--json"], 0)?.summary()?;
+    ensure!(summary["files_changed"] == 0, "{summary:#}");
+    Ok(())
 }

@@ -5,36 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{Compare, FileSystem, LoopFs, World, compare_trees, skip};
+use blackbox::{FileSystem, LoopFs, World, noise, read_tree, same, skip, two_legs};
 use rustix::process::Signal;
-
-/// `let mut world = two_legs!();`: the test is skipped where there is no sshd.
-macro_rules! two_legs {
-    () => {
-        match World::two_legs() {
-            Ok(world) => world,
-            Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
-            Err(error) => return Err(error),
-        }
-    };
-}
-
-/// What a store holds as plain files must be this tree.
-fn same(live: &Path, copy: &Path) -> Result<()> {
-    let what = Compare {
-        flags: false,
-        ..Compare::default()
-    };
-    let found = compare_trees(live, copy, &what)?;
-    ensure!(
-        found.is_empty(),
-        "{} is not {}:\n{}",
-        copy.display(),
-        live.display(),
-        found.join("\n")
-    );
-    Ok(())
-}
 
 fn some_files(world: &World, dataset: &str) -> Result<()> {
     for number in 0..20 {
@@ -44,16 +16,6 @@ fn some_files(world: &World, dataset: &str) -> Result<()> {
         )?;
     }
     Ok(())
-}
-
-/// Bytes that neither compress nor repeat.
-fn noise(seed: u8, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new()
-        .update(&[seed])
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
 }
 
 /// Waits until something lies in a store's `tmp/`.
@@ -233,6 +195,39 @@ fn r01_a_fresh_empty_local_disk_does_not_empty_the_offsite_copy() -> Result<()> 
 }
 
 #[test]
+fn r01_a_mass_change_is_code_4_until_it_is_accepted() -> Result<()> {
+    let world = two_legs!();
+    for number in 0..300 {
+        world.write(&format!("docs/f{number}"), number.to_string())?;
+    }
+    world.expect(&["run"], 0)?;
+    let before = read_tree(&world.live().join("docs"))?;
+    for number in 0..250 {
+        std::fs::remove_file(world.live().join(format!("docs/f{number}")))?;
+    }
+    let outcome = world.expect(&["run"], 4)?;
+    ensure!(
+        outcome.stderr.contains("--accept docs"),
+        "no remedy is named\n{outcome}"
+    );
+    for store in ["sda", "nas"] {
+        let copy = read_tree(&world.path(store).join("docs"))?;
+        ensure!(copy.len() == before.len(), "something is gone from {store}");
+    }
+    ensure!(world.status("docs", "nas")?["state"] == "held");
+    world.expect(&["run", "--accept", "docs"], 0)?;
+    for store in ["sda", "nas"] {
+        same(&world.live().join("docs"), &world.path(store).join("docs"))?;
+    }
+    // Deleted is not gone.
+    let to = world.path("out").join("f7");
+    let target = to.to_string_lossy();
+    world.expect(&["restore", "docs:f7", "--at", "1", "--to", &target], 0)?;
+    ensure!(std::fs::read(to.join("f7"))? == b"7");
+    Ok(())
+}
+
+#[test]
 fn r02_a_job_deletes_only_what_it_owns() -> Result<()> {
     let world = two_legs!();
     some_files(&world, "docs")?;
@@ -386,6 +381,97 @@ fn r03_a_version_never_changes_afterwards() -> Result<()> {
         )?;
         same(&world.path("then"), &to)?;
     }
+    Ok(())
+}
+
+/// Runs on the day given, with this code.
+fn run_on(world: &World, day: &str, code: i32) -> Result<()> {
+    let mut command = world.command(&["run"]);
+    command.env("THRICE_NOW", format!("{day}T05:00:00Z"));
+    let outcome = blackbox::Running::spawn(&mut command)?.wait()?;
+    ensure!(
+        outcome.code == Some(code),
+        "{day}, {code} wanted\n{outcome}"
+    );
+    Ok(())
+}
+
+/// The days of a dataset's versions that can be restored.
+fn days(world: &World, store: &str) -> Result<Vec<String>> {
+    let list = world.expect(&["versions", "docs", "--json"], 0)?.stdout;
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    let rows = list["versions"].as_array().context("no versions")?;
+    let here = |row: &&serde_json::Value| {
+        let stores = row["stores"].as_array();
+        stores.is_some_and(|stores| stores.iter().any(|name| name == store))
+    };
+    let day = |row: &serde_json::Value| row["sealed_at"].as_str().map(|at| at[..10].to_owned());
+    Ok(rows.iter().filter(here).filter_map(day).collect())
+}
+
+#[test]
+fn r04_retention_counts_good_versions_and_keeps_the_last_one() -> Result<()> {
+    let mut world = World::new()?;
+    let keep = "keep = { daily = 2 }\n\n";
+    let head = world.head().trim_end().to_owned();
+    world.configure(&format!("{head}\n{keep}{}", world.root(&["sda"])))?;
+    for day in ["2026-11-01", "2026-11-02", "2026-11-03", "2026-11-04"] {
+        world.write("docs/f", day)?;
+        run_on(&world, day, 0)?;
+    }
+    ensure!(
+        days(&world, "sda")? == ["2026-11-03", "2026-11-04"],
+        "{:?}",
+        days(&world, "sda")?
+    );
+    // Days on which it failed in part cost no good version.
+    world.write("docs/secret", "nobody reads this")?;
+    let unreadable = std::os::unix::fs::PermissionsExt::from_mode(0);
+    std::fs::set_permissions(world.live().join("docs/secret"), unreadable)?;
+    world.become_nobody()?;
+    for day in ["2026-11-05", "2026-11-06", "2026-11-07", "2026-11-08"] {
+        world.write("docs/f", day)?;
+        run_on(&world, day, 1)?;
+    }
+    let left = days(&world, "sda")?;
+    for good in ["2026-11-03", "2026-11-04"] {
+        ensure!(
+            left.iter().any(|day| day == good),
+            "{good} is gone: {left:?}"
+        );
+    }
+    let to = world.path("out").join("good");
+    let target = to.to_string_lossy();
+    let words = ["restore", "docs", "--at", "2026-11-04", "--to", &target];
+    world.expect(&words, 0)?;
+    ensure!(std::fs::read(to.join("f"))? == b"2026-11-04");
+    Ok(())
+}
+
+#[test]
+fn r04_a_wrong_clock_costs_no_version() -> Result<()> {
+    let world = World::new()?;
+    let keep = "keep = { daily = 3 }\n\n";
+    let head = world.head().trim_end().to_owned();
+    world.configure(&format!("{head}\n{keep}{}", world.root(&["sda"])))?;
+    let all = [
+        "2026-11-01",
+        "2026-11-02",
+        "2099-01-01",
+        "1999-01-01",
+        "2026-11-03",
+    ];
+    for (at, day) in all.iter().enumerate() {
+        world.write("docs/f", day)?;
+        run_on(&world, day, 0)?;
+        // Whatever the clock says, the newest three stay.
+        let left = days(&world, "sda")?;
+        ensure!(
+            left == all[at.saturating_sub(2)..=at],
+            "after {day}: {left:?}"
+        );
+    }
+    world.expect(&["verify"], 0)?;
     Ok(())
 }
 
