@@ -477,6 +477,8 @@ impl Run<'_, '_> {
         let setting = self.setting(&meant.name, None, store_name, &replica, number, opened)?;
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         for (path, error) in &scan.unreadable {
+            // Pending, whatever else was done there: nobody knows what is in it.
+            ship::note_path(catalog, dataset.id, &replica, path)?;
             let problem = Problem {
                 dataset: meant.name.clone(),
                 store: None,
@@ -608,9 +610,6 @@ impl Run<'_, '_> {
                     scan.counts.held = other.files;
                     scan.counts.gone = scan.counts.gone.max(missing);
                 }
-            }
-            for (path, _) in &scan.unreadable {
-                ship::note_path(catalog, dataset, replica, path)?;
             }
             let spec = &opened.spec;
             let space = opened.store().info().map_err(Error::at(&spec.name))?.space;
