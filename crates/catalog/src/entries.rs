@@ -209,7 +209,7 @@ impl Catalog {
         &self,
         replica: ReplicaId,
         ino: u64,
-        fits: &dyn Fn(&RelPath, &Held) -> bool,
+        fits: &dyn Fn(&RelPath, &Held) -> Result<bool>,
     ) -> Result<Option<(RelPath, Held)>> {
         let mut select = self.conn.prepare_cached(
             "SELECT dir.path, entry.name, born, since, node FROM entry INDEXED BY entry_link
@@ -220,7 +220,7 @@ impl Catalog {
         while let Some(row) = rows.next()? {
             let path = crate::node::join(&read_path(blob(row, 0)?)?, blob(row, 1)?);
             let held = read_held(row, 2)?;
-            if fits(&path, &held) {
+            if fits(&path, &held)? {
                 return Ok(Some((path, held)));
             }
         }

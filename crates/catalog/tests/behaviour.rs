@@ -389,7 +389,7 @@ fn links_and_contents_are_found() {
         .unwrap();
     let leader = |catalog: &Catalog| {
         catalog
-            .link_leader(first, 7, &|_, _| true)
+            .link_leader(first, 7, &|_, _| Ok(true))
             .unwrap()
             .map(|(p, _)| p)
     };
@@ -400,7 +400,10 @@ fn links_and_contents_are_found() {
     };
     catalog.ack(first, 1, [&rename], 5).unwrap();
     assert_eq!(leader(&catalog), Some(path("a/x")));
-    assert_eq!(catalog.link_leader(first, 8, &|_, _| true).unwrap(), None);
+    assert_eq!(
+        catalog.link_leader(first, 8, &|_, _| Ok(true)).unwrap(),
+        None
+    );
     catalog.seal(first, &seal(1)).unwrap();
     catalog
         .ack(later, 1, [&put("c", 7, 10), &put("d", 7, 11)], 2)

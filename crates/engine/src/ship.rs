@@ -191,7 +191,7 @@ pub(crate) fn work_off(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     moves::follow(pipeline, rows)?;
     remove(pipeline, rows)?;
     bring(pipeline, rows)?;
-    link(pipeline)?;
+    link(pipeline, rows)?;
     directories(pipeline, rows)?;
     pipeline.flush()
 }
@@ -361,7 +361,7 @@ impl Leader {
 
 /// Brings one name of each inode that has several, and makes the others links to it. One that
 /// is held already leads: its content need not be brought again.
-fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
+fn link(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     let mut names = std::mem::take(&mut pipeline.links);
     if names.is_empty() {
         return Ok(());
@@ -376,7 +376,7 @@ fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
             followers.push(name);
             continue;
         };
-        if let Some((path, held)) = settled_name(pipeline, &name, &coming)? {
+        if let Some((path, held)) = settled_name(pipeline, rows, &name, &coming)? {
             let before = Some(held);
             leader.insert(Leader { path, before });
             followers.push(name);
@@ -410,17 +410,23 @@ fn link(pipeline: &mut Pipeline<'_>) -> Result<()> {
 /// between the first name and the others, say.
 fn settled_name(
     pipeline: &Pipeline<'_>,
+    rows: &Rows,
     name: &Name,
     coming: &HashSet<RelPath>,
 ) -> Result<Option<(RelPath, Held)>> {
-    let is_same = |held: &Held| match (&name.stat, &name.want) {
-        (Some(stat), _) => held.node.is_unchanged(stat),
-        (None, Some(want)) => want.same_content(&held.node) && want.ctime == held.node.ctime,
-        (None, None) => false,
+    let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
+    let is_same = |path: &RelPath, held: &Held| match rows {
+        Rows::Live => Ok(name
+            .stat
+            .as_ref()
+            .is_some_and(|stat| held.node.is_unchanged(stat))),
+        Rows::First(first) => {
+            let theirs = catalog.held(*first, path)?;
+            Ok(theirs.is_some_and(|theirs| theirs.same(held)))
+        }
     };
-    let fits = |path: &RelPath, held: &Held| !coming.contains(path) && is_same(held);
-    let replica = pipeline.setting.replica.id;
-    Ok(pipeline.catalog.link_leader(replica, name.ino, &fits)?)
+    let fits = |path: &RelPath, held: &Held| Ok(!coming.contains(path) && is_same(path, held)?);
+    Ok(catalog.link_leader(replica, name.ino, &fits)?)
 }
 
 /// Makes one more name of the file that is held at its leader's as `led`.
