@@ -10,7 +10,7 @@ use crate::tally::{Reader, Tally};
 use crate::{fuzz, packages, run, tidy};
 
 /// Longer than any stage takes on two slow cores; a stage that hangs is killed.
-const STAGE_SECONDS_MAX: u64 = 20 * 60;
+const STAGE_SECONDS_MAX: u64 = 40 * 60;
 
 struct Stage {
     name: &'static str,
