@@ -83,9 +83,8 @@ struct Trial {
     /// Seconds since 1970, and those at which there was a run.
     clock: i64,
     clocks: BTreeSet<i64>,
-    /// What the live trees were when a run began, by its time as versions have it; `None` where
-    /// they did not hold still.
-    lived: BTreeMap<String, Option<BTreeMap<String, Tree>>>,
+    /// What the live trees were when a run began, by its time as versions have it.
+    lived: BTreeMap<String, Lived>,
     /// Versions listed so far, by dataset.
     listed: BTreeSet<(String, String)>,
     /// Versions that retention leaves at least; `None`: all.
@@ -93,6 +92,15 @@ struct Trial {
     append_only: bool,
     story: Vec<String>,
     tally: Tally,
+}
+
+/// The live trees while a run went on, by dataset.
+enum Lived {
+    Still(BTreeMap<String, Tree>),
+    /// They changed, but every store has the same of them.
+    Moving,
+    /// They changed so that something could not be had, which was told.
+    Torn,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -329,7 +337,10 @@ impl Trial {
         self.before(mishap)?;
         let now = date(self.clock)?;
         let busy = *mishap == Mishap::Busy;
-        let lived = if busy { None } else { Some(self.read_live()?) };
+        let lived = match busy {
+            true => Lived::Moving,
+            false => Lived::Still(self.read_live()?),
+        };
         self.lived.insert(compact(&now), lived);
         let mut command = self.world.command(&[&["run"], options].concat());
         command.env("THRICE_NOW", &now);
@@ -351,6 +362,9 @@ impl Trial {
             self.edit_some()?;
         }
         let outcome = running.wait()?;
+        if busy && outcome.code != Some(0) {
+            self.lived.insert(compact(&now), Lived::Torn);
+        }
         self.after(mishap)?;
         self.tally.killed += u64::from(outcome.signal == Some(9));
         let (code, signal) = (outcome.code, outcome.signal);
@@ -611,15 +625,13 @@ impl Trial {
         let stamp = self.stamp(dataset, version)?;
         let lived = self.lived.get(&stamp).context("no run sealed this")?;
         let model = match lived {
-            Some(lived) => {
-                ensure!(
-                    version.status == "ok",
-                    "nothing moved, but it is {}",
-                    version.status
-                );
+            Lived::Still(lived) => {
+                let status = &version.status;
+                ensure!(status == "ok", "nothing moved, but it is {status}");
                 lived.get(dataset).context("no such dataset")?
             }
-            None => trees.first().context("no store has it")?,
+            Lived::Moving => trees.first().context("no store has it")?,
+            Lived::Torn => return Ok(()),
         };
         for (tree, store) in trees.iter().zip(&version.stores) {
             let found = compare(model, tree, &Compare::default());

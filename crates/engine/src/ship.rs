@@ -415,17 +415,16 @@ fn settled_name(
     coming: &HashSet<RelPath>,
 ) -> Result<Option<(RelPath, Held)>> {
     let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
-    let is_same = |path: &RelPath, held: &Held| match rows {
-        Rows::Live => Ok(name
-            .stat
-            .as_ref()
-            .is_some_and(|stat| held.node.is_unchanged(stat))),
-        Rows::First(first) => {
-            let theirs = catalog.held(*first, path)?;
-            Ok(theirs.is_some_and(|theirs| theirs.same(held)))
-        }
+    let fits = |path: &RelPath, held: &Held| {
+        let same = match rows {
+            Rows::Live => name
+                .stat
+                .as_ref()
+                .is_some_and(|s| held.node.is_unchanged(s)),
+            Rows::First(first) => catalog.held(*first, path)?.is_some_and(|f| f.same(held)),
+        };
+        Ok(same && !coming.contains(path))
     };
-    let fits = |path: &RelPath, held: &Held| Ok(!coming.contains(path) && is_same(path, held)?);
     Ok(catalog.link_leader(replica, name.ino, &fits)?)
 }
 
