@@ -25,11 +25,25 @@ pub fn skip(reason: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `let mut world = two_legs!();`: the test is skipped where there is no sshd.
+/// A directory in memory, if there is one with room for so many bytes; else the usual one for
+/// temporary files. For tests in which other programs' disk would cost all the time.
+pub fn quick_dir(bytes: u64) -> std::path::PathBuf {
+    let memory = std::path::Path::new("/dev/shm");
+    match rustix::fs::statvfs(memory) {
+        Ok(stat) if stat.f_bavail * stat.f_frsize >= bytes => memory.to_path_buf(),
+        _ => std::env::temp_dir(),
+    }
+}
+
+/// `let mut world = two_legs!();`: the test is skipped where there is no sshd. With the
+/// directory for the world, if it is not the usual one.
 #[macro_export]
 macro_rules! two_legs {
     () => {
-        match $crate::World::two_legs() {
+        $crate::two_legs!(&std::env::temp_dir())
+    };
+    ($parent:expr) => {
+        match $crate::World::two_legs_in($parent) {
             Ok(world) => world,
             Err(reason) if reason.to_string().contains("not installed") => {
                 return $crate::skip(reason);

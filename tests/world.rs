@@ -76,7 +76,15 @@ impl World {
     /// # Errors
     /// When there is no sshd here: then the test is to be skipped.
     pub fn two_legs() -> Result<Self> {
-        let mut world = Self::new()?;
+        Self::two_legs_in(&std::env::temp_dir())
+    }
+
+    /// The same below `parent`.
+    ///
+    /// # Errors
+    /// As [`World::two_legs`].
+    pub fn two_legs_in(parent: &Path) -> Result<Self> {
+        let mut world = Self::new_in(parent)?;
         let sshd = Sshd::start(&world.path("ssh"))?;
         std::fs::create_dir(world.live().join("photos"))?;
         let photos = format!(

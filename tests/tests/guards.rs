@@ -108,7 +108,7 @@ fn r05_what_cannot_be_read_is_not_deleted_far_away() -> Result<()> {
     std::os::unix::fs::chown(world.path("sda"), Some(65_534), Some(65_534))?;
     world.expect(&["release", "--store", "sda"], 0)?;
     let dir = world.live().join("docs/dir");
-    let closed = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
     std::fs::set_permissions(&dir, closed)?;
     world.expect(&["run"], 1)?;
     ensure!(

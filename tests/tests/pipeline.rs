@@ -426,7 +426,7 @@ fn r04_retention_counts_good_versions_and_keeps_the_last_one() -> Result<()> {
     );
     // Days on which it failed in part cost no good version.
     world.write("docs/secret", "nobody reads this")?;
-    let unreadable = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let unreadable = std::os::unix::fs::PermissionsExt::from_mode(0o0);
     std::fs::set_permissions(world.live().join("docs/secret"), unreadable)?;
     world.become_nobody()?;
     for day in ["2026-11-05", "2026-11-06", "2026-11-07", "2026-11-08"] {

@@ -6,11 +6,13 @@
 //! temporary is left; every version ever sealed restores exactly.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use blackbox::{Compare, FileSystem, LoopFs, Running, Tree, World, compare, read_tree, skip};
+use blackbox::{
+    Compare, FileSystem, LoopFs, Running, Tree, World, compare, quick_dir, read_tree, skip,
+};
 use serde_json::Value;
 
 /// A run has more such calls than this, or the tool misses some.
@@ -105,11 +107,7 @@ impl Bench {
     /// A world after its first run; or why there can be none here.
     fn new(kind: FileSystem, side: Side) -> Result<Result<Self, String>> {
         // In memory: what counts is what is told to be durable, not how long that takes.
-        let memory = Path::new("/dev/shm");
-        let parent = match memory.is_dir() {
-            true => memory,
-            false => &std::env::temp_dir(),
-        };
+        let parent = &quick_dir(1 << 30);
         let fs = match LoopFs::new_in(kind, 320 << 20, parent) {
             Ok(fs) => fs,
             Err(reason) => return Ok(Err(format!("{reason:#}"))),

@@ -6,8 +6,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{Compare, FileSystem, LoopFs, Tree, World, compare, noise, read_tree, same, skip};
-use blackbox::{Outcome, two_legs};
+use blackbox::{
+    Compare, FileSystem, LoopFs, Outcome, Tree, World, compare, noise, quick_dir, read_tree, same,
+    skip, two_legs,
+};
 
 fn said(outcome: &Outcome) -> String {
     format!("{}{}", outcome.stdout, outcome.stderr)
@@ -39,7 +41,7 @@ fn many_files(top: &Path, folders: u32, files: u32) -> Result<()> {
 
 #[test]
 fn r16_a_hundred_thousand_files_come_back_from_the_far_store_alone() -> Result<()> {
-    let world = two_legs!();
+    let world = two_legs!(&quick_dir(6 << 30));
     let docs = world.live().join("docs");
     many_files(&docs, 500, 200)?;
     world.expect(&["run"], 0)?;
