@@ -203,8 +203,25 @@ fn at(row: &Pending) -> At {
     }
 }
 
-/// What is pending for a replica, all of it.
-fn pending_paths(catalog: &Catalog, replica: catalog::ReplicaId) -> Result<HashSet<RelPath>> {
+/// Stands where an inode's number would: the path could not be read.
+const UNREAD: u64 = i64::MAX as u64;
+
+/// Notes that a path could not be read: nobody knows what is there, or below it.
+pub(crate) fn note_unread(
+    catalog: &Catalog,
+    replica: &catalog::Replica,
+    path: &RelPath,
+) -> Result<()> {
+    let parent = path.parent().unwrap_or_default();
+    let Some(dir) = catalog.dir_id(replica.dataset, &parent, true)? else {
+        return Err(Error::Internal("a directory was asked for and not made"));
+    };
+    let name = path.name().unwrap_or_default();
+    Ok(catalog.note_replica(replica.id, dir, name, What::Changed, UNREAD, 0, u64::MAX)?)
+}
+
+/// The paths that could not be read when the replica was last brought up to date.
+fn unread_paths(catalog: &Catalog, replica: catalog::ReplicaId) -> Result<HashSet<RelPath>> {
     let mut paths = HashSet::new();
     let mut after: Option<Key> = None;
     loop {
@@ -213,9 +230,8 @@ fn pending_paths(catalog: &Catalog, replica: catalog::ReplicaId) -> Result<HashS
             return Ok(paths);
         };
         after = Some(last.key());
-        // A directory whose times alone are to be set again has been read.
-        let unknown = rows.iter().filter(|row| row.what != What::Parent);
-        paths.extend(unknown.map(Pending::path));
+        let unread = rows.iter().filter(|row| row.ino == UNREAD);
+        paths.extend(unread.map(Pending::path));
     }
 }
 
@@ -247,14 +263,14 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
         };
         if let (true, Rows::First(first)) = (goes, rows) {
             if in_doubt.is_none() {
-                in_doubt = Some(pending_paths(pipeline.catalog, *first)?);
+                in_doubt = Some(unread_paths(pipeline.catalog, *first)?);
             }
-            // What the first store could not be given, it cannot say is gone.
+            // Of what could not be read the first store cannot say that it is gone.
             let doubt = in_doubt
                 .as_ref()
                 .is_some_and(|doubt| is_in_doubt(doubt, &at.path));
             if doubt {
-                let message = "is kept: the first store does not know whether it is gone";
+                let message = "is kept: the live data could not be read, so nobody knows whether it is gone";
                 pipeline.problem(None, at, message.to_owned());
                 return Ok(());
             }
