@@ -822,9 +822,14 @@ impl<'c> Applier<'c> {
     }
 
     fn settle(&self, spot: Spot<'_>) -> Result<()> {
-        self.catalog
-            .settle_under(self.replica.id, self.first.as_ref(), spot)
-            .map(drop)
+        let (catalog, replica) = (self.catalog, self.replica.id);
+        let settled = catalog.settle_under(replica, self.first.as_ref(), spot)?;
+        // What is learnt late may have passed through what the first one holds, and lost its row.
+        if settled || catalog.is_noted(replica, spot)? {
+            return Ok(());
+        }
+        let limit = Catalog::PENDING_MAX;
+        catalog.note_replica(replica, spot.0, spot.1, What::Changed, 0, 0, limit)
     }
 
     /// The path is not held any more. Something may be waiting to be put there instead.

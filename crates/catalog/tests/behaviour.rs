@@ -11,7 +11,7 @@ use catalog::{
 };
 use common::{catalog, node, path, put, put_dir, seal};
 use jiff::Timestamp;
-use store::{Old, Op, Place};
+use store::{LogRecord, Old, Op, Place};
 use tree::{Digest, Kind, RelPath};
 
 const LIMIT: u64 = 1000;
@@ -348,6 +348,28 @@ fn whatever_is_held_can_be_found_from_the_root_down() {
         [None, Some(Kind::Dir), Some(Kind::File)]
     );
     assert_eq!(catalog.check().unwrap(), Vec::<String>::new());
+}
+
+/// What a later store had done and the catalog had not heard of once passed, while it was learnt,
+/// through a state that the first store was in too: the row went, and what came after it was in
+/// no outbox. A directory stayed in the far copy for ever.
+#[test]
+fn what_is_learnt_late_is_pending_where_it_differs() {
+    let (_dir, catalog, _, replicas) = catalog(&["first", "later"]);
+    let (first, later) = (replicas[0].id, replicas[1].id);
+    for replica in [first, later] {
+        let ops = [put_dir("", 9), put("a", 1, 10)];
+        catalog.ack(replica, 1, &ops, 2).unwrap();
+    }
+    let delete = Op::Delete {
+        path: path("a"),
+        old: Old::Drop,
+    };
+    catalog.ack(first, 1, [&delete], 3).unwrap();
+    let learnt = [LogRecord::Op(delete), LogRecord::Op(put_dir("a", 2))];
+    catalog.replay(later, &learnt).unwrap();
+    assert_eq!(catalog.check().unwrap(), Vec::<String>::new());
+    assert_eq!(catalog.pending_totals(later).unwrap().0, 1);
 }
 
 #[test]
