@@ -74,7 +74,8 @@ impl Catalog {
     }
 
     /// The versions of a dataset that can be restored from anywhere, oldest first. What is told
-    /// of one is what the first store of the route that has it says.
+    /// of one is what the first store of the route that has it says; but it is partial where any
+    /// store's is.
     pub fn versions(&self, dataset: DatasetId) -> Result<Vec<Version>> {
         let mut merged: BTreeMap<(u64, String), Version> = BTreeMap::new();
         for replica in self.replicas(dataset)? {
@@ -82,7 +83,7 @@ impl Catalog {
                 if pruned {
                     continue;
                 }
-                merged
+                let version = merged
                     .entry((seal.number, seal.version.clone()))
                     .or_insert_with(|| Version {
                         version: seal.version,
@@ -93,9 +94,11 @@ impl Catalog {
                         bytes: seal.bytes,
                         changed: seal.changed,
                         stores: Vec::new(),
-                    })
-                    .stores
-                    .push(replica.store_name.clone());
+                    });
+                if seal.status == SealStatus::Partial {
+                    version.status = SealStatus::Partial;
+                }
+                version.stores.push(replica.store_name.clone());
             }
         }
         Ok(merged.into_values().collect())
