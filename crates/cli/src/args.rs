@@ -1,5 +1,6 @@
 //! The command line, declared once: help, completions and man pages come from here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -64,7 +65,7 @@ pub enum Command {
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
-        target: String,
+        target: OsString,
     },
     /// List what a dataset or folder held
     Ls(LsArgs),
@@ -150,7 +151,7 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 pub struct LsArgs {
     /// DATASET or DATASET:PATH
-    pub target: String,
+    pub target: OsString,
     /// A version, a time, or an age as `2d`
     #[arg(long, value_name = "WHEN")]
     pub at: Option<String>,
@@ -183,11 +184,11 @@ pub struct DiffArgs {
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// DATASET or DATASET:PATH
-    pub target: String,
+    pub target: OsString,
     /// The folder to restore into; made if it is not there, must be empty
     #[arg(long, value_name = "DIR", required_unless_present = "in_place")]
     pub to: Option<PathBuf>,
-    /// A version, a time, or an age as `2d` [default: the newest version]
+    /// A version, a time, or an age as `2d` [default: the newest version that can be reached]
     #[arg(long, value_name = "WHEN")]
     pub at: Option<String>,
     /// From this store [default: the quickest good one]

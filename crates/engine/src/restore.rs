@@ -5,9 +5,9 @@
 //! marker in the target says that a restore is not finished, and lets the same command go on
 //! where it was cut off.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,11 +21,17 @@ use tree::{Apply, Digest, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
 use crate::error::{Error, Result};
 use crate::report::{Notice, Observer, Problem, Status};
 use crate::run::Engine;
+use crate::source::{At, Choice, Doors, Source, choose};
 use crate::stores::{self, Opened, Purpose};
 use crate::sync;
 
-/// Name of the file in the target that says a restore is under way.
-const MARKER: &str = ".thrice-restore.json";
+/// How names begin that a restore makes for itself in the target; a token follows that nobody
+/// can guess, so that no file of the user's or of the dataset's is taken for one.
+const PREFIX: &str = ".thrice-restore.";
+/// How the name ends of the file in the target that says a restore is under way.
+const MARKER: &str = ".json";
+/// No marker is longer; a path in it is at most 4096 bytes, escaped or in base64.
+const MARKER_BYTES_MAX: u64 = 64 << 10;
 /// Bundles that wait at most, and rows in each.
 const QUEUE: usize = 8;
 const BUNDLE: usize = 16;
@@ -43,8 +49,7 @@ pub struct RestoreOptions {
     /// The file or folder in it; the root for all.
     pub path: RelPath,
     pub to: PathBuf,
-    /// A version's number; `None`: the newest sealed one.
-    pub at: Option<u64>,
+    pub at: At,
     /// A store's name; `None`: the quickest good one.
     pub from: Option<String>,
     /// Keep what is in the target, refuse to overwrite.
@@ -72,13 +77,20 @@ pub struct Restored {
     pub seconds: f64,
 }
 
-#[derive(Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Serialize, Deserialize, PartialEq, Eq)]
 struct Marker {
+    token: String,
     dataset: String,
     path: RelPath,
-    version: u64,
+    version: String,
     overwrite: bool,
     merge: bool,
+}
+
+impl Marker {
+    fn name(&self) -> String {
+        format!("{PREFIX}{}{MARKER}", self.token)
+    }
 }
 
 /// Whether a copy of the dataset may lie otherwise than the catalog knows, because a run was cut
@@ -123,9 +135,16 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
             options.dataset
         ))
     })?;
-    let mut sources = choose(engine, dataset.id, options)?;
-    let (replica, opened, number, because) = sources.remove(0);
-    let version = version_name(catalog, &replica, number)?;
+    let mut doors = Doors::new(engine);
+    let Choice {
+        source,
+        opened,
+        because,
+        others,
+        peers,
+    } = choose(engine, dataset.id, options, &mut doors)?;
+    let Source { replica, seal } = &source;
+    let (number, version) = (seal.number, &seal.version);
     let top = catalog
         .locate(replica.id, &options.path, Some(number))?
         .ok_or_else(|| {
@@ -134,14 +153,7 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
                 options.dataset, options.path, options.dataset, options.path
             ))
         })?;
-    let marker = Marker {
-        dataset: options.dataset.clone(),
-        path: options.path.clone(),
-        version: number,
-        overwrite: options.overwrite,
-        merge: options.merge,
-    };
-    let (target, resuming) = prepare(options, &marker)?;
+    let (target, marker, resuming) = prepare(options, version)?;
     let strip = match top.held.node.kind {
         Kind::Dir if options.path.is_root() => RelPath::root(),
         _ => options.path.parent().unwrap_or_default(),
@@ -156,40 +168,47 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
         empty: !(resuming || options.merge || options.overwrite),
         made: OnceLock::new(),
         number,
+        temporary: format!("{PREFIX}{}.", marker.token),
     };
-    let mut outcome = job.bring(catalog, &replica, &opened)?;
+    let mut outcome = job.bring(catalog, replica, &opened)?;
+    if source.is_partial() {
+        job.miss(catalog, &source, &peers, &mut outcome)?;
+    }
     // What this store could not give, another may.
-    for (other, opened, number, _) in sources {
-        if outcome.failed.is_empty() || engine.cancel.load(Ordering::Relaxed) {
+    for other in others {
+        if outcome.is_whole() || engine.cancel.load(Ordering::Relaxed) {
             break;
         }
-        if number == job.number {
-            job.retry(catalog, &other, &opened, &mut outcome)?;
+        if let Some(opened) = doors.open(&other.replica.store_name)? {
+            job.retry(catalog, &other.replica, &opened, &mut outcome)?;
         }
     }
     let cancelled = engine.cancel.load(Ordering::Relaxed);
     if !cancelled {
-        job.finish(&mut outcome)?;
+        job.finish(&mut outcome, &doors)?;
         tree::sync_fs(&target).map_err(Error::io("making the restored files durable"))?;
-        match target.unlink(MARKER.as_bytes()) {
+        match target.unlink(marker.name().as_bytes()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io("removing the marker")(error));
             }
             _ => {}
         }
-        job.top_attributes(&top)?;
+        if is_of_the_dataset(engine.config, &dataset) {
+            job.top_attributes(&top)?;
+        }
     }
+    let lost = outcome.problems.iter().any(|p| p.path.is_some());
     let status = match (cancelled, outcome.problems.is_empty(), outcome.files) {
         (true, ..) => Status::Aborted,
         (_, true, _) => Status::Ok,
-        (_, _, 0) => Status::Failed,
+        (_, _, 0) if lost => Status::Failed,
         _ => Status::Partial,
     };
     Ok(Restored {
         status,
         dataset: options.dataset.clone(),
-        version,
-        store: replica.store_name,
+        version: version.clone(),
+        store: replica.store_name.clone(),
         because,
         files: outcome.files,
         bytes: outcome.bytes,
@@ -200,119 +219,49 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
     })
 }
 
-fn version_name(catalog: &Catalog, replica: &Replica, number: u64) -> Result<String> {
-    let sealed = catalog.sealed(replica.id)?;
-    let found = sealed
-        .into_iter()
-        .find(|sealed| sealed.seal.number == number);
-    found
-        .map(|sealed| sealed.seal.version)
-        .ok_or(Error::Internal("a version without a name"))
-}
-
-type Source = (Replica, Opened, u64, String);
-
-/// The stores that can give it, quickest first, and why.
-fn choose(
-    engine: &Engine<'_>,
-    dataset: catalog::DatasetId,
-    options: &RestoreOptions,
-) -> Result<Vec<Source>> {
-    let catalog = engine.catalog;
-    let mut refused = Vec::new();
-    let mut sources: Vec<Source> = Vec::new();
-    let mut replicas = catalog.replicas(dataset)?;
-    if let Some(from) = &options.from {
-        replicas.retain(|replica| replica.store_name == *from);
-        if replicas.is_empty() {
-            return Err(Error::Usage(format!(
-                "`{}` has no copy in `{from}`",
-                options.dataset
-            )));
-        }
-    }
-    let rank = |replica: &Replica| {
-        let spec = engine
-            .config
-            .stores
-            .iter()
-            .find(|spec| spec.name == replica.store_name);
-        spec.map_or(2, |spec| u8::from(spec.kind != policy::StoreKind::Disk))
-    };
-    let newest = replicas
-        .iter()
-        .map(|replica| replica.sealed)
-        .max()
-        .unwrap_or(0);
-    let wanted = options.at.unwrap_or(newest);
-    // Of copies of the same version a disk of this machine is the quickest.
-    replicas.sort_by_key(|replica| rank(replica));
-    for replica in replicas {
-        let name = replica.store_name.clone();
-        let sealed = catalog.sealed(replica.id)?;
-        let restorable = |n: u64| sealed.iter().any(|s| s.seal.number == n && !s.pruned);
-        let number = match options.at {
-            None if options.from.is_some() => replica.sealed,
-            _ => wanted,
-        };
-        if !restorable(number) {
-            refused.push(format!("`{name}` does not have that version"));
-            continue;
-        }
-        let known = catalog.stores()?.into_iter().find(|row| row.name == name);
-        let known = known.and_then(|row| row.uuid);
-        match stores::open(engine.config, &name, known.as_deref(), Purpose::Read) {
-            Ok(opened) => {
-                let because = reason(options, &opened, &refused);
-                sources.push((replica, opened, number, because));
-            }
-            Err(error) => refused.push(error.to_string()),
-        }
-    }
-    if sources.is_empty() {
-        let why = if refused.is_empty() {
-            "it has no copy yet".into()
-        } else {
-            refused.join("; ")
-        };
-        return Err(Error::Usage(format!(
-            "`{}` cannot be restored: {why}",
-            options.dataset
-        )));
-    }
-    Ok(sources)
-}
-
-fn reason(options: &RestoreOptions, opened: &Opened, refused: &[String]) -> String {
-    let local = opened.spec.kind == policy::StoreKind::Disk;
-    let what = match (&options.from, local) {
-        (Some(_), _) => "as asked for with --from",
-        (None, true) => "it has the version and is a disk of this machine",
-        (None, false) => "it has the version",
-    };
-    match refused {
-        [] => what.to_owned(),
-        refused => format!("{what}; {}", refused.join("; ")),
-    }
+/// Whether the folder that a dataset's paths are relative to belongs to it. Around a single file,
+/// or what a pattern matches, it only leads there.
+fn is_of_the_dataset(config: &policy::Config, dataset: &catalog::Dataset) -> bool {
+    let mut declared = config.datasets.iter();
+    let declared = declared.find(|declared| declared.name == dataset.name);
+    declared.is_none_or(|declared| match &declared.what {
+        policy::DeclaredSource::Path(path) => *path == dataset.source,
+        policy::DeclaredSource::Match(_) => false,
+    })
 }
 
 /// Opens the target, and says whether an interrupted restore of the same goes on there.
-fn prepare(options: &RestoreOptions, marker: &Marker) -> Result<(Dir, bool)> {
+fn prepare(options: &RestoreOptions, version: &str) -> Result<(Dir, Marker, bool)> {
     let shown = options.to.display().to_string();
     let target = Dir::create(&options.to).map_err(Error::io(format!("creating `{shown}`")))?;
     let names = target
         .names()
         .map_err(Error::io(format!("reading `{shown}`")))?;
-    let json = serde_json::to_vec(marker).map_err(|_| Error::Internal("a marker"))?;
-    if names.iter().any(|name| name == MARKER.as_bytes()) {
-        let there = std::fs::read(options.to.join(MARKER))
-            .map_err(Error::io(format!("reading the marker in `{shown}`")))?;
-        if serde_json::from_slice::<Marker>(&there).is_ok_and(|there| there == *marker) {
-            return Ok((target, true));
+    let marker = Marker {
+        token: uuid::Uuid::now_v7().simple().to_string(),
+        dataset: options.dataset.clone(),
+        path: options.path.clone(),
+        version: version.to_owned(),
+        overwrite: options.overwrite,
+        merge: options.merge,
+    };
+    let mut foreign = None;
+    for there in names.iter().filter_map(|name| marker_at(&target, name)) {
+        let token = there.token.clone();
+        if there
+            == (Marker {
+                token,
+                ..marker.clone()
+            })
+        {
+            return Ok((target, there, true));
         }
+        foreign = Some(there.name());
+    }
+    if let Some(name) = foreign {
         return Err(Error::Usage(format!(
-            "`{shown}` holds another restore that was interrupted; finish that one or choose \
-             an empty folder"
+            "`{shown}` holds another restore that was interrupted, as `{name}` in it says; \
+             finish that one, choose an empty folder, or remove that file"
         )));
     }
     if !names.is_empty() && !options.merge && !options.overwrite {
@@ -321,11 +270,25 @@ fn prepare(options: &RestoreOptions, marker: &Marker) -> Result<(Dir, bool)> {
              or --overwrite"
         )));
     }
+    let json = serde_json::to_vec(&marker).map_err(|_| Error::Internal("a marker"))?;
     let file = target
-        .create_file(MARKER.as_bytes(), 0o600)
+        .create_file(marker.name().as_bytes(), 0o600)
         .map_err(Error::io(format!("writing in `{shown}`")))?;
-    std::io::Write::write_all(&mut &file, &json).map_err(Error::io("writing the marker"))?;
-    Ok((target, false))
+    (&file)
+        .write_all(&json)
+        .map_err(Error::io("writing the marker"))?;
+    Ok((target, marker, false))
+}
+
+/// The marker of that name. Whatever else has such a name is a file like others.
+fn marker_at(target: &Dir, name: &[u8]) -> Option<Marker> {
+    let inner = name.strip_prefix(PREFIX.as_bytes())?;
+    inner.strip_suffix(MARKER.as_bytes())?;
+    let file = target.open_file(name).ok()?;
+    let mut text = String::new();
+    file.take(MARKER_BYTES_MAX).read_to_string(&mut text).ok()?;
+    let marker: Marker = serde_json::from_str(&text).ok()?;
+    (marker.name().as_bytes() == name).then_some(marker)
 }
 
 struct Job<'a> {
@@ -342,6 +305,8 @@ struct Job<'a> {
     /// extended attributes then.
     made: OnceLock<(tree::Stat, bool)>,
     number: u64,
+    /// How names of files begin that are not whole yet.
+    temporary: String,
 }
 
 #[derive(Default)]
@@ -351,12 +316,20 @@ struct Outcome {
     resumed: u64,
     unheld: u64,
     failed: Vec<(Row, String)>,
+    /// What the version lacks in the store that was read, and another's has.
+    missing: Vec<(Row, String)>,
     problems: Vec<Problem>,
     /// First restored name of each inode with several.
     leaders: HashMap<u64, RelPath>,
     links: Vec<(RelPath, RelPath, Node)>,
     dirs: Vec<(RelPath, Node)>,
     flagged: Vec<(RelPath, Flags)>,
+}
+
+impl Outcome {
+    fn is_whole(&self) -> bool {
+        self.failed.is_empty() && self.missing.is_empty()
+    }
 }
 
 enum Answer {
@@ -425,6 +398,51 @@ impl Job<'_> {
         crew.feed(row)
     }
 
+    /// Says that the version is not whole in this store, and finds what others have beyond it.
+    fn miss(
+        &self,
+        catalog: &Catalog,
+        source: &Source,
+        peers: &[Source],
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let store = &source.replica.store_name;
+        let message = format!(
+            "version {} is partial in `{store}`: what could not be read or copied then is \
+             missing, or as it was before",
+            source.seal.version
+        );
+        self.say(outcome, None, message);
+        let mut seen = HashSet::new();
+        for peer in peers {
+            let (theirs, path) = (&peer.replica, &self.options.path);
+            catalog.state(theirs.id, path, Some(self.number), |row| {
+                if self.cancel.load(Ordering::Relaxed) || seen.contains(&row.path) {
+                    return Ok(());
+                }
+                let ours = catalog.locate(source.replica.id, &row.path, Some(self.number))?;
+                let name = &theirs.store_name;
+                match ours {
+                    Some(ours) if ours.held.node.same_content(&row.held.node) => return Ok(()),
+                    Some(_) if row.held.node.kind == Kind::Dir => return Ok(()),
+                    // Which of two partial ones is newer nobody knows.
+                    Some(_) => {
+                        let message = format!("`{name}` has other content in this version");
+                        self.problem(outcome, &row.path, message);
+                        seen.insert(row.path);
+                    }
+                    None => {
+                        let message = format!("`{store}` does not have it; `{name}` does");
+                        seen.insert(row.path.clone());
+                        outcome.missing.push((row, message));
+                    }
+                }
+                Ok::<_, Error>(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Tries what failed from another store that has the same version.
     fn retry(
         &self,
@@ -434,6 +452,7 @@ impl Job<'_> {
         outcome: &mut Outcome,
     ) -> Result<()> {
         let failed = std::mem::take(&mut outcome.failed);
+        let missing = std::mem::take(&mut outcome.missing);
         *outcome = self.with_crew(opened, std::mem::take(outcome), |crew| {
             for (row, message) in failed {
                 match catalog.locate(other.id, &row.path, Some(self.number))? {
@@ -441,6 +460,17 @@ impl Job<'_> {
                         crew.feed(theirs)?;
                     }
                     _ => crew.outcome.failed.push((row, message)),
+                }
+            }
+            let mut dirs = self.cache()?;
+            for (row, message) in missing {
+                match catalog.locate(other.id, &row.path, Some(self.number))? {
+                    Some(mut theirs) => {
+                        // Which of the names there are the same file is known of one copy only.
+                        theirs.held.node.linked = false;
+                        self.row(theirs, crew, &mut dirs)?;
+                    }
+                    None => crew.outcome.missing.push((row, message)),
                 }
             }
             Ok(())
@@ -486,10 +516,14 @@ impl Job<'_> {
     }
 
     fn problem(&self, outcome: &mut Outcome, path: &RelPath, message: String) {
+        self.say(outcome, Some(path.clone()), message);
+    }
+
+    fn say(&self, outcome: &mut Outcome, path: Option<RelPath>, message: String) {
         let problem = Problem {
             dataset: self.options.dataset.clone(),
             store: None,
-            path: Some(path.clone()),
+            path,
             message,
         };
         self.observer.notice(&Notice::Problem(problem.clone()));
@@ -497,11 +531,23 @@ impl Job<'_> {
     }
 
     /// Further names, directories' attributes, and last what makes things unchangeable.
-    fn finish(&self, outcome: &mut Outcome) -> Result<()> {
-        for (row, message) in std::mem::take(&mut outcome.failed) {
+    fn finish(&self, outcome: &mut Outcome, doors: &Doors<'_>) -> Result<()> {
+        let lost = std::mem::take(&mut outcome.failed).into_iter();
+        for (row, message) in lost.chain(std::mem::take(&mut outcome.missing)) {
             self.problem(outcome, &row.path, message);
         }
+        for (_, refusal) in doors.refusals().filter(|_| !outcome.problems.is_empty()) {
+            let dataset = Some(self.options.dataset.clone());
+            let message = format!("not looked at: {refusal}");
+            self.observer.notice(&Notice::Note { dataset, message });
+        }
         let mut dirs = self.cache()?;
+        if self.resuming {
+            self.tidy(&RelPath::root(), outcome, &mut dirs);
+            for (to, _) in outcome.dirs.clone() {
+                self.tidy(&to, outcome, &mut dirs);
+            }
+        }
         for (to, leader, _) in std::mem::take(&mut outcome.links) {
             match self.link(&leader, &to, &mut dirs) {
                 Ok(()) => outcome.files += 1,
@@ -536,6 +582,18 @@ impl Job<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Removes what the restore that this one goes on with was cut off from finishing.
+    fn tidy(&self, dir: &RelPath, outcome: &mut Outcome, dirs: &mut DirCache) {
+        let cleared = dirs.get(dir.as_bytes()).and_then(|dir| {
+            let mut names = dir.names()?;
+            names.retain(|name| name.starts_with(self.temporary.as_bytes()));
+            names.iter().try_for_each(|name| dir.unlink(name))
+        });
+        if let Err(error) = cleared {
+            self.problem(outcome, dir, format!("clearing temporary files: {error}"));
+        }
     }
 
     fn link(&self, leader: &RelPath, to: &RelPath, dirs: &mut DirCache) -> std::io::Result<()> {
@@ -741,7 +799,7 @@ impl Worker<'_, '_> {
             .get_or_create(dir, 0o700)
             .map_err(|e| format!("making its directory: {e}"))?;
         let node = &row.held.node;
-        // In an empty target there is nothing; what someone puts there meanwhile is not overwritten.
+        // In an empty target there is nothing; what is put there meanwhile is not overwritten.
         let there = match self.job.empty {
             true => None,
             false => match dir.stat(name) {
@@ -766,39 +824,34 @@ impl Worker<'_, '_> {
                 return Err("a directory is there, which is not replaced by a file".into());
             }
         }
+        // A restore that goes on where one was cut off has its token, and another number.
         let temporary = format!(
-            ".thrice-restore.{}",
+            "{}{}.{}",
+            self.job.temporary,
+            std::process::id(),
             self.serial.fetch_add(1, Ordering::Relaxed)
         );
-        let temporary = temporary.as_bytes();
-        if !self.job.empty {
-            // One may be left from the restore that this one goes on with.
-            let _ = dir.unlink(temporary);
-        }
-        let made = match node.kind {
-            Kind::File => self.write(row, body, dir, temporary),
-            _ => make(node, dir, temporary)
-                .map(|held| (0, held))
-                .map_err(|e| e.to_string()),
+        let mut temporary = Temporary {
+            dir,
+            name: temporary.into_bytes(),
+            made: false,
         };
-        let result = made.and_then(|(bytes, held)| {
-            let renamed = if there.is_some() {
-                dir.rename_to(temporary, dir, name)
-            } else {
-                dir.rename_noreplace(temporary, dir, name)
-            };
-            renamed
-                .map(|()| Done {
-                    bytes,
-                    resumed: false,
-                    held,
-                })
-                .map_err(|error| error.to_string())
-        });
-        if result.is_err() {
-            let _ = dir.unlink(temporary);
-        }
-        result
+        let (bytes, held) = match node.kind {
+            Kind::File => self.write(row, body, &mut temporary)?,
+            _ => (0, make(node, &mut temporary).map_err(|e| e.to_string())?),
+        };
+        let renamed = if there.is_some() {
+            dir.rename_to(&temporary.name, dir, name)
+        } else {
+            dir.rename_noreplace(&temporary.name, dir, name)
+        };
+        renamed.map_err(|error| error.to_string())?;
+        temporary.made = false;
+        Ok(Done {
+            bytes,
+            resumed: false,
+            held,
+        })
     }
 
     /// Whether an earlier restore brought this already: then it is not read from the store again.
@@ -815,11 +868,17 @@ impl Worker<'_, '_> {
         }
     }
 
-    fn write(&self, row: &Row, body: Body, dir: &Dir, name: &[u8]) -> Result<(u64, bool), String> {
+    fn write(
+        &self,
+        row: &Row,
+        body: Body,
+        temporary: &mut Temporary<'_>,
+    ) -> Result<(u64, bool), String> {
         let node = &row.held.node;
         let want = want(row).ok_or("the catalog has no hash for it")?;
-        let create = || {
-            let file = dir.create_file(name, 0o600);
+        let mut create = || {
+            let file = temporary.dir.create_file(&temporary.name, 0o600);
+            temporary.made = file.is_ok();
             file.map_err(|e| format!("creating it: {e}"))
         };
         let (file, found, bytes) = match body {
@@ -880,16 +939,36 @@ fn want(row: &Row) -> Option<Want> {
     })
 }
 
+/// What is not whole yet. Goes away with this, unless it was given its name before; what was
+/// there already is not this one's to remove.
+struct Temporary<'a> {
+    dir: &'a Dir,
+    name: Vec<u8>,
+    made: bool,
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if self.made {
+            // The failure that led here is told; this one adds nothing to it.
+            let _ = self.dir.unlink(&self.name);
+        }
+    }
+}
+
 /// Makes what has no content.
-fn make(node: &Node, dir: &Dir, name: &[u8]) -> std::io::Result<bool> {
+fn make(node: &Node, temporary: &mut Temporary<'_>) -> std::io::Result<bool> {
+    let (dir, name) = (temporary.dir, temporary.name.as_slice());
     match node.kind {
         Kind::Symlink => dir.symlink(&node.target, name)?,
         kind => dir.mknod(name, kind, 0o600, node.rdev)?,
     }
+    temporary.made = true;
     let apply = Apply {
         fresh: true,
         current: None,
         ..Apply::default()
     };
-    Ok(tree::set_attributes(Target::Entry(dir, name), node, &apply)?.is_none())
+    let target = Target::Entry(dir, &temporary.name);
+    Ok(tree::set_attributes(target, node, &apply)?.is_none())
 }

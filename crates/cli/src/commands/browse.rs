@@ -1,6 +1,7 @@
 //! What exists, and when it changed: `versions`, `ls`, `find`, `diff`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 
 use anyhow::Result;
 use catalog::{Catalog, Dataset, Replica, Version};
@@ -54,7 +55,7 @@ impl From<Version> for VersionLine {
 }
 
 /// Lists versions, oldest first; of a path, those in which it changed.
-pub fn versions(global: &Global, printer: &Printer, target: &str) -> Result<u8> {
+pub fn versions(global: &Global, printer: &Printer, target: &OsStr) -> Result<u8> {
     let config = session::config(global, printer)?;
     let catalog = session::catalog_to_read(&config)?;
     let Target { dataset, path } = Target::parse(&catalog, target)?;

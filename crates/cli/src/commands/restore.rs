@@ -20,7 +20,7 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
     if engine::is_unsure(&catalog, &dataset.name)? {
         catalog = leveled(&config, printer, &interrupt, &dataset.name)?;
     }
-    let at = target::version(&catalog, &dataset, args.at.as_deref())?;
+    let at = target::at(&catalog, &dataset, args.at.as_deref())?;
     let in_place = || {
         use std::os::unix::ffi::OsStrExt;
         let parent = path.parent().unwrap_or_default();
@@ -104,10 +104,9 @@ fn conclude(printer: &Printer, restored: &Restored, options: &RestoreOptions) {
              restore as root to have all of them"
         ));
     }
-    if !restored.problems.is_empty() {
-        printer.error(&format!(
-            "{} paths could not be restored",
-            restored.problems.len()
-        ));
+    let lost = restored.problems.iter().filter(|p| p.path.is_some());
+    match lost.count() {
+        0 => {}
+        lost => printer.error(&format!("{lost} paths could not be restored")),
     }
 }

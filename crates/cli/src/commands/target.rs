@@ -1,9 +1,11 @@
 //! What commands are pointed at: datasets, paths in them, versions.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Result;
-use catalog::{Catalog, Dataset, Version};
+use catalog::{Catalog, Dataset};
+use engine::At;
 use jiff::{Span, Timestamp};
 use tree::RelPath;
 
@@ -17,13 +19,22 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads `DATASET` or `DATASET:PATH`.
-    pub fn parse(catalog: &Catalog, text: &str) -> Result<Self> {
-        let (name, path) = text.split_once(':').unwrap_or((text, ""));
-        let path = std::ffi::OsStr::new(path).as_bytes();
+    /// Reads `DATASET` or `DATASET:PATH`; a path is whatever bytes the kernel takes for one.
+    pub fn parse(catalog: &Catalog, target: &OsStr) -> Result<Self> {
+        let bytes = target.as_bytes();
+        let (name, path) = match bytes.iter().position(|byte| *byte == b':') {
+            Some(colon) => (&bytes[..colon], &bytes[colon + 1..]),
+            None => (bytes, &[][..]),
+        };
+        let shown = tree::escape(bytes);
         let trimmed = path.strip_suffix(b"/").unwrap_or(path);
-        let path = RelPath::new(trimmed)
-            .map_err(|error| Usage(format!("`{text}`: {error}; give a path inside the dataset")))?;
+        let path = RelPath::new(trimmed).map_err(|error| {
+            Usage(format!(
+                "`{shown}`: {error}; give a path inside the dataset"
+            ))
+        })?;
+        let name = std::str::from_utf8(name)
+            .map_err(|_| Usage(format!("`{shown}`: a dataset's name is text (UTF-8)")))?;
         Ok(Self {
             dataset: dataset(catalog, name)?,
             path,
@@ -51,16 +62,19 @@ pub fn dataset(catalog: &Catalog, name: &str) -> Result<Dataset> {
     .into())
 }
 
-/// The version that `--at` means: a name, a number, a time, or an age; the newest without.
-pub fn version(catalog: &Catalog, dataset: &Dataset, at: Option<&str>) -> Result<Option<u64>> {
-    let Some(at) = at else { return Ok(None) };
+/// What `--at` means: a version's name or number, a time, or an age; the newest without. There is
+/// a version that fits.
+pub fn at(catalog: &Catalog, dataset: &Dataset, at: Option<&str>) -> Result<At> {
+    let Some(at) = at else {
+        return Ok(At::Newest);
+    };
     let versions = catalog.versions(dataset.id)?;
     let name = &dataset.name;
     if let Some(found) = versions
         .iter()
         .find(|v| v.version == at || at.parse() == Ok(v.number) && at.len() < 9)
     {
-        return Ok(Some(found.number));
+        return Ok(At::Version(found.version.clone()));
     }
     let Some(time) = moment(at) else {
         return Err(Usage(format!(
@@ -69,22 +83,31 @@ pub fn version(catalog: &Catalog, dataset: &Dataset, at: Option<&str>) -> Result
         ))
         .into());
     };
-    let then = versions.iter().filter(|version| sealed_by(version, time));
-    match then.max_by_key(|version| version.number) {
-        Some(found) => Ok(Some(found.number)),
-        None => Err(Usage(format!(
-            "`{name}` has no version as old as {at}; the oldest is {}",
-            versions.first().map_or("none", |version| &version.version)
-        ))
-        .into()),
+    let then = At::Before(time);
+    if versions
+        .iter()
+        .any(|v| then.admits(&v.version, &v.sealed_at))
+    {
+        return Ok(then);
     }
+    Err(Usage(format!(
+        "`{name}` has no version as old as {at}; the oldest is {}",
+        versions.first().map_or("none", |version| &version.version)
+    ))
+    .into())
 }
 
-fn sealed_by(version: &Version, time: Timestamp) -> bool {
-    version
-        .sealed_at
-        .parse::<Timestamp>()
-        .is_ok_and(|sealed| sealed <= time)
+/// The number of the version that `--at` means; `None` without.
+pub fn version(catalog: &Catalog, dataset: &Dataset, text: Option<&str>) -> Result<Option<u64>> {
+    let at = at(catalog, dataset, text)?;
+    if at == At::Newest {
+        return Ok(None);
+    }
+    let versions = catalog.versions(dataset.id)?;
+    let fit = versions
+        .iter()
+        .filter(|v| at.admits(&v.version, &v.sealed_at));
+    Ok(fit.map(|version| version.number).max())
 }
 
 /// A time, a day (its end, here), or an age.
