@@ -10,8 +10,9 @@ use tree::FsIdentity;
 /// Why a dataset stops.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stop {
-    /// Stable word for the finding: `source-missing`, `source-gone`, `source-moved`, `source-empty`, `other-filesystem`,
-    /// `mass-change`, `store-full`, `store-identity`, `first-held`, `coverage`, `by-hand`.
+    /// Stable word for the finding: `source-missing`, `source-gone`, `source-moved`, `source-
+    /// empty`, `other-filesystem`, `mass-change`, `store-full`, `store-identity`, `first-held`,
+    /// `coverage`, `by-hand`.
     pub kind: String,
     pub reason: String,
     pub remedy: String,

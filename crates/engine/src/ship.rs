@@ -270,7 +270,7 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
                 .as_ref()
                 .is_some_and(|doubt| is_in_doubt(doubt, &at.path));
             if doubt {
-                let message = "is kept: the live data could not be read, so nobody knows whether it is gone";
+                let message = "is kept: the live data could not be read";
                 pipeline.problem(None, at, message.to_owned());
                 return Ok(());
             }
