@@ -26,6 +26,11 @@ pub const TERMINATED: u8 = 143;
 #[error("{0}")]
 pub struct Usage(pub String);
 
+/// A wrong configuration, with a text that says by itself that it is an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Rendered(pub String);
+
 /// The code for how something ended.
 pub fn of(status: Status, interrupted: u8) -> u8 {
     match status {
@@ -38,6 +43,10 @@ pub fn of(status: Status, interrupted: u8) -> u8 {
 
 /// Says what went wrong, and returns its code.
 pub fn report(printer: &Printer, error: &anyhow::Error) -> u8 {
+    if let Some(Rendered(text)) = error.downcast_ref() {
+        printer.verbatim(text);
+        return USAGE;
+    }
     let text = format!("{error:#}");
     if !text.is_empty() {
         printer.error(&text);

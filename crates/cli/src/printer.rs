@@ -102,6 +102,11 @@ impl Printer {
         self.talk(&format!("error: {text}"));
     }
 
+    /// Says what is wrong in words that need no more around them.
+    pub fn verbatim(&self, text: &str) {
+        self.talk(text);
+    }
+
     /// Says how something may be mended.
     pub fn hint(&self, text: &str) {
         self.talk(&format!("hint: {text}"));

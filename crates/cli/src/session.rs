@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use policy::Config;
 
 use crate::args::Global;
-use crate::exit::{self, Usage};
+use crate::exit::{self, Rendered, Usage};
 use crate::printer::Printer;
 
 /// Runs looked at for one that died.
@@ -27,7 +27,7 @@ pub fn config(global: &Global, printer: &Printer) -> Result<Config> {
             }
             Ok(config)
         }
-        Err(report) => Err(Usage(report.render(printer.color()).trim_end().to_owned()).into()),
+        Err(report) => Err(Rendered(report.render(printer.color()).trim_end().to_owned()).into()),
     }
 }
 
