@@ -1,12 +1,101 @@
 //! Turning what a run met into findings, and taking back those that no longer hold.
 
+use std::collections::BTreeSet;
+
 use catalog::{Catalog, Finding, Severity};
 use jiff::Timestamp;
 use policy::Coverage;
+use store::{Op, Place};
 use tree::RelPath;
 
 use crate::error::Result;
 use crate::report::{Leg, Problem, Status};
+
+/// A copy of the current state whose bytes are not what was written.
+const CORRUPT: &str = "copy-corrupt";
+/// The same of something that only past versions need.
+const CORRUPT_PAST: &str = "history-corrupt";
+
+/// What a finding about a copy is about.
+fn copy(dataset: &str, store: &str, path: &RelPath) -> String {
+    format!("{dataset}:{path} in {store}")
+}
+
+/// The bad copies of a dataset in a store that a run may heal.
+pub(crate) struct Corrupt {
+    dataset: String,
+    store: String,
+    subjects: BTreeSet<String>,
+    now: Timestamp,
+}
+
+impl Corrupt {
+    /// Those that are open now.
+    pub(crate) fn open(
+        catalog: &Catalog,
+        dataset: &str,
+        store: &str,
+        now: Timestamp,
+    ) -> Result<Self> {
+        let subjects = of_copies(catalog, dataset, store)?
+            .into_iter()
+            .filter(|(kind, _)| *kind == CORRUPT)
+            .map(|(_, subject)| subject)
+            .collect();
+        let (dataset, store) = (dataset.to_owned(), store.to_owned());
+        Ok(Self {
+            dataset,
+            store,
+            subjects,
+            now,
+        })
+    }
+
+    /// Takes back what is true no longer now that these are durable: new bytes lie there.
+    pub(crate) fn healed<'o>(
+        &self,
+        catalog: &Catalog,
+        ops: impl IntoIterator<Item = &'o Op>,
+    ) -> Result<()> {
+        if self.subjects.is_empty() {
+            return Ok(());
+        }
+        for op in ops {
+            let (Op::Put { path, .. }
+            | Op::Repair {
+                place: Place::Current(path),
+                ..
+            }) = op
+            else {
+                continue;
+            };
+            let subject = copy(&self.dataset, &self.store, path);
+            if self.subjects.contains(&subject) {
+                catalog.clear(CORRUPT, &subject, self.now)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The open findings about copies of a dataset in a store: kind and subject.
+fn of_copies(catalog: &Catalog, dataset: &str, store: &str) -> Result<Vec<(&'static str, String)>> {
+    let (start, end) = (format!("{dataset}:"), format!(" in {store}"));
+    let mut found = Vec::new();
+    for row in catalog.findings(true)? {
+        let finding = row.finding;
+        let kind = [CORRUPT, CORRUPT_PAST]
+            .into_iter()
+            .find(|kind| *kind == finding.kind);
+        if let Some(kind) = kind
+            && finding.subject.starts_with(&start)
+            && finding.subject.ends_with(&end)
+        {
+            found.push((kind, finding.subject));
+        }
+    }
+    Ok(found)
+}
 
 /// Writes findings.
 pub(crate) struct Findings<'a> {
@@ -45,7 +134,7 @@ impl<'a> Findings<'a> {
 
     /// Paths without a route, and contradictions in the configuration.
     pub(crate) fn coverage(&self, coverage: &Coverage) -> Result<()> {
-        let mut now = std::collections::BTreeSet::new();
+        let mut now = BTreeSet::new();
         for unrouted in &coverage.unrouted {
             let subject = tree::escape(unrouted.path.as_os_str().as_encoded_bytes()).into_owned();
             self.raise(
@@ -137,19 +226,66 @@ impl<'a> Findings<'a> {
         Ok(())
     }
 
-    /// A copy whose bytes are not what was written.
+    /// A copy in the current state of the store whose bytes are not what was written.
     pub(crate) fn damaged(&self, dataset: &str, store: &str, path: &RelPath) -> Result<()> {
+        self.bad_copy(CORRUPT, dataset, store, path)
+    }
+
+    /// What verification found bad at `place`, which is there under `path`.
+    pub(crate) fn bad(
+        &self,
+        dataset: &str,
+        store: &str,
+        path: &RelPath,
+        place: &Place,
+    ) -> Result<()> {
+        self.bad_copy(kind(place), dataset, store, path)
+    }
+
+    fn bad_copy(&self, kind: &str, dataset: &str, store: &str, path: &RelPath) -> Result<()> {
         self.raise(
             Severity::S1,
-            "copy-corrupt",
-            &format!("{dataset}:{path} in {store}"),
+            kind,
+            &copy(dataset, store, path),
             format!("the copy of `{path}` in `{store}` is not what was written there"),
             format!("thrice verify --store {store} --repair, and look at the disk"),
         )
     }
 
-    /// The copy is right (again).
-    pub(crate) fn mended(&self, dataset: &str, store: &str, path: &RelPath) -> Result<()> {
-        self.clear("copy-corrupt", &format!("{dataset}:{path} in {store}"))
+    /// What was bad at `place` is right again.
+    pub(crate) fn repaired(
+        &self,
+        dataset: &str,
+        store: &str,
+        path: &RelPath,
+        place: &Place,
+    ) -> Result<()> {
+        self.clear(kind(place), &copy(dataset, store, path))
+    }
+
+    /// All of a dataset in a store was read back: bad is what is in `still`, and nothing else.
+    pub(crate) fn only_bad<'p>(
+        &self,
+        dataset: &str,
+        store: &str,
+        still: impl IntoIterator<Item = (&'p RelPath, &'p Place)>,
+    ) -> Result<()> {
+        let still: BTreeSet<(&str, String)> = still
+            .into_iter()
+            .map(|(path, place)| (kind(place), copy(dataset, store, path)))
+            .collect();
+        for (kind, subject) in of_copies(self.catalog, dataset, store)? {
+            if !still.contains(&(kind, subject.clone())) {
+                self.clear(kind, &subject)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn kind(place: &Place) -> &'static str {
+    match place {
+        Place::Current(_) => CORRUPT,
+        Place::History { .. } => CORRUPT_PAST,
     }
 }

@@ -16,6 +16,7 @@ use tree::{Node, RelPath, Stat};
 
 use crate::decide::{self, Need};
 use crate::error::{Error, Result};
+use crate::findings::Corrupt;
 use crate::live::{Live, Look, Trouble};
 use crate::relay::Carrier;
 use crate::report::{Notice, Observer, Problem};
@@ -148,6 +149,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) number: u64,
     /// Directories in which earlier sessions since the last seal have written.
     pub(crate) written: BTreeSet<RelPath>,
+    /// Copies found bad earlier; whatever is written over them heals them.
+    pub(crate) corrupt: Corrupt,
     pub(crate) workers: usize,
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) observer: &'a dyn Observer,
@@ -494,6 +497,8 @@ impl Pipeline<'_> {
                 } = self.setting;
                 self.catalog
                     .ack(replica.id, *number, ops.iter().map(|(_, op)| op), records)?;
+                let ops = ops.iter().map(|(_, op)| op);
+                self.setting.corrupt.healed(self.catalog, ops)?;
             }
             Event::Failed { op, error, .. } => {
                 if is_fatal(&error) {

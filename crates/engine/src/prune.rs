@@ -24,10 +24,27 @@ pub struct Pruned {
     pub bytes: u64,
 }
 
-/// Prunes one dataset in one open store.
+/// Says, once for each store, that what `keep` lets go of is not for this machine to prune.
+pub fn note_append_only(engine: &Engine<'_>, opened: &Opened) {
+    if opened.info.append_only && opened.spec.keep != policy::Keep::default() {
+        let message = format!(
+            "`{}` is append-only: its `keep` is not applied from here; prune it on its own machine",
+            opened.spec.name
+        );
+        engine.observer.notice(&Notice::Note {
+            dataset: None,
+            message,
+        });
+    }
+}
+
+/// Prunes one dataset in one open store; nothing where the store is append-only.
 pub fn prune(engine: &Engine<'_>, dataset: &str, opened: &Opened) -> Result<Pruned> {
     let catalog = engine.catalog;
     let mut done = Pruned::default();
+    if opened.info.append_only {
+        return Ok(done);
+    }
     let Some(row) = catalog.find_dataset(dataset)? else {
         return Ok(done);
     };

@@ -13,7 +13,7 @@ use tree::RelPath;
 
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected};
-use crate::findings::Findings;
+use crate::findings::{Corrupt, Findings};
 use crate::guard::{self, Stop};
 use crate::pipeline::Setting;
 use crate::relay;
@@ -441,7 +441,11 @@ impl Run<'_, '_> {
         let store_name = &expected.route[0];
         self.open(store_name)?;
         let opened = self.pool.opened_one(store_name)?;
-        sync::before_session(catalog, replica, opened.store(), &meant.name)?;
+        let built = sync::before_session(catalog, replica, opened.store(), &meant.name)?;
+        if dataset.counter == 0 && built > 0 {
+            self.learn_numbers(expected, dataset.id)?;
+        }
+        let opened = self.pool.opened_one(store_name)?;
         let number = catalog.next_number(dataset.id)?;
         let session = opened
             .store()
@@ -503,6 +507,24 @@ impl Run<'_, '_> {
         };
         self.summary.why_walked = Some(why);
         Ok((shipped, seal))
+    }
+
+    /// The catalog is new and the store is not: one that was ahead of it must not come to have
+    /// two versions of one number. A store that cannot be asked says so in its own leg.
+    fn learn_numbers(&mut self, expected: &Expected, dataset: DatasetId) -> Result<()> {
+        for store in &expected.route[1..] {
+            if let Err(error) = self.open(store) {
+                match error {
+                    Error::Catalog(_) => return Err(error),
+                    _ => continue,
+                }
+            }
+            let opened = self.pool.opened_one(store)?;
+            if let Ok((_, built)) = sync::numbers(opened.store(), &expected.name) {
+                self.engine.catalog.raise_counter(dataset, built)?;
+            }
+        }
+        Ok(())
     }
 
     /// The dataset's row, unless a person holds it.
@@ -649,6 +671,7 @@ impl Run<'_, '_> {
             replica: replica.clone(),
             number,
             written: sync::written(replica, opened.store(), dataset)?,
+            corrupt: Corrupt::open(self.engine.catalog, dataset, to, (self.engine.now)())?,
             workers: stores::workers(&opened.spec),
             cancel: self.engine.cancel,
             observer: self.engine.observer,
@@ -768,11 +791,11 @@ impl Run<'_, '_> {
             self.pool.opened_one(store_name)?,
             self.pool.opened_one(first_name)?,
         );
-        sync::before_session(catalog, replica, opened.store(), &expected.name)?;
+        let built = sync::before_session(catalog, replica, opened.store(), &expected.name)?;
         let replica = &catalog.replica(replica.id)?;
         // Where this store has sealed that version already, what is still missing makes a new one:
-        // a sealed version never changes.
-        let number = match replica.sealed < first.sealed {
+        // a sealed version never changes. So it is where a repair has begun a later one.
+        let number = match replica.sealed < first.sealed && built <= first.sealed {
             true => first.sealed,
             false => catalog.next_number(dataset.id)?,
         };
@@ -882,6 +905,9 @@ impl Run<'_, '_> {
                 let legs = self.outcomes.entry(expected.name.clone()).or_default();
                 legs.push((leg, Vec::new()));
             }
+        }
+        for (_, opened) in self.pool.opened() {
+            prune::note_append_only(self.engine, opened);
         }
         Ok(())
     }

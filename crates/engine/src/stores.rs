@@ -69,6 +69,18 @@ pub(crate) fn workers(spec: &StoreSpec) -> usize {
     }
 }
 
+/// Whether there is a store of that name. Error: what there is.
+pub fn check_store(config: &Config, name: &str) -> Result<()> {
+    if config.stores.iter().any(|spec| spec.name == name) {
+        return Ok(());
+    }
+    let names: Vec<&str> = config.stores.iter().map(|s| s.name.as_str()).collect();
+    Err(Error::Usage(format!(
+        "there is no store `{name}` in the configuration; there are: {}",
+        names.join(", ")
+    )))
+}
+
 /// Opens the store `name`. `known`: the identity it had when it was first used.
 pub fn open(config: &Config, name: &str, known: Option<&str>, purpose: Purpose) -> Result<Opened> {
     let spec = config

@@ -51,28 +51,35 @@ pub(crate) fn sync(
 /// Learns of versions that the store has sealed and the catalog has not heard of, and makes
 /// sure that the next number given out is beyond all that the store has seen. To be called
 /// before a session is begun: one is refused that would build a version the store has.
+/// Returns the newest number that the store has begun or sealed.
 pub(crate) fn before_session(
     catalog: &Catalog,
     replica: &Replica,
     store: &dyn Store,
     dataset: &str,
-) -> Result<()> {
-    let logs = store
-        .logs(dataset)
-        .map_err(Error::at(&replica.store_name))?;
-    let newest = logs.last().map_or(0, |(seal, _)| seal.number);
+) -> Result<u64> {
+    let (newest, built) = numbers(store, dataset).map_err(Error::at(&replica.store_name))?;
     if newest > replica.sealed && catch_up(catalog, replica, store, dataset)?.is_none() {
         rebuild(catalog, replica.id, store, dataset)?;
     }
+    catalog.raise_counter(replica.dataset, built)?;
+    Ok(built)
+}
+
+/// The newest number that a store has sealed, and the newest that it has begun or sealed.
+pub(crate) fn numbers(store: &dyn Store, dataset: &str) -> store::Result<(u64, u64)> {
+    let newest = store
+        .logs(dataset)?
+        .last()
+        .map_or(0, |(seal, _)| seal.number);
     let mut built = newest;
-    let read = store.read_log(dataset, None, &mut |record| {
+    store.read_log(dataset, None, &mut |record| {
         if let LogRecord::Begin { number, .. } = record {
             built = built.max(number);
         }
         Ok(())
-    });
-    read.map_err(Error::at(&replica.store_name))?;
-    Ok(catalog.raise_counter(replica.dataset, built)?)
+    })?;
+    Ok((newest, built))
 }
 
 /// Whether the replica may have done more than the catalog knows: the last run was cut off from

@@ -3,15 +3,17 @@
 //! What is found bad is a finding, and is marked so that the next run brings it again; with
 //! `repair` it is replaced at once from another copy that is proven good, history included.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-use catalog::{Catalog, Copy, Replica, Row};
+use catalog::{Catalog, Copy, Replica, ReplicaId, Row};
 use jiff::Timestamp;
 use serde::Serialize;
 use store::{Check, Checked, Event, Op, Place, Session, StageJob, Store};
 use tree::{Kind, Node, RelPath};
 
 use crate::error::{Error, Result};
+use crate::expect::Expectation;
 use crate::findings::Findings;
 use crate::report::{Notice, Problem, Status};
 use crate::run::{Engine, mark_for_repair};
@@ -27,12 +29,22 @@ const CHECK_BYTES: u64 = 64 << 20;
 pub struct VerifyOptions {
     /// Only these datasets; empty: all.
     pub datasets: Vec<String>,
-    /// Only this store.
-    pub store: Option<String>,
+    /// Only these stores; empty: all.
+    pub stores: Vec<String>,
     /// Share of the contents to read, `0.0..=1.0`; which ones changes from run to run.
     pub sample: f64,
     /// Replace bad copies from good ones.
     pub repair: bool,
+}
+
+impl VerifyOptions {
+    fn dataset(&self, name: &str) -> bool {
+        self.datasets.is_empty() || self.datasets.iter().any(|asked| asked == name)
+    }
+
+    fn store(&self, name: &str) -> bool {
+        self.stores.is_empty() || self.stores.iter().any(|asked| asked == name)
+    }
 }
 
 /// What a verification came to.
@@ -54,8 +66,14 @@ struct Bad {
     why: String,
 }
 
-/// Verifies.
+/// A dataset's name and its replica in the store at hand.
+type Named = (String, Replica);
+
+/// Verifies. Error: what was asked for does not exist, or the catalog failed; what is wrong with
+/// a store or a dataset in it is a problem, and the others are verified all the same.
 pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> {
+    let expectation = Expectation::of(engine.config, engine.catalog)?;
+    check(engine, &expectation, options)?;
     let mut done = Verified {
         status: Status::Ok,
         files: 0,
@@ -64,67 +82,143 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
         repaired: 0,
         problems: Vec::new(),
     };
-    let purpose = if options.repair {
-        Purpose::Write
-    } else {
-        Purpose::Read
-    };
+    let mut any = false;
     for spec in &engine.config.stores {
-        if options
-            .store
-            .as_ref()
-            .is_some_and(|store| *store != spec.name)
-        {
+        if !options.store(&spec.name) {
             continue;
         }
-        let mut replicas = Vec::new();
+        let mut replicas: Vec<Named> = Vec::new();
         for dataset in engine.catalog.datasets()? {
-            if !options.datasets.is_empty() && !options.datasets.contains(&dataset.name) {
+            if !options.dataset(&dataset.name) {
                 continue;
             }
             let mut own = engine.catalog.replicas(dataset.id)?;
             own.retain(|replica| replica.store_name == spec.name && replica.sealed > 0);
-            replicas.extend(
-                own.into_iter()
-                    .map(|replica| (dataset.name.clone(), replica)),
-            );
+            let named = |replica| (dataset.name.clone(), replica);
+            replicas.extend(own.into_iter().map(named));
         }
-        if replicas.is_empty() {
-            continue;
-        }
-        let unsure = |(_, replica): &(String, Replica)| sync::is_unsure(replica);
-        let purpose = match purpose {
-            Purpose::Read if replicas.iter().any(unsure) => Purpose::Mend,
-            purpose => purpose,
-        };
-        match open(engine, &spec.name, purpose) {
-            Ok(opened) => {
-                for (dataset, mut replica) in replicas {
-                    if sync::is_unsure(&replica) {
-                        sync::level(engine.catalog, &replica, opened.store(), &dataset)?;
-                        replica = engine.catalog.replica(replica.id)?;
-                    }
-                    one(engine, options, &opened, &dataset, &replica, &mut done)?;
-                }
-            }
-            Err(error) => {
-                let why = error.to_string();
-                for (dataset, _) in replicas {
-                    problem(engine, &mut done, &dataset, &spec.name, None, why.clone());
-                }
-            }
-        }
+        any |= !replicas.is_empty();
+        in_store(engine, options, &spec.name, replicas, &mut done)?;
+    }
+    // Zero things is failure (R7).
+    if !any {
+        nothing(engine, options, &expectation, &mut done);
     }
     let unmended = done.bad > done.repaired;
     done.status = match (done.problems.is_empty() && !unmended, done.files) {
+        _ if engine.cancel.load(Ordering::Relaxed) => Status::Aborted,
+        _ if !any => Status::Failed,
         (true, _) => Status::Ok,
         (false, 0) => Status::Failed,
         (false, _) => Status::Partial,
     };
-    if engine.cancel.load(Ordering::Relaxed) {
-        done.status = Status::Aborted;
-    }
     Ok(done)
+}
+
+/// Whether all that was asked for exists.
+fn check(engine: &Engine<'_>, expectation: &Expectation, options: &VerifyOptions) -> Result<()> {
+    for store in &options.stores {
+        stores::check_store(engine.config, store)?;
+    }
+    let kept = engine.catalog.datasets()?.into_iter().map(|row| row.name);
+    let expected = expectation.expected.iter().map(|e| e.name.clone());
+    let names: BTreeSet<String> = kept.chain(expected).collect();
+    match options
+        .datasets
+        .iter()
+        .find(|asked| !names.contains(*asked))
+    {
+        Some(asked) => Err(Error::Usage(format!(
+            "there is no dataset `{asked}`; there are: {}",
+            names.into_iter().collect::<Vec<_>>().join(", ")
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Tells of the copies that should be there when there was none to read.
+fn nothing(
+    engine: &Engine<'_>,
+    options: &VerifyOptions,
+    expectation: &Expectation,
+    done: &mut Verified,
+) {
+    for expected in &expectation.expected {
+        let asked = |store: &&String| options.store(store);
+        for store in expected.route.iter().filter(asked) {
+            if options.dataset(&expected.name) {
+                let why = "there is no sealed version to verify".to_owned();
+                problem(engine, done, &expected.name, store, None, why);
+            }
+        }
+    }
+    if done.problems.is_empty() {
+        engine.observer.notice(&Notice::Note {
+            dataset: None,
+            message: "there is no copy to verify".into(),
+        });
+    }
+}
+
+/// Verifies what lies in one store.
+fn in_store(
+    engine: &Engine<'_>,
+    options: &VerifyOptions,
+    store: &str,
+    replicas: Vec<Named>,
+    done: &mut Verified,
+) -> Result<()> {
+    let unsure = |(_, replica): &Named| sync::is_unsure(replica);
+    let purpose = match options.repair {
+        true => Purpose::Write,
+        false if replicas.iter().any(unsure) => Purpose::Mend,
+        false => Purpose::Read,
+    };
+    let mut held: Option<Opened> = None;
+    let mut refused: Option<String> = None;
+    for (dataset, replica) in replicas {
+        // A store that cannot be opened is not waited for again.
+        if held.is_none() && refused.is_none() {
+            match open(engine, store, purpose) {
+                Ok(opened) => held = Some(opened),
+                Err(Error::Catalog(error)) => return Err(error.into()),
+                Err(error) => refused = Some(error.to_string()),
+            }
+        }
+        let result = match (&held, &refused) {
+            (Some(opened), _) => levelled(engine, opened, &dataset, replica)
+                .and_then(|replica| one(engine, options, opened, &dataset, &replica, done)),
+            (None, why) => {
+                let why = why.clone().unwrap_or_default();
+                problem(engine, done, &dataset, store, None, why);
+                continue;
+            }
+        };
+        match result {
+            Ok(()) => {}
+            Err(Error::Catalog(error)) => return Err(error.into()),
+            Err(error) => {
+                problem(engine, done, &dataset, store, None, error.to_string());
+                // The connection may be of no more use.
+                held = None;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The replica as it is, where the catalog may not know.
+fn levelled(
+    engine: &Engine<'_>,
+    opened: &Opened,
+    dataset: &str,
+    replica: Replica,
+) -> Result<Replica> {
+    if !sync::is_unsure(&replica) {
+        return Ok(replica);
+    }
+    sync::level(engine.catalog, &replica, opened.store(), dataset)?;
+    Ok(engine.catalog.replica(replica.id)?)
 }
 
 fn open(engine: &Engine<'_>, name: &str, purpose: Purpose) -> Result<Opened> {
@@ -198,27 +292,29 @@ fn one(
             false => Ok(()),
         }
     });
-    match told.and_then(|()| reader.check()) {
-        Ok(()) | Err(Error::Interrupted) => {}
-        Err(error) => return Err(error),
-    }
+    let read = told.and_then(|()| reader.check());
     let Reader {
         bad, files, bytes, ..
     } = reader;
     done.files += files;
     done.bytes += bytes;
-    let found = bad.len() as u64;
-    done.bad += found;
+    done.bad += bad.len() as u64;
+    // What was found is told, whatever the reading came to.
     report(engine, opened, dataset, replica, &bad, done)?;
-    let repaired = if options.repair {
-        repair(engine, opened, dataset, replica, bad, done)?
-    } else {
-        0
+    match read {
+        Ok(()) | Err(Error::Interrupted) => {}
+        Err(error) => return Err(error),
+    }
+    let still = match options.repair {
+        true => repair(engine, opened, dataset, replica, bad, done)?,
+        false => bad,
     };
-    done.repaired += repaired;
-    let all = options.sample >= 1.0 && !engine.cancel.load(Ordering::Relaxed);
-    if all && found == repaired {
-        engine.catalog.verified(replica.id, (engine.now)())?;
+    if options.sample >= 1.0 && !engine.cancel.load(Ordering::Relaxed) {
+        let still = still.iter().map(|bad| (&bad.path, &bad.place));
+        Findings::new(engine.catalog, engine.now).only_bad(dataset, store, still.clone())?;
+        if still.len() == 0 {
+            engine.catalog.verified(replica.id, (engine.now)())?;
+        }
     }
     Ok(())
 }
@@ -313,7 +409,7 @@ fn report(
     let store = &opened.spec.name;
     let findings = Findings::new(engine.catalog, engine.now);
     for one in bad {
-        findings.damaged(dataset, store, &one.path)?;
+        findings.bad(dataset, store, &one.path, &one.place)?;
         if matches!(one.place, Place::Current(_)) {
             mark_for_repair(engine.catalog, replica, &one.path)?;
         }
@@ -339,7 +435,7 @@ fn report(
     Ok(())
 }
 
-/// Replaces bad contents from any other copy of the same bytes.
+/// Replaces bad contents from any other copy of the same bytes. What is bad still.
 fn repair(
     engine: &Engine<'_>,
     opened: &Opened,
@@ -347,82 +443,81 @@ fn repair(
     replica: &Replica,
     bad: Vec<Bad>,
     done: &mut Verified,
-) -> Result<u64> {
+) -> Result<Vec<Bad>> {
     if bad.is_empty() {
-        return Ok(0);
+        return Ok(bad);
     }
     let (catalog, store) = (engine.catalog, opened.spec.name.clone());
+    let replica = &catalog.replica(replica.id)?;
+    sync::before_session(catalog, replica, opened.store(), dataset)?;
     let number = catalog.next_number(replica.dataset)?;
     let session = opened
         .store()
         .begin(dataset, number)
         .map_err(Error::at(&store))?;
     sync::sync(catalog, replica, opened.store(), dataset, session.begun())?;
-    let findings = Findings::new(catalog, engine.now);
-    let mut repaired = 0;
-    for Bad {
-        path, place, node, ..
-    } in bad
-    {
+    let mut still = Vec::new();
+    for one in bad {
         match from_another(
             engine,
             opened,
             dataset,
-            replica,
+            replica.id,
             session.as_ref(),
-            &path,
-            &place,
-            &node,
+            number,
+            &one,
         )? {
             Some(other) => {
-                repaired += 1;
-                findings.mended(dataset, &store, &path)?;
+                done.repaired += 1;
+                let path = &one.path;
+                Findings::new(catalog, engine.now).repaired(dataset, &store, path, &one.place)?;
                 let message = format!("`{path}` in `{store}` was repaired from `{other}`");
                 engine.observer.notice(&Notice::Note {
                     dataset: Some(dataset.into()),
                     message,
                 });
                 done.problems.retain(|p| {
-                    !(p.path.as_ref() == Some(&path) && p.store.as_deref() == Some(&*store))
+                    !(p.dataset == dataset
+                        && p.path.as_ref() == Some(path)
+                        && p.store.as_deref() == Some(&*store))
                 });
             }
             None => {
                 let message = "no good copy of it was found elsewhere; \
                                a run brings it again if the live file is still the same";
-                problem(engine, done, dataset, &store, Some(path), message.into());
+                let path = Some(one.path.clone());
+                problem(engine, done, dataset, &store, path, message.into());
+                still.push(one);
             }
         }
     }
-    Ok(repaired)
+    Ok(still)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what is bad, where, and where it may come from"
-)]
 fn from_another(
     engine: &Engine<'_>,
     opened: &Opened,
     dataset: &str,
-    replica: &Replica,
+    replica: ReplicaId,
     session: &dyn Session,
-    path: &RelPath,
-    place: &Place,
-    node: &Node,
+    number: u64,
+    bad: &Bad,
 ) -> Result<Option<String>> {
+    let Bad {
+        path, place, node, ..
+    } = bad;
     let Some(hash) = node.hash else {
         return Ok(None);
     };
-    let copies = engine
-        .catalog
-        .find_content(replica.dataset, hash, node.size)?;
+    let own = engine.catalog.replica(replica)?.dataset;
+    let copies = engine.catalog.find_content(own, hash, node.size)?;
     for Copy {
         replica: other,
         place: there,
         node: theirs,
     } in copies
     {
-        if other == replica.id && there == *place || theirs.extents != node.extents {
+        if other == replica && there == *place || theirs.extents != node.extents {
             continue;
         }
         let want = Check {
@@ -432,7 +527,7 @@ fn from_another(
             extents: node.extents.clone(),
         };
         let name = engine.catalog.replica(other)?.store_name;
-        let elsewhere = match other == replica.id {
+        let elsewhere = match other == replica {
             true => None,
             false => match open(engine, &name, Purpose::Read) {
                 Ok(opened) => Some(opened),
@@ -464,7 +559,7 @@ fn from_another(
         session
             .submit(0, op, Some(staged))
             .map_err(Error::at(&opened.spec.name))?;
-        return Ok(finish(engine.catalog, opened, replica, session)?.then_some(name));
+        return Ok(finish(engine.catalog, opened, replica, number, session)?.then_some(name));
     }
     Ok(None)
 }
@@ -473,7 +568,8 @@ fn from_another(
 fn finish(
     catalog: &Catalog,
     opened: &Opened,
-    replica: &Replica,
+    replica: ReplicaId,
+    number: u64,
     session: &dyn Session,
 ) -> Result<bool> {
     session.flush().map_err(Error::at(&opened.spec.name))?;
@@ -481,12 +577,7 @@ fn finish(
     for event in session.events() {
         match event {
             Event::Committed { ops, records } => {
-                catalog.ack(
-                    replica.id,
-                    replica.sealed,
-                    ops.iter().map(|(_, op)| op),
-                    records,
-                )?;
+                catalog.ack(replica, number, ops.iter().map(|(_, op)| op), records)?;
                 mended = true;
             }
             Event::Failed { .. } => {}

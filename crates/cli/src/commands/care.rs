@@ -35,6 +35,9 @@ pub fn prune(global: &Global, printer: &Printer, args: &PruneArgs) -> Result<u8>
     for name in &args.dataset {
         target::dataset(&catalog, name)?;
     }
+    if let Some(store) = &args.store {
+        engine::check_store(&config, store)?;
+    }
     let (mut all, mut errors) = (Pruned::default(), Vec::new());
     for spec in &config.stores {
         if args.store.as_ref().is_some_and(|store| *store != spec.name) {
@@ -54,6 +57,7 @@ pub fn prune(global: &Global, printer: &Printer, args: &PruneArgs) -> Result<u8>
                 continue;
             }
         };
+        engine::note_append_only(&engine, &opened);
         for dataset in catalog.datasets()? {
             if !args.dataset.is_empty() && !args.dataset.contains(&dataset.name) {
                 continue;

@@ -64,7 +64,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
     if args.steps.contains(&Step::Verify) && code != interrupt.code() {
         let options = VerifyOptions {
             datasets: args.dataset.clone(),
-            store: args.store.first().cloned(),
+            stores: args.store.clone(),
             sample: 1.0,
             repair: false,
         };

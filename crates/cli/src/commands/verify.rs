@@ -25,7 +25,7 @@ pub fn verify(global: &Global, printer: &Printer, args: &VerifyArgs) -> Result<u
     };
     let options = VerifyOptions {
         datasets: args.dataset.clone(),
-        store: args.store.clone(),
+        stores: args.store.iter().cloned().collect(),
         sample,
         repair: args.repair,
     };
