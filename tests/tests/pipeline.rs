@@ -678,6 +678,8 @@ fn r12_verify_finds_and_repairs() -> Result<()> {
     let world = two_legs!();
     some_files(&world, "docs")?;
     world.write("docs/large", noise(2, 30_000_000))?;
+    let docs = world.live().join("docs");
+    std::fs::hard_link(docs.join("large"), docs.join("d1/larger"))?;
     world.expect(&["run"], 0)?;
     world.expect(&["verify"], 0)?;
     for (store, name) in [("sda", "large"), ("nas", "d0/f12")] {

@@ -482,7 +482,7 @@ impl Run<'_, '_> {
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         for (path, error) in &scan.unreadable {
             // Pending, whatever else was done there: nobody knows what is in it.
-            ship::note_path(catalog, dataset.id, &replica, path)?;
+            ship::note_unread(catalog, &replica, path)?;
             let problem = Problem {
                 dataset: meant.name.clone(),
                 store: None,

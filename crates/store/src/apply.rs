@@ -2,6 +2,8 @@
 //! as no other operation of its batch touches the same paths ([`crate::session`] sees to that).
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
@@ -18,6 +20,8 @@ const CACHED: usize = 128;
 const DEPTH_MAX: usize = 128;
 /// How many objects of one path an append-only store sets aside in one version.
 const ASIDE_MAX: u32 = 1000;
+/// Repaired files with several names that are remembered at a time.
+const REPAIRED_MAX: usize = 4096;
 /// New directories are nobody else's business until their own operation says otherwise.
 const DIR_MODE: u32 = 0o700;
 /// What a file system says that cannot make such a thing, or that forbids it to us.
@@ -43,6 +47,8 @@ pub(crate) struct Applier {
     /// The directory below `tmp/` for what is made here.
     session: String,
     made: u64,
+    /// Files with several names that were repaired, by their inode at the source.
+    repaired: HashMap<u64, (RelPath, Node)>,
     /// Whether operations may have been carried out before.
     replay: bool,
 }
@@ -70,6 +76,7 @@ impl Applier {
             history: open(rel(&[CONTROL, "history", dataset]))?,
             session: session.to_owned(),
             made: 0,
+            repaired: HashMap::new(),
             replay,
         })
     }
@@ -93,7 +100,7 @@ impl Applier {
             } => self.link(path, to, node, *old),
             Op::Rename { from, to } => self.rename(from, to),
             Op::Delete { path, old } => self.delete(path, *old),
-            Op::Repair { place, .. } => self.repair(place, token),
+            Op::Repair { place, node } => self.repair(place, node, token),
         }
     }
 
@@ -453,7 +460,7 @@ impl Applier {
         }
     }
 
-    fn repair(&mut self, place: &Place, token: Option<&str>) -> Result<()> {
+    fn repair(&mut self, place: &Place, node: &Node, token: Option<&str>) -> Result<()> {
         let token = token.ok_or_else(|| no_content(place.path()))?;
         if self.replay && !self.is_staged(token)? {
             return Ok(());
@@ -476,12 +483,48 @@ impl Applier {
                 done => done.map_err(io_error(&lies))?,
             }
         }
+        self.share_repaired(place, node, token)?;
         let (from_dir, from_name) = split(token.as_bytes());
         let from = self.tmp.get(from_dir).map_err(io_error(token))?;
         // No version changes, so the directory shall not look changed either.
         from.rename_to(from_name, &to, name)
             .and_then(|()| set_mtime(&to, before.mtime))
             .map_err(io_error(&lies))
+    }
+
+    /// Names that were one bad file shall be one good file: of the second and every further one
+    /// the staged content becomes another name of the first.
+    fn share_repaired(&mut self, place: &Place, node: &Node, token: &str) -> Result<()> {
+        let (Place::Current(path), true) = (place, node.linked) else {
+            return Ok(());
+        };
+        if self.repaired.len() >= REPAIRED_MAX {
+            self.repaired.clear();
+        }
+        let first = match self.repaired.entry(node.ino) {
+            Entry::Vacant(free) => {
+                free.insert((path.clone(), node.clone()));
+                return Ok(());
+            }
+            Entry::Occupied(first) => first.into_mut(),
+        };
+        if !first.1.same_content(node) || !first.1.same_attributes(node) {
+            *first = (path.clone(), node.clone());
+            return Ok(());
+        }
+        let (dir, name) = first.0.split().ok_or_else(|| at_root(path))?;
+        let (tmp_dir, tmp_name) = split(token.as_bytes());
+        let tmp = self.tmp.get(tmp_dir).map_err(io_error(token))?;
+        let place = self.place.get(dir).map_err(io_error(path))?;
+        let second = [tmp_name, b"l"].concat();
+        match place.link_to(name, tmp, &second) {
+            Ok(()) => tmp
+                .rename_to(&second, tmp, tmp_name)
+                .map_err(io_error(path)),
+            // A file of its own is as good a copy.
+            Err(error) if is(&error, &UNSUPPORTED) || is_absent(&error) => Ok(()),
+            Err(error) => Err(io_error(path)(error)),
+        }
     }
 
     /// Removes content that will not be used.
