@@ -508,11 +508,18 @@ impl Applier {
             }
             Entry::Occupied(first) => first.into_mut(),
         };
-        if !first.1.same_content(node) || !first.1.same_attributes(node) {
+        let same = first.1.same_content(node) && first.1.same_attributes(node);
+        if !same {
             *first = (path.clone(), node.clone());
             return Ok(());
         }
-        let (dir, name) = first.0.split().ok_or_else(|| at_root(path))?;
+        let first = first.0.clone();
+        // Something else may have come there since.
+        let there = self.stat(&first)?;
+        if !there.is_some_and(|there| is_file_of(&there, node)) {
+            return Ok(());
+        }
+        let (dir, name) = first.split().ok_or_else(|| at_root(path))?;
         let (tmp_dir, tmp_name) = split(token.as_bytes());
         let tmp = self.tmp.get(tmp_dir).map_err(io_error(token))?;
         let place = self.place.get(dir).map_err(io_error(path))?;
