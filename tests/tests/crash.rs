@@ -606,8 +606,10 @@ impl Trial {
                     let to = self.world.path("out").join(name);
                     let target = to.to_string_lossy();
                     let at = ["--at", &version.name, "--from", store, "--to", &target];
+                    // A version that lacks something says so again when it is restored.
+                    let code = i32::from(version.status != "ok");
                     self.world
-                        .expect(&[&["restore", dataset], &at[..]].concat(), 0)?;
+                        .expect(&[&["restore", dataset], &at[..]].concat(), code)?;
                     trees.push(read_tree(&to)?);
                     fs::remove_dir_all(&to)?;
                     self.tally.restored += 1;
