@@ -36,11 +36,12 @@ const THREADS: usize = 2;
 const STORES: [&str; 2] = ["sda", "nas"];
 
 /// Where a debug binary can be made to fail, and about how often a run of ours passes there.
-const POINTS: [(&str, u64); 12] = [
+const POINTS: [(&str, u64); 13] = [
     ("stage.written", 12),
     ("log.append", 5),
     ("log.appended", 5),
     ("batch.logged", 5),
+    ("apply.folder", 3),
     ("apply.op", 30),
     ("apply.kept", 12),
     ("batch.applied", 5),

@@ -25,6 +25,9 @@ use crate::report::{Notice, Observer, Problem};
 const QUEUE: usize = 16;
 /// Tasks handed over together: waking a thread costs more than copying a small file's name.
 const BUNDLE: usize = 32;
+/// The same at most, so that the files of one directory come into one thread's hands: threads
+/// that make files in one directory wait for each other.
+const BUNDLE_MAX: usize = 256;
 /// Rows settled without the store are written in transactions of so many.
 const SETTLE_ROWS: usize = 4096;
 
@@ -81,6 +84,17 @@ pub(crate) enum Task {
     Do { at: At, op: Op },
     /// Make everything submitted so far durable.
     Flush,
+}
+
+impl Task {
+    /// Whether both bring something into one directory.
+    fn is_beside(&self, other: &Self) -> bool {
+        let (Self::Bring { at, .. }, Self::Bring { at: other, .. }) = (self, other) else {
+            return false;
+        };
+        let dirs = (at.path.split(), other.path.split());
+        matches!(dirs, (Some((dir, _)), Some((beside, _))) if dir == beside)
+    }
 }
 
 /// What came of a task.
@@ -278,13 +292,18 @@ impl Pipeline<'_> {
 
     /// Hands a task to any worker, sooner or later.
     pub(crate) fn feed(&mut self, task: Task) -> Result<()> {
+        let full = match self.bundle.last() {
+            Some(last) if self.bundle.len() < BUNDLE_MAX => {
+                self.bundle.len() >= BUNDLE && !task.is_beside(last)
+            }
+            last => last.is_some(),
+        };
+        if full {
+            self.feed_bundle()?;
+        }
         self.under_way += 1;
         self.bundle.push(task);
-        if self.bundle.len() < BUNDLE {
-            Ok(())
-        } else {
-            self.feed_bundle()
-        }
+        Ok(())
     }
 
     /// Hands a task to the one worker that keeps the order.

@@ -2,8 +2,8 @@
 //! as no other operation of its batch touches the same paths ([`crate::session`] sees to that).
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
@@ -12,10 +12,12 @@ use tree::{Apply, Dir, DirCache, Kind, Node, RelPath, Stat, Target, Time};
 
 use crate::disk::Inner;
 use crate::place::{CONTROL, OPEN, io_error, is, is_absent, locate, rel};
+use crate::staging::Folder;
 use crate::{Error, Old, Op, Place, Result};
 
-/// Directories kept open, of each kind.
+/// Directories kept open, of the place and of history; and of `tmp/`, which has few.
 const CACHED: usize = 128;
+const CACHED_TMP: usize = 32;
 /// How deep a stranger's tree may be that is moved entry by entry.
 const DEPTH_MAX: usize = 128;
 /// How many objects of one path an append-only store sets aside in one version.
@@ -23,7 +25,7 @@ const ASIDE_MAX: u32 = 1000;
 /// Repaired files with several names that are remembered at a time.
 const REPAIRED_MAX: usize = 4096;
 /// New directories are nobody else's business until their own operation says otherwise.
-const DIR_MODE: u32 = 0o700;
+pub(crate) const DIR_MODE: u32 = 0o700;
 /// What a file system says that cannot make such a thing, or that forbids it to us.
 const UNSUPPORTED: [Errno; 6] = [
     Errno::PERM,
@@ -51,6 +53,8 @@ pub(crate) struct Applier {
     repaired: HashMap<u64, (RelPath, Node)>,
     /// Whether operations may have been carried out before.
     replay: bool,
+    /// Tokens of the folders of this batch that lie in place, with all in them.
+    placed: HashSet<String>,
 }
 
 impl Applier {
@@ -61,23 +65,24 @@ impl Applier {
         session: &str,
         replay: bool,
     ) -> Result<Self> {
-        let open = |path: RelPath| {
+        let open = |path: RelPath, cached| {
             let dir = disk.root.create_dirs(&path, DIR_MODE);
             let dir = dir.map_err(io_error(disk.show(&path)))?;
-            Ok::<_, Error>(DirCache::new(dir, CACHED))
+            Ok::<_, Error>(DirCache::new(dir, cached))
         };
         Ok(Self {
             disk: Arc::clone(disk),
             dataset: dataset.to_owned(),
-            place: open(rel(&[dataset]))?,
-            tmp: open(rel(&[CONTROL, "tmp"]))?,
+            place: open(rel(&[dataset]), CACHED)?,
+            tmp: open(rel(&[CONTROL, "tmp"]), CACHED_TMP)?,
             // Reached from above, so that it is made only when something goes there and
             // sealing may rename it.
-            history: open(rel(&[CONTROL, "history", dataset]))?,
+            history: open(rel(&[CONTROL, "history", dataset]), CACHED)?,
             session: session.to_owned(),
             made: 0,
             repaired: HashMap::new(),
             replay,
+            placed: HashSet::new(),
         })
     }
 
@@ -109,8 +114,36 @@ impl Applier {
         self.history.forget(OPEN.as_bytes());
     }
 
+    /// Moves new directories into place, each with all its files, which a logged batch names.
+    /// One that cannot be moved is left to its files' own operations.
+    pub(crate) fn place_folders(&mut self, folders: &[Arc<Folder>]) -> Result<()> {
+        self.placed.clear();
+        for folder in folders {
+            self.disk.faults.point("apply.folder")?;
+            let Some((parent, name)) = folder.path.split() else {
+                continue;
+            };
+            let (from_dir, from_name) = split(folder.token.as_bytes());
+            let (from, to) = (
+                self.tmp.get(from_dir),
+                self.place.get_or_create(parent, DIR_MODE),
+            );
+            if let (Ok(from), Ok(to)) = (from, to)
+                && from.rename_noreplace(from_name, to, name).is_ok()
+            {
+                self.placed.insert(folder.token.clone());
+            }
+        }
+        Ok(())
+    }
+
     fn put_file(&mut self, path: &RelPath, token: Option<&str>, old: Old) -> Result<()> {
         let token = token.ok_or_else(|| no_content(path))?;
+        if let Some((folder, _)) = token.rsplit_once('/')
+            && self.placed.contains(folder)
+        {
+            return Ok(());
+        }
         if self.replay && !self.is_staged(token)? {
             // Recovery has seen that it lies at the path already.
             return Ok(());

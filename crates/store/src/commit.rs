@@ -3,19 +3,20 @@
 //! While more batches wait, the `syncfs` that makes a batch's content and log durable also makes
 //! the operations of the batch before durable: one barrier per batch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tree::RelPath;
 
-use crate::apply::Applier;
+use crate::apply::{Applier, split};
 use crate::disk::Inner;
 use crate::line::{Entry, SealLine};
 use crate::log::LogWriter;
 use crate::place::now;
 use crate::recover::{State, finish_seal};
+use crate::staging::Folder;
 use crate::{Error, Event, Old, Op, Result, Seal};
 
 /// How long a batch that was carried out waits for another to share its barrier with.
@@ -38,6 +39,9 @@ pub(crate) struct Batch {
     pub(crate) lines: Vec<u8>,
     /// Staged content, in bytes.
     pub(crate) bytes: u64,
+    /// New directories in which some of it lies, by their token; closed before the batch is
+    /// committed.
+    pub(crate) folders: HashMap<String, Arc<Folder>>,
     /// What cannot be logged, and why.
     pub(crate) refused: Vec<(Item, Error)>,
 }
@@ -45,6 +49,31 @@ pub(crate) struct Batch {
 impl Batch {
     pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty() && self.refused.is_empty()
+    }
+
+    pub(crate) fn add_folder(&mut self, folder: Arc<Folder>) {
+        if !self.folders.contains_key(&folder.token) {
+            self.folders.insert(folder.token.clone(), folder);
+        }
+    }
+
+    /// The folders of which every file is named by this batch, parents first: they can be moved
+    /// into place whole.
+    fn whole_folders(&self) -> Vec<Arc<Folder>> {
+        let mut named: HashMap<&[u8], usize> = HashMap::new();
+        for Item { op, token, .. } in &self.items {
+            // What else is done with content does not lie at its path.
+            if let (Op::Put { .. }, Some(token)) = (op, token) {
+                *named.entry(split(token.as_bytes()).0).or_default() += 1;
+            }
+        }
+        let is_whole = |folder: &&Arc<Folder>| {
+            let files = folder.files();
+            files.is_some() && files.as_ref() == named.get(folder.token.as_bytes())
+        };
+        let mut whole: Vec<_> = self.folders.values().filter(is_whole).cloned().collect();
+        whole.sort_by(|a, b| a.path.cmp(&b.path));
+        whole
     }
 }
 
@@ -211,6 +240,7 @@ impl Committer {
             self.failed.extend(batch.refused);
             return Ok(());
         }
+        let folders = batch.whole_folders();
         self.disk.faults.point("log.append")?;
         let offset = if self.begun { 0 } else { 1 };
         if self.begun {
@@ -228,6 +258,7 @@ impl Committer {
         self.settle()?;
         self.disk.faults.point("batch.logged")?;
         self.dirty = true;
+        self.applier.place_folders(&folders)?;
         let mut void = Vec::new();
         for (line, item) in (offset..).zip(batch.items) {
             match self.applier.apply(&item.op, item.token.as_deref()) {

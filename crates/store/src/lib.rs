@@ -25,6 +25,7 @@ mod prune;
 mod read;
 mod recover;
 mod session;
+mod staging;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -4,28 +4,24 @@
 //! another renames. So each operation of a batch can be carried out again whatever became of the
 //! others, which is what recovery does.
 
-use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
-use std::io::Write;
 use std::ops::Bound;
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use tree::{Content, ContentHasher, Digest, Dir, Extent, Kind, Node, RelPath, Target};
+use tree::{Content, Kind, Node, RelPath};
 
-use crate::apply;
 use crate::commit::{Batch, Committer, Item, Work};
 use crate::disk::Inner;
 use crate::line::encode_op;
 use crate::log::FRAME_MAX;
-use crate::place::{CONTROL, NAME_MAX, PART, check_version, io_error, is_absent, rel};
-use crate::recover::{self, recover, remove_tree};
+use crate::place::{NAME_MAX, check_version, io_error, rel};
+use crate::recover::{self, recover};
+use crate::staging::{Staging, part_token};
 use crate::{Begun, Error, Event, Op, Place, Result, Seal, Session, StageJob, Staged, read};
 
 /// A batch is handed to the committer when it has this many operations …
@@ -36,13 +32,6 @@ const BATCH_BYTES: u64 = 256 << 20;
 const BATCH_LINES: usize = FRAME_MAX / 2;
 /// Events that may wait to be read.
 const EVENTS: usize = 64;
-/// Directories that workers spread over: threads that make files in one directory wait for
-/// each other.
-const SLOTS: usize = 16;
-/// Contents up to this size are read at once, hashed at once and written at once, in bytes.
-const SMALL: u64 = 1 << 20;
-/// Bytes read at a time when a large file is gone on with.
-const CHUNK: usize = 1 << 20;
 
 /// One dataset of a [`crate::Disk`], open for writing.
 pub(crate) struct DiskSession {
@@ -85,7 +74,7 @@ impl DiskSession {
             sealed,
             open_records: state.records,
         };
-        let staging = Staging::new(disk)?;
+        let staging = Staging::new(disk, dataset)?;
         let broken = Arc::new(OnceLock::new());
         let (tell, events) = bounded(EVENTS);
         let (work, todo) = bounded(1);
@@ -151,6 +140,9 @@ impl DiskSession {
         if batch.is_empty() {
             return Ok(());
         }
+        for folder in batch.folders.values() {
+            self.staging.close(folder);
+        }
         self.send(open, Work::Batch(batch))
     }
 }
@@ -182,15 +174,14 @@ impl Session for DiskSession {
 
     fn part(&self, resume_key: &str) -> Result<Option<File>> {
         let token = part_token(&self.dataset, resume_key);
-        if self.staging.held().contains(&token) {
+        if self.staging.held().contains_key(&token) {
             return Ok(None);
         }
         self.staging.open_part(&token).map_err(io_error(token))
     }
 
     fn discard(&self, staged: Staged) -> Result<()> {
-        self.staging.take(&staged)?;
-        self.staging.remove(&staged.token)
+        self.staging.discard(&staged)
     }
 
     fn has(&self, path: &RelPath, node: &Node) -> Result<bool> {
@@ -199,9 +190,10 @@ impl Session for DiskSession {
 
     fn submit(&self, ticket: u64, op: Op, staged: Option<Staged>) -> Result<()> {
         self.check_alive()?;
-        if let Some(staged) = &staged {
-            self.staging.take(staged)?;
-        }
+        let folder = match &staged {
+            Some(staged) => self.staging.take(staged)?,
+            None => None,
+        };
         check_content(&op, staged.as_ref())?;
         let bytes = staged.as_ref().map_or(0, |staged| staged.data_bytes);
         let token = staged.map(|staged| staged.token);
@@ -224,6 +216,9 @@ impl Session for DiskSession {
                 open.touch(&op);
                 open.batch.lines.extend_from_slice(&line);
                 open.batch.bytes += bytes;
+                if let Some(folder) = folder {
+                    open.batch.add_folder(folder);
+                }
                 open.batch.items.push(Item { ticket, op, token });
             }
             Err(error) => open.batch.refused.push((Item { ticket, op, token }, error)),
@@ -368,258 +363,4 @@ impl Open {
             _ => {}
         }
     }
-}
-
-/// Content on its way: `tmp/<session>/<slot>/<n>` and `tmp/part-<key>`.
-struct Staging {
-    tmp: Dir,
-    /// The session's directory below `tmp/`.
-    name: String,
-    dir: Dir,
-    slots: [OnceLock<Dir>; SLOTS],
-    next: AtomicU64,
-    /// Staged and neither submitted nor discarded.
-    held: Mutex<HashSet<String>>,
-    /// What a file is like when it has just been made, and whether it has no extended
-    /// attributes then.
-    fresh: OnceLock<(tree::Stat, bool)>,
-}
-
-thread_local! {
-    /// Each thread has a slot of its own, as long as there are enough.
-    static SLOT: usize = {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed) % SLOTS
-    };
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Staging {
-    fn new(disk: &Inner) -> Result<Self> {
-        let path = rel(&[CONTROL, "tmp"]);
-        let what = disk.show(&path);
-        let tmp = disk
-            .root
-            .create_dirs(&path, 0o700)
-            .map_err(io_error(&what))?;
-        let nanos = jiff::Timestamp::now().as_nanosecond();
-        let name = format!("s{:x}", nanos & 0xffff_ffff_ffff);
-        tmp.mkdir(name.as_bytes(), 0o700).map_err(io_error(&what))?;
-        let dir = tmp.open_dir(&rel(&[&name])).map_err(io_error(&what))?;
-        Ok(Self {
-            tmp,
-            name,
-            dir,
-            slots: Default::default(),
-            next: AtomicU64::new(0),
-            held: Mutex::default(),
-            fresh: OnceLock::new(),
-        })
-    }
-
-    fn held(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes back the right to what was staged; refused for what was not staged here.
-    fn take(&self, staged: &Staged) -> Result<()> {
-        if self.held().remove(&staged.token) {
-            return Ok(());
-        }
-        let token = tree::escape(staged.token.as_bytes());
-        Err(Error::Refused(format!(
-            "{token} was not staged in this session"
-        )))
-    }
-
-    fn remove(&self, token: &str) -> Result<()> {
-        let (dir, name) = apply::split(token.as_bytes());
-        let path = RelPath::new(dir).map_err(|error| Error::Refused(error.to_string()))?;
-        match self.tmp.open_dir(&path).and_then(|dir| dir.unlink(name)) {
-            Err(error) if is_absent(&error) => Ok(()),
-            done => done.map_err(io_error(token)),
-        }
-    }
-
-    fn clear(&self) -> std::io::Result<()> {
-        remove_tree(&self.tmp, self.name.as_bytes(), 0)
-    }
-
-    fn slot(&self) -> std::io::Result<(usize, &Dir)> {
-        let slot = SLOT.with(|slot| *slot);
-        if let Some(dir) = self.slots[slot].get() {
-            return Ok((slot, dir));
-        }
-        let name = slot.to_string();
-        let dir = self.dir.create_dirs(&rel(&[&name]), 0o700)?;
-        Ok((slot, self.slots[slot].get_or_init(|| dir)))
-    }
-
-    fn stage(&self, dataset: &str, job: &StageJob, content: &mut dyn Content) -> Result<Staged> {
-        if let Some(key) = &job.resume_key {
-            let token = part_token(dataset, key);
-            // Twice at once: the second goes its own way.
-            if self.held().insert(token.clone()) {
-                let staged = self.stage_part(&token, job, content);
-                if staged.is_err() {
-                    self.held().remove(&token);
-                }
-                return staged.map_err(io_error(&job.path));
-            }
-        }
-        let (slot, dir) = self.slot().map_err(io_error(&job.path))?;
-        let n = self.next.fetch_add(1, Ordering::Relaxed);
-        let name = n.to_string();
-        let staged = self.stage_new(dir, name.as_bytes(), job, content);
-        let (hash, data_bytes) = match staged {
-            Ok(staged) => staged,
-            Err(error) => {
-                // The room is needed, and nobody will use it.
-                let _ = dir.unlink(name.as_bytes());
-                return Err(io_error(&job.path)(error));
-            }
-        };
-        let token = format!("{}/{slot}/{name}", self.name);
-        self.held().insert(token.clone());
-        Ok(Staged {
-            token,
-            hash,
-            data_bytes,
-            resumed_bytes: 0,
-        })
-    }
-
-    /// What an earlier session left under `token`.
-    fn open_part(&self, token: &str) -> std::io::Result<Option<File>> {
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.tmp, token, flags, Mode::empty()) {
-            Ok(file) => Ok(Some(file.into())),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Stages a large file under a name that a later session finds again.
-    fn stage_part(
-        &self,
-        token: &str,
-        job: &StageJob,
-        content: &mut dyn Content,
-    ) -> std::io::Result<Staged> {
-        let (file, (hash, data_bytes, resumed_bytes)) = match self.open_part(token)? {
-            Some(file) => {
-                let staged = go_on(content, &file)?;
-                (file, staged)
-            }
-            None => {
-                let file = self.tmp.create_file(token.as_bytes(), 0o600)?;
-                let (hash, data_bytes) = tree::copy_content(content, &file)?;
-                (file, (hash, data_bytes, 0))
-            }
-        };
-        apply::hold(Target::File(&file), &job.node, true, None)?;
-        Ok(Staged {
-            token: token.to_owned(),
-            hash,
-            data_bytes,
-            resumed_bytes,
-        })
-    }
-
-    /// Stages content in a new file. Returns its hash and its bytes of data.
-    fn stage_new(
-        &self,
-        dir: &Dir,
-        name: &[u8],
-        job: &StageJob,
-        content: &mut dyn Content,
-    ) -> std::io::Result<(Digest, u64)> {
-        let size = content.size();
-        if size > SMALL || content.extents().is_some() {
-            let file = dir.create_file(name, 0o600)?;
-            let copied = tree::copy_content(content, &file)?;
-            self.hold_attributes(&file, job)?;
-            return Ok(copied);
-        }
-        BUFFER.with_borrow_mut(|buffer| {
-            let size = size as usize;
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            let read = if size == 0 {
-                0
-            } else {
-                content.read(&mut buffer[..size])?
-            };
-            let data = &buffer[..read];
-            let mut file = dir.create_file(name, 0o600)?;
-            file.write_all(data)?;
-            self.hold_attributes(&file, job)?;
-            Ok((Digest::of(data), read as u64))
-        })
-    }
-
-    /// Gives a new file its attributes. What a new file is like here is looked at once: its
-    /// owner and mode are always the same, and where the first one has no extended attributes
-    /// none has.
-    fn hold_attributes(&self, file: &File, job: &StageJob) -> std::io::Result<()> {
-        let (stat, bare) = match self.fresh.get() {
-            Some(fresh) => *fresh,
-            None => {
-                let seen = (tree::stat_fd(file)?, tree::read_xattrs(file)?.is_empty());
-                *self.fresh.get_or_init(|| seen)
-            }
-        };
-        let current = Some(&stat);
-        let apply = tree::Apply {
-            fresh: true,
-            bare,
-            current,
-        };
-        apply::hold_as(Target::File(file), &job.node, &apply)
-    }
-}
-
-/// The name below `tmp/` of a large file with this key.
-fn part_token(dataset: &str, key: &str) -> String {
-    let digest = Digest::of(format!("{dataset}/{key}").as_bytes()).to_hex();
-    format!("{PART}{}", &digest[..32])
-}
-
-/// Goes on with a file that a cut left: what is there already and right is not written again.
-/// Returns the hash, the bytes of data, and how many of them were there.
-fn go_on(content: &mut dyn Content, file: &File) -> std::io::Result<(Digest, u64, u64)> {
-    let (size, there) = (content.size(), file.metadata()?.len());
-    let extents = content.extents().map(<[Extent]>::to_vec);
-    let mut hasher = ContentHasher::new(size, extents.as_deref());
-    let (mut source, mut found) = (vec![0; CHUNK], vec![0; CHUNK]);
-    let (mut data_bytes, mut resumed, mut comparing) = (0, 0, true);
-    for Extent { mut at, mut len } in extents.unwrap_or_else(|| vec![Extent { at: 0, len: size }]) {
-        while len > 0 {
-            let n = content.read(&mut source[..len.min(CHUNK as u64) as usize])?;
-            if n == 0 {
-                break;
-            }
-            let data = &source[..n];
-            hasher.update(data);
-            if comparing {
-                comparing = at + n as u64 <= there && {
-                    file.read_exact_at(&mut found[..n], at)?;
-                    *data == found[..n]
-                };
-                if comparing {
-                    resumed += n as u64;
-                } else {
-                    file.set_len(at)?;
-                }
-            }
-            if !comparing {
-                file.write_all_at(data, at)?;
-            }
-            (at, len) = (at + n as u64, len - n as u64);
-            data_bytes += n as u64;
-        }
-    }
-    file.set_len(size)?;
-    Ok((hasher.finish(), data_bytes, resumed))
 }
