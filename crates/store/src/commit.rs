@@ -3,12 +3,12 @@
 //! While more batches wait, the `syncfs` that makes a batch's content and log durable also makes
 //! the operations of the batch before durable: one barrier per batch.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use tree::RelPath;
+use tree::{Kind, RelPath};
 
 use crate::apply::{Applier, split};
 use crate::disk::Inner;
@@ -57,19 +57,31 @@ impl Batch {
         }
     }
 
-    /// The folders of which every file is named by this batch, parents first: they can be moved
-    /// into place whole.
+    /// The folders that can be moved into place whole, parents first: every file in them is named
+    /// by this batch, and nothing in it makes their directories, or those above, anything else.
     fn whole_folders(&self) -> Vec<Arc<Folder>> {
+        if self.folders.is_empty() {
+            return Vec::new();
+        }
         let mut named: HashMap<&[u8], usize> = HashMap::new();
+        let mut touched: HashSet<&RelPath> = HashSet::new();
         for Item { op, token, .. } in &self.items {
             // What else is done with content does not lie at its path.
             if let (Op::Put { .. }, Some(token)) = (op, token) {
                 *named.entry(split(token.as_bytes()).0).or_default() += 1;
             }
+            if let Op::Rename { from, .. } = op {
+                touched.insert(from);
+            }
+            if !matches!(op, Op::Put { node, .. } if node.kind == Kind::Dir) {
+                touched.insert(op.path());
+            }
         }
         let is_whole = |folder: &&Arc<Folder>| {
             let files = folder.files();
-            files.is_some() && files.as_ref() == named.get(folder.token.as_bytes())
+            let all = files.is_some() && files.as_ref() == named.get(folder.token.as_bytes());
+            let mut above = std::iter::successors(Some(folder.path.clone()), RelPath::parent);
+            all && !above.any(|dir| touched.contains(&dir))
         };
         let mut whole: Vec<_> = self.folders.values().filter(is_whole).cloned().collect();
         whole.sort_by(|a, b| a.path.cmp(&b.path));

@@ -165,7 +165,7 @@ pub fn put(at: &str, data: &[u8], old: Old) -> Step {
     (op, Some(data.to_vec()))
 }
 
-fn put_node(at: &str, node: Node, old: Old) -> Step {
+pub fn put_node(at: &str, node: Node, old: Old) -> Step {
     (
         Op::Put {
             path: path(at),

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use tree::{Content, ContentHasher, Digest, Dir, DirCache, Extent, RelPath, Target};
+use tree::{Content, ContentHasher, Digest, Dir, DirCache, Extent, RelPath, Stat, Target};
 
 use crate::apply;
 use crate::disk::Inner;
@@ -31,6 +31,8 @@ const SLOTS: usize = 16;
 const SMALL: u64 = 1 << 20;
 /// Bytes read at a time when a large file is gone on with.
 const CHUNK: usize = 1 << 20;
+/// What `open(2)` can give a new file.
+const PERMISSIONS: u32 = 0o777;
 /// New directories that are filled at a time, each with a descriptor.
 const FOLDERS_MAX: usize = 32;
 /// Directories of the place that are kept open to see which are there already.
@@ -112,9 +114,9 @@ pub(crate) struct Staging {
     folders: Mutex<Folders>,
     /// Staged and neither submitted nor discarded.
     held: Mutex<HashMap<String, Option<Arc<Folder>>>>,
-    /// What a file is like when it has just been made, and whether it has no extended
-    /// attributes then.
-    fresh: OnceLock<(tree::Stat, bool)>,
+    /// What a file is like here when it has just been made with all permissions, and whether it
+    /// has no extended attributes then.
+    fresh: (Stat, bool),
 }
 
 thread_local! {
@@ -139,10 +141,14 @@ impl Staging {
         let name = format!("s{:x}", nanos & 0xffff_ffff_ffff);
         tmp.mkdir(name.as_bytes(), 0o700).map_err(io_error(&what))?;
         let dir = tmp.open_dir(&rel(&[&name])).map_err(io_error(&what))?;
+        let fresh = probe(&dir).map_err(io_error(&what))?;
         let place = rel(&[dataset]);
         let place = disk.root.create_dirs(&place, apply::DIR_MODE);
         let folders = Folders {
-            place: DirCache::new(place.map_err(io_error(disk.show(&rel(&[dataset]))))?, PLACES),
+            place: DirCache::new(
+                place.map_err(io_error(disk.show(&rel(&[dataset]))))?,
+                PLACES,
+            ),
             open: HashMap::new(),
             order: Default::default(),
             made: 0,
@@ -155,7 +161,7 @@ impl Staging {
             next: AtomicU64::new(0),
             folders: Mutex::new(folders),
             held: Mutex::default(),
-            fresh: OnceLock::new(),
+            fresh,
         })
     }
 
@@ -210,9 +216,10 @@ impl Staging {
         self.folders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a file where the content for `path` is to go.
-    fn spot(&self, path: &RelPath) -> std::io::Result<Spot> {
-        if let Some(spot) = self.spot_in_folder(path)? {
+    /// Makes a file where the content for `path` is to go, with these permissions: nobody else
+    /// can enter `tmp/`.
+    fn spot(&self, path: &RelPath, mode: u32) -> std::io::Result<Spot> {
+        if let Some(spot) = self.spot_in_folder(path, mode)? {
             return Ok(spot);
         }
         let slot = SLOT.with(|slot| *slot);
@@ -225,7 +232,7 @@ impl Staging {
         };
         let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
         Ok(Spot {
-            file: dir.create_file(name.as_bytes(), 0o600)?,
+            file: dir.create_file(name.as_bytes(), mode)?,
             dir: Arc::clone(dir),
             token: format!("{}/{slot}/{name}", self.name),
             name: name.into_bytes(),
@@ -235,7 +242,7 @@ impl Staging {
 
     /// The same in the folder of a directory that is new; `None` where it is not, or where the
     /// folder cannot have the file.
-    fn spot_in_folder(&self, path: &RelPath) -> std::io::Result<Option<Spot>> {
+    fn spot_in_folder(&self, path: &RelPath, mode: u32) -> std::io::Result<Option<Spot>> {
         let Some((parent, name)) = path.split().filter(|(parent, _)| !parent.is_empty()) else {
             return Ok(None);
         };
@@ -251,7 +258,7 @@ impl Staging {
         };
         // One that has the name already, or cannot have it, counts a file that never came, and is
         // not moved as a whole.
-        let Ok(file) = dir.create_file(name, 0o600) else {
+        let Ok(file) = dir.create_file(name, mode) else {
             return Ok(None);
         };
         Ok(Some(Spot {
@@ -317,7 +324,8 @@ impl Staging {
                 return staged.map_err(io_error(&job.path));
             }
         }
-        let spot = self.spot(&job.path).map_err(io_error(&job.path))?;
+        let spot = self.spot(&job.path, job.node.mode & PERMISSIONS);
+        let spot = spot.map_err(io_error(&job.path))?;
         let (hash, data_bytes) = match self.fill(&spot.file, job, content) {
             Ok(staged) => staged,
             Err(error) => {
@@ -417,25 +425,31 @@ impl Staging {
         })
     }
 
-    /// Gives a new file its attributes. What a new file is like here is looked at once: its
-    /// owner and mode are always the same, and where the first one has no extended attributes
-    /// none has.
+    /// Gives a file that was made with the permissions of its node the rest of its attributes.
+    /// What it is like already need not be looked at: it is as the probe was.
     fn hold_attributes(&self, file: &File, job: &StageJob) -> std::io::Result<()> {
-        let (stat, bare) = match self.fresh.get() {
-            Some(fresh) => *fresh,
-            None => {
-                let seen = (tree::stat_fd(file)?, tree::read_xattrs(file)?.is_empty());
-                *self.fresh.get_or_init(|| seen)
-            }
+        let (probe, bare) = self.fresh;
+        let current = Stat {
+            mode: probe.mode & job.node.mode,
+            ..probe
         };
-        let current = Some(&stat);
         let apply = tree::Apply {
             fresh: true,
             bare,
-            current,
+            current: Some(&current),
         };
         apply::hold_as(Target::File(file), &job.node, &apply)
     }
+}
+
+/// What becomes of a new file here: whose it is, which permissions the umask or a default ACL
+/// leaves it, and whether it has no extended attributes.
+fn probe(dir: &Dir) -> std::io::Result<(Stat, bool)> {
+    const NAME: &[u8] = b"probe";
+    let file = dir.create_file(NAME, PERMISSIONS)?;
+    let found = (tree::stat_fd(&file)?, tree::read_xattrs(&file)?.is_empty());
+    dir.unlink(NAME)?;
+    Ok(found)
 }
 
 /// The name below `tmp/` of a large file with this key.

@@ -677,6 +677,50 @@ fn an_append_only_store_destroys_nothing() {
 }
 
 #[test]
+fn a_new_directory_is_moved_into_place_whole_and_only_where_that_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let moves = |steps: &[Step]| {
+        let faults = Faults::at(Some("apply.folder"), 1);
+        let store = Disk::open_with(&root, options(), faults.clone()).unwrap();
+        let number = store.logs(DATASET).unwrap().len() as u64 + 1;
+        let session = store.begin(DATASET, number).unwrap();
+        let _ = conformance::try_carry_out(&*session, steps);
+        drop(session);
+        drop(store);
+        check_after_cut(&root, (0, 0));
+        faults.tripped().is_some()
+    };
+    let odd = tree::RelPath::new(b"new/\xff".to_vec()).unwrap();
+    let odd = Op::Put {
+        path: odd,
+        node: conformance::file_node(b"2"),
+        old: Old::None,
+    };
+    let content = |name: &str| put(name, b"1", Old::None);
+    // Two files of one new directory; a name that is no text goes by itself.
+    assert!(moves(&[
+        content("new/a"),
+        (odd, Some(b"2".to_vec())),
+        content("new/b")
+    ]));
+    assert!(
+        !moves(&[content("top")]),
+        "the dataset's own directory is there"
+    );
+    let link = tree::Node {
+        target: b"elsewhere".to_vec(),
+        ..conformance::node(tree::Kind::Symlink)
+    };
+    let link = conformance::put_node("link", link, Old::None);
+    assert!(!moves(&[link, content("link/a")]), "a link comes first");
+    assert!(
+        !moves(&[content("file"), content("file/a")]),
+        "a file comes first"
+    );
+}
+
+#[test]
 fn a_failed_step_breaks_the_session_and_not_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
