@@ -761,30 +761,47 @@ impl Run<'_, '_> {
         Ok(())
     }
 
+    /// The first replica, when its newest state is a sealed version: only that is relayed.
+    fn first_sealed(&mut self, expected: &Expected, dataset: DatasetId) -> Result<Replica> {
+        let catalog = self.engine.catalog;
+        let first_replica = || -> Result<Replica> {
+            let mut all = catalog.replicas(dataset)?.into_iter();
+            let first = all.find(|replica| replica.position == Some(0));
+            first.ok_or(Error::Internal("a later leg without a first"))
+        };
+        let (name, store) = (&expected.name, &expected.route[0]);
+        let mut first = first_replica()?;
+        let legs = self.outcomes.get(name);
+        let met = legs.is_some_and(|legs| legs.iter().any(|(leg, _)| leg.store == *store));
+        if !met && first.sealed > 0 {
+            // This run has not been there: the store may have gone on without the catalog.
+            self.open(store)?;
+            let opened = self.pool.opened_one(store)?;
+            sync::level(catalog, &first, opened.store(), name)?;
+            first = first_replica()?;
+        }
+        if first.sealed > 0 && first.open_records == 0 {
+            return Ok(first);
+        }
+        if first.last_status == Some(RunStatus::Held) {
+            let reason = format!("waits for `{store}`, where a guard stopped it");
+            return Err(Error::Held(Stop::new(
+                "first-held",
+                reason,
+                "see `thrice status`",
+            )));
+        }
+        Err(Error::Usage(format!(
+            "waits for `{store}`, whose newest version is not sealed; run `thrice run backup`"
+        )))
+    }
+
     /// A later leg: from the first store to this one.
     fn offsite(&mut self, expected: &Expected, replica: &Replica) -> Result<Done> {
         let catalog = self.engine.catalog;
         let dataset = self.may_run(expected)?;
         let (first_name, store_name) = (&expected.route[0], &replica.store_name.clone());
-        let first = catalog
-            .replicas(dataset.id)?
-            .into_iter()
-            .find(|r| r.position == Some(0))
-            .ok_or(Error::Internal("a later leg without a first"))?;
-        if first.sealed == 0 || first.open_records > 0 {
-            if first.last_status == Some(RunStatus::Held) {
-                let reason = format!("waits for `{first_name}`, where a guard stopped it");
-                return Err(Error::Held(Stop::new(
-                    "first-held",
-                    reason,
-                    "see `thrice status`",
-                )));
-            }
-            return Err(Error::Usage(format!(
-                "waits for `{first_name}`, whose newest version is not sealed; run \
-                 `thrice run backup`"
-            )));
-        }
+        let first = self.first_sealed(expected, dataset.id)?;
         self.open(store_name)?;
         self.open(first_name)?;
         let (opened, from) = (
