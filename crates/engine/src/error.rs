@@ -38,6 +38,15 @@ impl Error {
         move |source| Self::Io { what, source }
     }
 
+    /// Whether a connection was not made, or lost.
+    pub(crate) fn is_wire(&self) -> bool {
+        let source = match self {
+            Self::Store { source, .. } => source,
+            _ => return false,
+        };
+        matches!(source, store::Error::Wire(_))
+    }
+
     /// Names the store that an error is about.
     pub fn at(store: &str) -> impl FnOnce(store::Error) -> Self {
         let store = store.to_owned();

@@ -118,7 +118,7 @@ pub fn level(engine: &Engine<'_>, dataset: &str) -> Result<()> {
             continue;
         }
         let name = &replica.store_name;
-        if let Ok(opened) = stores::open(engine.config, name, Some(&known), Purpose::Mend) {
+        if let Ok(opened) = stores::open(engine, name, Some(&known), Purpose::Mend) {
             sync::level(engine.catalog, &replica, opened.store(), dataset)?;
         }
     }

@@ -89,8 +89,9 @@ impl<'a> Doors<'a> {
         let rows = self.engine.catalog.stores()?;
         let known = rows.into_iter().find(|row| row.name == name);
         let known = known.and_then(|row| row.uuid);
-        match stores::open(self.engine.config, name, known.as_deref(), Purpose::Read) {
+        match stores::open(self.engine, name, known.as_deref(), Purpose::Read) {
             Ok(opened) => Ok(Some(opened)),
+            Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
                 self.refused.insert(name.to_owned(), plain(name, error));
                 Ok(None)
