@@ -1,5 +1,6 @@
 //! Restores when not all is well: partial versions, stores that are gone, names that collide.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
@@ -263,6 +264,46 @@ fn r15_a_restore_that_waits_for_a_silent_store_can_be_stopped() -> Result<()> {
         std::fs::remove_file(world.path("asked"))?;
     }
     Ok(())
+}
+
+#[test]
+fn r03_a_second_restore_into_one_target_is_code_5_and_touches_nothing() -> Result<()> {
+    let world = world()?;
+    for number in 0..60 {
+        world.write(&format!("docs/f{number}"), noise(number, 4_000_000))?;
+    }
+    world.expect(&["run"], 0)?;
+    let to = world.path("out/one");
+    let target = to.to_string_lossy();
+    let words = ["restore", "docs", "--to", &target];
+    let mut first = world.spawn(&words)?;
+    let has_begun = || names(&to).iter().any(|name| name.ends_with(".json"));
+    while !has_begun() {
+        ensure!(first.is_running(), "{}", first.wait()?);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    first.signal(Signal::STOP)?;
+    let before = names(&to);
+    let resumes = world.expect(&words, 5)?;
+    let pid = format!("pid {}", first.pid().context("it is over")?);
+    ensure!(resumes.stderr.contains(&pid), "{resumes}");
+    for more in [&["docs", "--overwrite"][..], &["docs:f1", "--merge"]] {
+        restore(&world, more, "one", 5)?;
+    }
+    ensure!(names(&to) == before, "something was touched");
+    // It ends with the process that had it, whatever that one came to.
+    first.signal(Signal::KILL)?;
+    first.wait()?;
+    world.expect(&words, 0)?;
+    same(&world.live().join("docs"), &to)
+}
+
+/// The names in a folder, as far as there is one.
+fn names(folder: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 #[test]

@@ -86,6 +86,7 @@ fn of_engine(error: &engine::Error) -> u8 {
         } => BUSY,
         engine::Error::Usage(_) => USAGE,
         engine::Error::Held(_) => HELD,
+        engine::Error::Busy(_) => BUSY,
         engine::Error::Interrupted => session::interrupted(),
         _ => PARTIAL,
     }

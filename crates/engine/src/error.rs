@@ -17,6 +17,9 @@ pub enum Error {
     /// A guard stopped the dataset; nothing was touched.
     #[error("{}; {}", .0.reason, .0.remedy)]
     Held(Stop),
+    /// Another process is at work there.
+    #[error("{0}")]
+    Busy(String),
     /// The user asked to stop.
     #[error("interrupted; what was done is recorded, and the next run goes on from there")]
     Interrupted,

@@ -19,6 +19,7 @@ use store::{Store, Want};
 use tree::{Apply, Digest, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
 
 use crate::error::{Error, Result};
+use crate::process;
 use crate::report::{Notice, Observer, Problem, Status};
 use crate::run::Engine;
 use crate::source::{At, Choice, Doors, Source, choose};
@@ -223,6 +224,7 @@ fn is_of_the_dataset(config: &policy::Config, dataset: &catalog::Dataset) -> boo
 fn prepare(options: &RestoreOptions, version: &str) -> Result<(Dir, Marker, bool)> {
     let shown = options.to.display().to_string();
     let target = Dir::create(&options.to).map_err(Error::io(format!("creating `{shown}`")))?;
+    claim(&target, &shown)?;
     let names = target
         .names()
         .map_err(Error::io(format!("reading `{shown}`")))?;
@@ -267,6 +269,23 @@ fn prepare(options: &RestoreOptions, version: &str) -> Result<(Dir, Marker, bool
         .write_all(&json)
         .map_err(Error::io("writing the marker"))?;
     Ok((target, marker, false))
+}
+
+/// Takes the target for this restore alone, until it ends. The lock is on the folder, not on a
+/// marker in it: so it is had before anything is made or looked at, also by the first to come.
+fn claim(target: &Dir, shown: &str) -> Result<()> {
+    let locking = || Error::io(format!("locking `{shown}`"));
+    if target.try_lock().map_err(locking())? {
+        return Ok(());
+    }
+    let inode = tree::stat_fd(target).map_err(locking())?.ino;
+    let who = match process::who_locks(inode) {
+        Some(pid) => format!("pid {pid}"),
+        None => "which one is not known".to_owned(),
+    };
+    Err(Error::Busy(format!(
+        "another restore is at work in `{shown}` ({who}); wait for it, or choose another folder"
+    )))
 }
 
 /// The marker of that name. Whatever else has such a name is a file like others.
