@@ -403,6 +403,11 @@ impl Running {
         Ok(kill_process(Pid::from_child(child), signal)?)
     }
 
+    /// Its number, while it has not been waited for.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child
             .as_mut()

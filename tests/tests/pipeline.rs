@@ -2,11 +2,11 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use blackbox::{FileSystem, LoopFs, World, noise, read_tree, same, skip, two_legs};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 fn some_files(world: &World, dataset: &str) -> Result<()> {
     for number in 0..20 {
@@ -343,6 +343,119 @@ fn r03_a_second_start_is_code_5_and_does_not_disturb_the_first() -> Result<()> {
     ensure!(second.code == Some(5), "{second}");
     ensure!(first.code == Some(0), "{first}");
     same(&world.live().join("docs"), &world.path("sda/docs"))
+}
+
+/// Has `nas` reached by a shell script, which says in `out/agent` what number the agent has.
+/// `docs` goes to `sda` and on to `nas`.
+fn far_script(world: &World, script: &str) -> Result<()> {
+    let (path, nas) = (world.path("far.sh"), world.path("nas"));
+    std::fs::write(
+        &path,
+        format!("echo $$ >agent.new; mv agent.new agent; {script}\n"),
+    )?;
+    let nas = format!(
+        "[store.nas]\nkind = \"agent\"\nvia = [\"sh\", \"{}\", \"{}\"]\npath = \"{}\"\n\n",
+        path.display(),
+        world.program().display(),
+        nas.display()
+    );
+    let (head, root) = (world.head(), world.root(&["sda", "nas"]));
+    world.configure(&format!("{head}{nas}{root}"))
+}
+
+/// A run that was interrupted must have ended soon, and be known as such; the next one goes on.
+fn is_stopped_safely(world: &World, outcome: &blackbox::Outcome, code: i32) -> Result<()> {
+    ensure!(outcome.code == Some(code), "{outcome}");
+    let status = world.run(&["status", "--json"])?;
+    ensure!(
+        status.code == Some(3) && status.stdout.contains("abort"),
+        "{status}"
+    );
+    let row = world.status("docs", "nas")?;
+    ensure!(row["state"] != "current", "{row:#}");
+    far_script(world, "exec \"$@\"")?;
+    world.expect(&["run"], 0)?;
+    same(&world.live().join("docs"), &world.path("nas/docs"))
+}
+
+/// How soon a run has to end that is interrupted while somebody is silent: much sooner than
+/// silence is borne otherwise.
+const PROMPT: Duration = Duration::from_secs(20);
+
+#[test]
+fn r03_a_run_that_waits_for_a_silent_store_can_be_stopped() -> Result<()> {
+    for (signals, code) in [
+        (&[Signal::INT][..], 130),
+        (&[Signal::TERM], 143),
+        (&[Signal::INT, Signal::INT], 130),
+    ] {
+        let world = World::new()?;
+        some_files(&world, "docs")?;
+        far_script(&world, "exec sleep 600")?;
+        let mut run = world.spawn(&["run"])?;
+        while !world.path("out/agent").exists() {
+            ensure!(run.is_running(), "{}", run.wait()?);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let start = Instant::now();
+        for signal in signals {
+            // Two that come at once are one; the run may be over before the second.
+            let _ = run.signal(*signal);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let outcome = run.wait()?;
+        ensure!(start.elapsed() < PROMPT, "{outcome}");
+        // What the first leg brought is there, sealed.
+        same(&world.live().join("docs"), &world.path("sda/docs"))?;
+        ensure!(world.status("docs", "sda")?["state"] == "current");
+        is_stopped_safely(&world, &outcome, code)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn r03_a_run_whose_agent_hangs_in_mid_transfer_can_be_stopped() -> Result<()> {
+    let world = World::new()?;
+    for number in 0..60 {
+        world.write(&format!("docs/f{number}"), noise(number, 4_000_000))?;
+    }
+    far_script(&world, "exec \"$@\"")?;
+    world.expect(&["run", "backup"], 0)?;
+    let mut run = world.spawn(&["run", "offsite"])?;
+    wait_for_transfer(&world, "nas", &mut run)?;
+    let agent = std::fs::read_to_string(world.path("out/agent"))?;
+    let agent = agent.trim().parse().ok().and_then(Pid::from_raw);
+    kill_process(agent.context("no agent")?, Signal::STOP)?;
+    let start = Instant::now();
+    run.signal(Signal::INT)?;
+    let outcome = run.wait()?;
+    ensure!(start.elapsed() < PROMPT, "{outcome}");
+    is_stopped_safely(&world, &outcome, 130)
+}
+
+#[test]
+fn r03_an_interrupted_run_records_all_that_it_did() -> Result<()> {
+    let world = World::new()?;
+    for number in 0..60 {
+        world.write(&format!("docs/f{number}"), noise(number, 4_000_000))?;
+    }
+    far_script(&world, "exec \"$@\"")?;
+    world.expect(&["run", "backup"], 0)?;
+    let mut run = world.spawn(&["run", "offsite"])?;
+    wait_for_transfer(&world, "nas", &mut run)?;
+    run.signal(Signal::INT)?;
+    let outcome = run.wait()?;
+    ensure!(outcome.code == Some(130), "{outcome}");
+    let there = std::fs::read_dir(world.path("nas/docs"))?.count() as u64;
+    let row = world.status("docs", "nas")?;
+    let pending = row["pending_files"].as_u64().context("no number")?;
+    ensure!(
+        there <= 60 && pending + there >= 60,
+        "{there} there: {row:#}"
+    );
+    ensure!(pending + there <= 61, "{there} there: {row:#}");
+    world.expect(&["run"], 0)?;
+    same(&world.live().join("docs"), &world.path("nas/docs"))
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! Restores when not all is well: partial versions, stores that are gone, names that collide.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{Outcome, World, noise, same};
+use blackbox::{Outcome, Running, World, noise, same};
+use rustix::process::Signal;
 
 /// A world whose far store is behind a program instead of ssh: the dataset `docs` goes to `sda`
 /// and on to `nas`.
@@ -37,6 +40,20 @@ fn restore(world: &World, what: &[&str], name: &str, code: i32) -> Result<(Outco
     let arguments = [&["restore", "--json", "--to", &target], what].concat();
     Ok((world.expect(&arguments, code)?, to))
 }
+
+/// Has `nas` reached by a shell script, in which `$thrice "$@"` is the agent.
+fn far_script(world: &World, script: &str) -> Result<()> {
+    let path = world.path("far.sh");
+    let script = format!("thrice='{}'\n{script}", world.program().display());
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n"))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    far(world, &path)
+}
+
+/// Nobody answers, for longer than any test waits.
+const HUNG: &str = "exec sleep 600";
+/// Much less than the silence that is borne of a far store.
+const PROMPT: Duration = Duration::from_secs(20);
 
 /// Content that is not what was recorded, with the size and time of what was.
 fn rot(path: &Path) -> Result<()> {
@@ -130,13 +147,163 @@ fn r15_a_hung_far_store_does_not_hold_up_a_local_restore() -> Result<()> {
     let world = world()?;
     world.write("docs/a", "one")?;
     world.expect(&["run"], 0)?;
-    let hung = world.path("hung");
-    std::fs::write(&hung, "#!/bin/sh\nexec sleep 60\n")?;
-    std::fs::set_permissions(&hung, std::fs::Permissions::from_mode(0o755))?;
-    far(&world, &hung)?;
+    far_script(&world, HUNG)?;
     let (outcome, to) = restore(&world, &["docs"], "local", 0)?;
-    ensure!(outcome.time < Duration::from_secs(20), "{outcome}");
+    ensure!(outcome.time < PROMPT, "{outcome}");
     same(&world.live().join("docs"), &to)
+}
+
+#[test]
+fn r15_after_a_failed_run_a_restore_waits_for_no_store_that_it_does_not_need() -> Result<()> {
+    let world = world()?;
+    world.write("docs/a", "one")?;
+    world.expect(&["run"], 0)?;
+    world.write("docs/a", "two, longer")?;
+    far_script(&world, "exit 1")?;
+    world.expect(&["run"], 1)?;
+    far_script(&world, HUNG)?;
+    for (arguments, name) in [
+        (&["docs"][..], "any"),
+        (&["docs", "--from", "sda"], "sda"),
+        (&["docs", "--at", "2"], "second"),
+    ] {
+        let (outcome, to) = restore(&world, arguments, name, 0)?;
+        ensure!(outcome.time < PROMPT, "{outcome}");
+        same(&world.live().join("docs"), &to)?;
+        let summary = outcome.summary()?;
+        let because = summary["because"].as_str().context("no reason")?;
+        ensure!(!because.contains("nas"), "{because}");
+    }
+    // A run that may have made another version, for all that the catalog knows.
+    far_script(&world, "exit 1")?;
+    world.expect(&["run"], 1)?;
+    far_script(&world, HUNG)?;
+    let (outcome, _) = restore(&world, &["docs"], "newest", 0)?;
+    let summary = outcome.summary()?;
+    let because = summary["because"].as_str().context("no reason")?;
+    ensure!(outcome.time < PROMPT, "{outcome}");
+    ensure!(
+        summary["store"] == "sda" && because.contains("`nas` was not asked"),
+        "{because}"
+    );
+    for asked in [&["docs", "--at", "1"][..], &["docs", "--from", "sda"]] {
+        let (outcome, _) = restore(&world, asked, &asked.join("-"), 0)?;
+        ensure!(!outcome.stdout.contains("was not asked"), "{outcome}");
+    }
+    Ok(())
+}
+
+#[test]
+fn r15_a_version_that_a_store_could_not_tell_of_is_found_when_it_is_needed() -> Result<()> {
+    let world = world()?;
+    world.write("docs/a", "one")?;
+    world.expect(&["run"], 0)?;
+    // The far store seals the second version, and dies before it has said so.
+    world.write("docs/a", "two, longer")?;
+    far_script(
+        &world,
+        "THRICE_FAULT=seal.logged:1:kill exec $thrice \"$@\"",
+    )?;
+    world.expect(&["run"], 1)?;
+    far(&world, world.program())?;
+    let (_, to) = restore(&world, &["docs", "--at", "2", "--from", "nas"], "nas", 0)?;
+    same(&world.live().join("docs"), &to)?;
+
+    // The disk seals the third, and the host dies; nobody but the disk knows of it.
+    world.write("docs/a", "three, even longer")?;
+    let mut run = world.command(&["run"]);
+    run.env("THRICE_FAULT", "seal.logged:1:kill");
+    let run = Running::spawn(&mut run)?.wait()?;
+    ensure!(run.signal == Some(9), "{run}");
+    far_script(&world, HUNG)?;
+    let state = world.path("state");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([&state, &world.path("then")])
+        .status()?;
+    ensure!(copied.success());
+    for (arguments, name) in [
+        (&["docs", "--from", "sda"][..], "sda"),
+        (&["docs"], "newest"),
+        (&["docs", "--at", "3", "--from", "sda"], "third"),
+    ] {
+        std::fs::remove_dir_all(&state)?;
+        let copied = Command::new("cp")
+            .arg("-a")
+            .args([&world.path("then"), &state])
+            .status()?;
+        ensure!(copied.success());
+        let (outcome, to) = restore(&world, arguments, name, 0)?;
+        ensure!(outcome.time < PROMPT, "{outcome}");
+        same(&world.live().join("docs"), &to)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn r15_a_restore_that_waits_for_a_silent_store_can_be_stopped() -> Result<()> {
+    let world = world()?;
+    world.write("docs/a", "one")?;
+    world.expect(&["run"], 0)?;
+    let to = world.path("out/far");
+    let target = to.to_string_lossy();
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        far_script(&world, &format!("touch ../asked; {HUNG}"))?;
+        let mut restore = world.spawn(&["restore", "docs", "--from", "nas", "--to", &target])?;
+        while !world.path("asked").exists() {
+            ensure!(restore.is_running(), "{}", restore.wait()?);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        restore.signal(signal)?;
+        let outcome = restore.wait()?;
+        ensure!(
+            outcome.code == Some(code) && outcome.time < PROMPT,
+            "{outcome}"
+        );
+        ensure!(!to.exists(), "it made the target\n{outcome}");
+        std::fs::remove_file(world.path("asked"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn r03_a_second_restore_into_one_target_is_code_5_and_touches_nothing() -> Result<()> {
+    let world = world()?;
+    for number in 0..60 {
+        world.write(&format!("docs/f{number}"), noise(number, 4_000_000))?;
+    }
+    world.expect(&["run"], 0)?;
+    let to = world.path("out/one");
+    let target = to.to_string_lossy();
+    let words = ["restore", "docs", "--to", &target];
+    let mut first = world.spawn(&words)?;
+    let has_begun = || names(&to).iter().any(|name| name.ends_with(".json"));
+    while !has_begun() {
+        ensure!(first.is_running(), "{}", first.wait()?);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    first.signal(Signal::STOP)?;
+    let before = names(&to);
+    let resumes = world.expect(&words, 5)?;
+    let pid = format!("pid {}", first.pid().context("it is over")?);
+    ensure!(resumes.stderr.contains(&pid), "{resumes}");
+    for more in [&["docs", "--overwrite"][..], &["docs:f1", "--merge"]] {
+        restore(&world, more, "one", 5)?;
+    }
+    ensure!(names(&to) == before, "something was touched");
+    // It ends with the process that had it, whatever that one came to.
+    first.signal(Signal::KILL)?;
+    first.wait()?;
+    world.expect(&words, 0)?;
+    same(&world.live().join("docs"), &to)
+}
+
+/// The names in a folder, as far as there is one.
+fn names(folder: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 #[test]

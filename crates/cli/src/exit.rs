@@ -3,6 +3,7 @@
 use engine::Status;
 
 use crate::printer::Printer;
+use crate::session;
 
 /// All done.
 pub const OK: u8 = 0;
@@ -85,7 +86,8 @@ fn of_engine(error: &engine::Error) -> u8 {
         } => BUSY,
         engine::Error::Usage(_) => USAGE,
         engine::Error::Held(_) => HELD,
-        engine::Error::Interrupted => INTERRUPTED,
+        engine::Error::Busy(_) => BUSY,
+        engine::Error::Interrupted => session::interrupted(),
         _ => PARTIAL,
     }
 }

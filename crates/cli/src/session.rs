@@ -1,7 +1,7 @@
 //! What a command works with: the configuration, the catalog, the clock, Ctrl-C.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use catalog::{Catalog, Mode, RunStatus};
@@ -69,10 +69,12 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
+/// The exit code of the signal that came, once one is watched for; 0 when none has.
+static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+
 /// Watches for Ctrl-C and for being told to end.
 pub struct Interrupt {
     cancel: Arc<AtomicBool>,
-    signal: Arc<AtomicUsize>,
 }
 
 impl Interrupt {
@@ -80,7 +82,7 @@ impl Interrupt {
     pub fn watch() -> Result<Self> {
         use signal_hook::consts::{SIGINT, SIGTERM};
         let cancel = Arc::new(AtomicBool::new(false));
-        let signal = Arc::new(AtomicUsize::new(0));
+        let signal = SIGNAL.get_or_init(Arc::default);
         for (number, code) in [(SIGINT, exit::INTERRUPTED), (SIGTERM, exit::TERMINATED)] {
             let context = "watching for signals";
             signal_hook::flag::register_conditional_shutdown(number, code.into(), cancel.clone())
@@ -89,19 +91,25 @@ impl Interrupt {
             let code = usize::from(code);
             signal_hook::flag::register_usize(number, signal.clone(), code).context(context)?;
         }
-        Ok(Self { cancel, signal })
+        Ok(Self { cancel })
     }
 
     /// Set when the work is to end.
-    pub fn flag(&self) -> &AtomicBool {
+    pub fn flag(&self) -> &Arc<AtomicBool> {
         &self.cancel
     }
 
     /// The exit code of an interrupted command.
     pub fn code(&self) -> u8 {
-        u8::try_from(self.signal.load(Ordering::Relaxed))
-            .ok()
-            .filter(|code| *code != 0)
-            .unwrap_or(exit::INTERRUPTED)
+        interrupted()
     }
+}
+
+/// The exit code of a command that a signal interrupted.
+pub fn interrupted() -> u8 {
+    let signal = SIGNAL.get().map(|signal| signal.load(Ordering::Relaxed));
+    signal
+        .and_then(|code| u8::try_from(code).ok())
+        .filter(|code| *code != 0)
+        .unwrap_or(exit::INTERRUPTED)
 }

@@ -17,6 +17,9 @@ pub enum Error {
     /// A guard stopped the dataset; nothing was touched.
     #[error("{}; {}", .0.reason, .0.remedy)]
     Held(Stop),
+    /// Another process is at work there.
+    #[error("{0}")]
+    Busy(String),
     /// The user asked to stop.
     #[error("interrupted; what was done is recorded, and the next run goes on from there")]
     Interrupted,
@@ -36,6 +39,15 @@ impl Error {
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
+    }
+
+    /// Whether a connection was not made, or lost.
+    pub(crate) fn is_wire(&self) -> bool {
+        let source = match self {
+            Self::Store { source, .. } => source,
+            _ => return false,
+        };
+        matches!(source, store::Error::Wire(_))
     }
 
     /// Names the store that an error is about.

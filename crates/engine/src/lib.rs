@@ -34,7 +34,7 @@ pub use process::{boot_id, is_alive};
 pub use prune::{Pruned, note_append_only, prune};
 pub use rebuild::{Rebuilt, rebuild};
 pub use report::{DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary};
-pub use restore::{RestoreOptions, Restored, is_unsure, level, restore};
+pub use restore::{RestoreOptions, Restored, level, restore};
 pub use run::{Engine, OUTBOX_ROWS_MAX, RunOptions};
 pub use source::At;
 pub use stores::{Opened, Purpose, check_store, open};

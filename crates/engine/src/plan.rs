@@ -103,11 +103,12 @@ pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
             stores.push(plan);
             continue;
         }
-        match stores::open(engine.config, &spec.name, known.as_deref(), Purpose::Read) {
+        match stores::open(engine, &spec.name, known.as_deref(), Purpose::Read) {
             Ok(opened) => {
                 plan.days_to_full = days_to_full(engine, &spec.name, &opened.info.space)?;
                 plan.space = Some(opened.info.space);
             }
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => plan.error = Some(error.to_string()),
         }
         stores.push(plan);

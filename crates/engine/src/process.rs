@@ -16,9 +16,46 @@ pub fn is_alive(pid: u32, boot: &str) -> bool {
     name(&pid.to_string()).is_some_and(|comm| Some(comm) == name("self"))
 }
 
+/// Who has locked the inode, of those that this process can see; `None` when that is not clear.
+pub(crate) fn who_locks(inode: u64) -> Option<u32> {
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    holder(&locks, inode)
+}
+
+/// The one holder of a flock(2) on an inode of that number, on whatever device: its number is
+/// shown otherwise there than stat(2) tells it, on some file systems.
+fn holder(locks: &str, inode: u64) -> Option<u32> {
+    let mut found = locks.lines().filter_map(|line| {
+        // `1: FLOCK  ADVISORY  WRITE 4711 08:02:1234 0 EOF`; who waits has `->` after the number.
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, place, ..] = words[..] else {
+            return None;
+        };
+        let (_, number) = place.rsplit_once(':')?;
+        let pid = pid.parse().ok().filter(|pid| *pid > 0)?;
+        (number.parse() == Ok(inode)).then_some(pid)
+    });
+    let holder = found.next();
+    holder.filter(|_| found.next().is_none())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_named_when_there_is_one() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 08:02:99 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 4711 08:02:99 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 4712 08:02:99 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 4713 08:02:5 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 4714 08:03:5 0 EOF\n\
+                     5: FLOCK  ADVISORY  WRITE -1 00:2a:6 0 EOF\n";
+        assert_eq!(holder(locks, 99), Some(4711));
+        for unclear in [5, 6, 7] {
+            assert_eq!(holder(locks, unclear), None);
+        }
+    }
 
     #[test]
     fn only_this_boot_counts() {

@@ -31,6 +31,7 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
     for spec in &engine.config.stores {
         let opened = match open(engine, &spec.name) {
             Ok(opened) => opened,
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
                 failed.push(error.to_string());
                 continue;
@@ -51,8 +52,8 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
 
 /// Opens a store so that it finishes what a cut has left; where nothing can be written, as it is.
 fn open(engine: &Engine<'_>, name: &str) -> Result<stores::Opened> {
-    match stores::open(engine.config, name, None, Purpose::Mend) {
-        Err(Error::Held(_)) => stores::open(engine.config, name, None, Purpose::Read),
+    match stores::open(engine, name, None, Purpose::Mend) {
+        Err(Error::Held(_)) => stores::open(engine, name, None, Purpose::Read),
         opened => opened,
     }
 }

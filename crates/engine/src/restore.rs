@@ -19,11 +19,11 @@ use store::{Store, Want};
 use tree::{Apply, Digest, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
 
 use crate::error::{Error, Result};
+use crate::process;
 use crate::report::{Notice, Observer, Problem, Status};
 use crate::run::Engine;
 use crate::source::{At, Choice, Doors, Source, choose};
-use crate::stores::{self, Opened, Purpose};
-use crate::sync;
+use crate::stores::{self, Opened};
 
 /// How names begin that a restore makes for itself in the target; a token follows that nobody
 /// can guess, so that no file of the user's or of the dataset's is taken for one.
@@ -93,36 +93,25 @@ impl Marker {
     }
 }
 
-/// Whether a copy of the dataset may lie otherwise than the catalog knows, because a run was cut
-/// off: then [`level`] comes before [`restore`].
-pub fn is_unsure(catalog: &Catalog, dataset: &str) -> Result<bool> {
-    let Some(dataset) = catalog.find_dataset(dataset)? else {
+/// Has stores (one, or all) finish what a run that was cut off has begun, and the catalog learn of
+/// it. [`restore`] does so with each store that it needs; this is for when the catalog does not
+/// know what is asked for. Whether it may know more now.
+pub fn level(engine: &Engine<'_>, dataset: &str, from: Option<&str>) -> Result<bool> {
+    let Some(dataset) = engine.catalog.find_dataset(dataset)? else {
         return Ok(false);
     };
-    Ok(catalog.replicas(dataset.id)?.iter().any(sync::is_unsure))
-}
-
-/// Has stores finish what a run that was cut off has begun, and the catalog learn of it. A store
-/// that cannot be opened now is left as it is: whoever needs it will say so.
-pub fn level(engine: &Engine<'_>, dataset: &str) -> Result<()> {
-    let Some(row) = engine.catalog.find_dataset(dataset)? else {
-        return Ok(());
-    };
-    for replica in engine.catalog.replicas(row.id)? {
-        let stores = engine.catalog.stores()?;
-        let known = stores.into_iter().find(|s| s.name == replica.store_name);
-        let Some(known) = known.and_then(|row| row.uuid) else {
-            continue;
-        };
-        if !sync::is_unsure(&replica) {
-            continue;
-        }
-        let name = &replica.store_name;
-        if let Ok(opened) = stores::open(engine.config, name, Some(&known), Purpose::Mend) {
-            sync::level(engine.catalog, &replica, opened.store(), dataset)?;
+    let mut doors = Doors::new(engine, &dataset);
+    let mut learnt = false;
+    for replica in engine.catalog.replicas(dataset.id)? {
+        if from.is_none_or(|from| from == replica.store_name) {
+            learnt |= doors.level(&replica)?;
         }
     }
-    Ok(())
+    for (_, refusal) in doors.refusals() {
+        let (dataset, message) = (Some(dataset.name.clone()), refusal.to_string());
+        engine.observer.notice(&Notice::Note { dataset, message });
+    }
+    Ok(learnt)
 }
 
 /// Restores.
@@ -135,14 +124,14 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
             options.dataset
         ))
     })?;
-    let mut doors = Doors::new(engine);
+    let mut doors = Doors::new(engine, &dataset);
     let Choice {
         source,
         opened,
         because,
         others,
         peers,
-    } = choose(engine, dataset.id, options, &mut doors)?;
+    } = choose(engine, &dataset, options, &mut doors)?;
     let Source { replica, seal } = &source;
     let (number, version) = (seal.number, &seal.version);
     let top = catalog
@@ -179,6 +168,7 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
         if outcome.is_whole() || engine.cancel.load(Ordering::Relaxed) {
             break;
         }
+        doors.level(&other.replica)?;
         if let Some(opened) = doors.open(&other.replica.store_name)? {
             job.retry(catalog, &other.replica, &opened, &mut outcome)?;
         }
@@ -234,6 +224,7 @@ fn is_of_the_dataset(config: &policy::Config, dataset: &catalog::Dataset) -> boo
 fn prepare(options: &RestoreOptions, version: &str) -> Result<(Dir, Marker, bool)> {
     let shown = options.to.display().to_string();
     let target = Dir::create(&options.to).map_err(Error::io(format!("creating `{shown}`")))?;
+    claim(&target, &shown)?;
     let names = target
         .names()
         .map_err(Error::io(format!("reading `{shown}`")))?;
@@ -278,6 +269,23 @@ fn prepare(options: &RestoreOptions, version: &str) -> Result<(Dir, Marker, bool
         .write_all(&json)
         .map_err(Error::io("writing the marker"))?;
     Ok((target, marker, false))
+}
+
+/// Takes the target for this restore alone, until it ends. The lock is on the folder, not on a
+/// marker in it: so it is had before anything is made or looked at, also by the first to come.
+fn claim(target: &Dir, shown: &str) -> Result<()> {
+    let locking = || Error::io(format!("locking `{shown}`"));
+    if target.try_lock().map_err(locking())? {
+        return Ok(());
+    }
+    let inode = tree::stat_fd(target).map_err(locking())?.ino;
+    let who = match process::who_locks(inode) {
+        Some(pid) => format!("pid {pid}"),
+        None => "which one is not known".to_owned(),
+    };
+    Err(Error::Busy(format!(
+        "another restore is at work in `{shown}` ({who}); wait for it, or choose another folder"
+    )))
 }
 
 /// The marker of that name. Whatever else has such a name is a file like others.

@@ -1,6 +1,7 @@
 //! A run: every dataset along its route, each on its own, none forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -32,7 +33,7 @@ pub struct Engine<'a> {
     pub catalog: &'a Catalog,
     pub observer: &'a dyn Observer,
     /// Set to stop safely as soon as possible.
-    pub cancel: &'a AtomicBool,
+    pub cancel: &'a Arc<AtomicBool>,
     /// The wall clock.
     pub now: &'a dyn Fn() -> Timestamp,
 }
@@ -365,6 +366,8 @@ impl Run<'_, '_> {
                 leg.status = match &error {
                     Error::Held(_) => Status::Held,
                     Error::Interrupted => Status::Aborted,
+                    // Nobody waited to see whether it would have gone on.
+                    error if error.is_wire() && self.cancelled() => Status::Aborted,
                     _ => Status::Failed,
                 };
                 if matches!(
@@ -726,7 +729,7 @@ impl Run<'_, '_> {
         let known = known.and_then(|row| row.uuid);
         let opened = self
             .pool
-            .get(engine.config, name, known.as_deref(), Purpose::Write);
+            .get(engine, name, known.as_deref(), Purpose::Write);
         match &opened {
             Ok(()) => {
                 let info = &self.pool.opened_one(name)?.info;

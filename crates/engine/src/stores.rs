@@ -1,6 +1,7 @@
 //! Opening stores as the configuration names them, once per run.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use policy::{Config, StoreKind, StoreSpec};
@@ -11,6 +12,7 @@ use store::{
 
 use crate::error::{Error, Result};
 use crate::guard::Stop;
+use crate::run::Engine;
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +83,15 @@ pub fn check_store(config: &Config, name: &str) -> Result<()> {
     )))
 }
 
-/// Opens the store `name`. `known`: the identity it had when it was first used.
-pub fn open(config: &Config, name: &str, known: Option<&str>, purpose: Purpose) -> Result<Opened> {
+/// Opens the store `name`. `known`: the identity it had when it was first used. Error:
+/// [`Error::Interrupted`] when the user wanted to stop before a far store had answered.
+pub fn open(
+    engine: &Engine<'_>,
+    name: &str,
+    known: Option<&str>,
+    purpose: Purpose,
+) -> Result<Opened> {
+    let config = engine.config;
     let spec = config
         .stores
         .iter()
@@ -101,7 +110,7 @@ pub fn open(config: &Config, name: &str, known: Option<&str>, purpose: Purpose) 
                 read_only: purpose == Purpose::Read,
             };
             Backend::Disk(Box::new(
-                Disk::open(&spec.path, options).map_err(|e| refused(name, e))?,
+                Disk::open(&spec.path, options).map_err(|e| refused(engine, name, e))?,
             ))
         }
         StoreKind::Agent {
@@ -116,7 +125,7 @@ pub fn open(config: &Config, name: &str, known: Option<&str>, purpose: Purpose) 
                 path: spec.path.clone(),
                 connect_timeout: CONNECT_TIMEOUT,
             };
-            connect(&transport, config, spec, known, purpose)?
+            connect(&transport, engine, spec, known, purpose)?
         }
         StoreKind::Via { program } => {
             let (program, arguments) = program
@@ -126,14 +135,14 @@ pub fn open(config: &Config, name: &str, known: Option<&str>, purpose: Purpose) 
             transport
                 .arguments
                 .splice(0..0, arguments.iter().map(Into::into));
-            connect(&transport, config, spec, known, purpose)?
+            connect(&transport, engine, spec, known, purpose)?
         }
     };
     let info = match &backend {
         Backend::Disk(disk) => disk.info(),
         Backend::Remote(remote) => remote.info(),
     }
-    .map_err(Error::at(name))?;
+    .map_err(|error| refused(engine, name, error))?;
     Ok(Opened {
         spec: spec.clone(),
         info,
@@ -143,7 +152,7 @@ pub fn open(config: &Config, name: &str, known: Option<&str>, purpose: Purpose) 
 
 fn connect(
     transport: &dyn Transport,
-    config: &Config,
+    engine: &Engine<'_>,
     spec: &StoreSpec,
     known: Option<&str>,
     purpose: Purpose,
@@ -154,14 +163,18 @@ fn connect(
         read_only: purpose == Purpose::Read,
         require_mount: spec.mounted,
         limit_up: spec.limit_up,
-        ..RemoteOptions::new(config.host.name.clone())
+        cancel: engine.cancel.clone(),
+        ..RemoteOptions::new(engine.config.host.name.clone())
     };
-    let remote = Remote::connect(transport, &options).map_err(|e| refused(&spec.name, e))?;
+    let remote = Remote::connect(transport, &options);
+    let remote = remote.map_err(|error| refused(engine, &spec.name, error))?;
     Ok(Backend::Remote(Box::new(remote)))
 }
 
-fn refused(name: &str, error: store::Error) -> Error {
+fn refused(engine: &Engine<'_>, name: &str, error: store::Error) -> Error {
     match error {
+        // Nobody waited to see whether it would have answered.
+        store::Error::Wire(_) if engine.cancel.load(Ordering::Relaxed) => Error::Interrupted,
         store::Error::NotOurs(reason) => Error::Held(Stop::new(
             "store-identity",
             format!("store `{name}`: {reason}"),
@@ -193,7 +206,7 @@ impl Pool {
     /// Opens the store, unless it is open or has failed before.
     pub(crate) fn get(
         &mut self,
-        config: &Config,
+        engine: &Engine<'_>,
         name: &str,
         known: Option<&str>,
         purpose: Purpose,
@@ -212,7 +225,7 @@ impl Pool {
             }
             None => {}
         }
-        match open(config, name, known, purpose) {
+        match open(engine, name, known, purpose) {
             Ok(opened) => {
                 self.open.insert(name.to_owned(), opened);
                 Ok(())

@@ -84,6 +84,9 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
     };
     let mut any = false;
     for spec in &engine.config.stores {
+        if engine.cancel.load(Ordering::Relaxed) {
+            break;
+        }
         if !options.store(&spec.name) {
             continue;
         }
@@ -101,7 +104,7 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
         in_store(engine, options, &spec.name, replicas, &mut done)?;
     }
     // Zero things is failure (R7).
-    if !any {
+    if !any && !engine.cancel.load(Ordering::Relaxed) {
         nothing(engine, options, &expectation, &mut done);
     }
     let unmended = done.bad > done.repaired;
@@ -182,6 +185,7 @@ fn in_store(
             match open(engine, store, purpose) {
                 Ok(opened) => held = Some(opened),
                 Err(Error::Catalog(error)) => return Err(error.into()),
+                Err(Error::Interrupted) => return Ok(()),
                 Err(error) => refused = Some(error.to_string()),
             }
         }
@@ -197,6 +201,7 @@ fn in_store(
         match result {
             Ok(()) => {}
             Err(Error::Catalog(error)) => return Err(error.into()),
+            Err(Error::Interrupted) => return Ok(()),
             Err(error) => {
                 problem(engine, done, &dataset, store, None, error.to_string());
                 // The connection may be of no more use.
@@ -228,7 +233,7 @@ fn open(engine: &Engine<'_>, name: &str, purpose: Purpose) -> Result<Opened> {
         .into_iter()
         .find(|row| row.name == name);
     stores::open(
-        engine.config,
+        engine,
         name,
         known.and_then(|row| row.uuid).as_deref(),
         purpose,
@@ -531,6 +536,7 @@ fn from_another(
             true => None,
             false => match open(engine, &name, Purpose::Read) {
                 Ok(opened) => Some(opened),
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
                 Err(_) => continue,
             },
         };

@@ -54,6 +54,9 @@ pub struct RemoteOptions {
     pub limit_up: Option<u64>,
     /// How long to bear silence; at least 100 ms, at most what the agent allows (120 s).
     pub silence_limit: Duration,
+    /// Set when the user wants to stop. A far side that speaks is heard as before; one that is
+    /// silent for seconds is given up, whoever waits for it and for what.
+    pub cancel: Arc<AtomicBool>,
 }
 
 impl RemoteOptions {
@@ -67,6 +70,7 @@ impl RemoteOptions {
             require_mount: false,
             limit_up: None,
             silence_limit: Duration::from_secs(120),
+            cancel: Arc::default(),
         }
     }
 }
@@ -167,6 +171,7 @@ impl Remote {
             }
         });
         let mut inbox = Inbox::new(File::from(input), options.silence_limit);
+        inbox.cancel = options.cancel.clone();
         let info = match introduce(&shared.out, &mut inbox, options) {
             Ok(info) => info,
             Err(error) => {

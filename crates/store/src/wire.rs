@@ -40,6 +40,10 @@ const UNWRITTEN_MAX: usize = 1 << 20;
 const BURST: Duration = Duration::from_millis(100);
 /// How often a reader that waits looks whether it should stop.
 const TICK: Duration = Duration::from_millis(500);
+/// A side that lives is not silent for longer than this …
+const KEEPALIVE: Duration = Duration::from_secs(1);
+/// … so that one that is for so long is not waited for when the user wants to stop.
+const IMPATIENCE: Duration = Duration::from_secs(3);
 
 /// What a frame's payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +103,7 @@ pub(crate) fn wait_for<'a, T>(
 
 /// After how much idleness a side says that it is alive, for a limit on silence.
 pub(crate) fn keepalive(silence_limit: Duration) -> Duration {
-    (silence_limit / 8).min(Duration::from_secs(15))
+    (silence_limit / 8).min(KEEPALIVE)
 }
 
 fn broken(why: impl Into<String>) -> Error {
@@ -256,6 +260,8 @@ pub(crate) struct Inbox<R> {
     pieces: Vec<u8>,
     received: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    /// Set when the user wants to stop: silence is borne for a moment only.
+    pub(crate) cancel: Arc<AtomicBool>,
     /// How long to wait for a byte.
     pub(crate) silence_limit: Duration,
 }
@@ -270,6 +276,7 @@ impl<R: Read + AsFd> Inbox<R> {
             pieces: Vec::new(),
             received: Arc::default(),
             stop: Arc::default(),
+            cancel: Arc::default(),
             silence_limit,
         }
     }
@@ -403,10 +410,17 @@ impl<R: Read + AsFd> Inbox<R> {
         }
     }
 
+    fn patience(&self) -> Duration {
+        match self.cancel.load(Ordering::Relaxed) {
+            true => self.silence_limit.min(IMPATIENCE),
+            false => self.silence_limit,
+        }
+    }
+
     fn wait_for_input(&self) -> Result<()> {
         let start = Instant::now();
         loop {
-            let left = self.silence_limit.saturating_sub(start.elapsed());
+            let left = self.patience().saturating_sub(start.elapsed());
             let slice = Timespec::try_from(left.min(TICK)).unwrap_or_default();
             let mut fds = [PollFd::new(&self.input, PollFlags::IN)];
             match poll(&mut fds, Some(&slice)) {
@@ -417,9 +431,16 @@ impl<R: Read + AsFd> Inbox<R> {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(broken("the connection was closed"));
             }
-            if start.elapsed() >= self.silence_limit {
+            let silent = start.elapsed();
+            if silent >= self.silence_limit {
                 let seconds = self.silence_limit.as_secs_f64();
                 return Err(broken(format!("the far side was silent for {seconds} s")));
+            }
+            if silent >= self.patience() {
+                return Err(broken(format!(
+                    "the far side was silent for {:.0} s when the command was to stop",
+                    silent.as_secs_f64()
+                )));
             }
         }
     }

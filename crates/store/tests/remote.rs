@@ -647,6 +647,25 @@ fn silence_ends_both_sides() {
 }
 
 #[test]
+fn a_silent_far_side_is_not_waited_for_when_the_user_wants_to_stop() {
+    let (transport, _input, _out) = Played::new();
+    let stopping = options();
+    stopping
+        .cancel
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    let start = Instant::now();
+    assert!(refusal(Remote::connect(&transport, &stopping)).contains("silent"));
+    assert!(start.elapsed() < Duration::from_secs(20));
+
+    // One that lives is heard, however long it has nothing to tell.
+    let dir = tempfile::tempdir().unwrap();
+    let there = InProcess::new(dir.path());
+    let remote = Remote::connect(&there, &stopping).unwrap();
+    thread::sleep(Duration::from_millis(4_500));
+    remote.info().unwrap();
+}
+
+#[test]
 fn an_idle_connection_lives() {
     let dir = tempfile::tempdir().unwrap();
     let there = InProcess::new(dir.path());

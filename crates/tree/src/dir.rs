@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    self, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Statx,
-    StatxAttributes, StatxFlags,
+    self, AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags,
+    Statx, StatxAttributes, StatxFlags,
 };
 use rustix::io::Errno;
 
@@ -43,6 +43,16 @@ impl Dir {
     pub fn create(path: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
         Self::open(path)
+    }
+
+    /// Takes flock(2) on the directory, for as long as this lives; whether it could be had. Where
+    /// the file system has no locks it is had.
+    pub fn try_lock(&self) -> io::Result<bool> {
+        match rustix::fs::flock(self, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Opens a directory below this one; the root is this one again, with an offset of its own.

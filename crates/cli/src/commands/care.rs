@@ -50,8 +50,9 @@ pub fn prune(global: &Global, printer: &Printer, args: &PruneArgs) -> Result<u8>
         let Some(known) = known.and_then(|row| row.uuid) else {
             continue;
         };
-        let opened = match engine::open(&config, &spec.name, Some(&known), Purpose::Write) {
+        let opened = match engine::open(&engine, &spec.name, Some(&known), Purpose::Write) {
             Ok(opened) => opened,
+            Err(engine::Error::Interrupted) => return Err(engine::Error::Interrupted.into()),
             Err(error) => {
                 errors.push(error.to_string());
                 continue;

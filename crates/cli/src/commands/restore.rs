@@ -1,7 +1,6 @@
 //! `thrice restore`.
 
 use anyhow::Result;
-use catalog::{Catalog, Mode};
 use engine::{Engine, RestoreOptions, Restored};
 
 use super::run::finished;
@@ -15,12 +14,26 @@ use crate::session::{self, Interrupt};
 pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
     let interrupt = Interrupt::watch()?;
-    let mut catalog = session::catalog_to_read(&config)?;
+    let catalog = session::catalog_to_read(&config)?;
     let Target { dataset, path } = Target::parse(&catalog, &args.target)?;
-    if engine::is_unsure(&catalog, &dataset.name)? {
-        catalog = leveled(&config, printer, &interrupt, &dataset.name)?;
-    }
-    let at = target::at(&catalog, &dataset, args.at.as_deref())?;
+    let engine = Engine {
+        config: &config,
+        catalog: &catalog,
+        observer: printer,
+        cancel: interrupt.flag(),
+        now: &session::now,
+    };
+    let asked = args.at.as_deref();
+    let at = match target::at(&catalog, &dataset, asked) {
+        // A store may have sealed it and not been able to tell.
+        Err(_)
+            if asked.is_some_and(target::may_be_version)
+                && engine::level(&engine, &dataset.name, args.from.as_deref())? =>
+        {
+            target::at(&catalog, &dataset, asked)?
+        }
+        at => at?,
+    };
     let in_place = || {
         use std::os::unix::ffi::OsStrExt;
         let parent = path.parent().unwrap_or_default();
@@ -29,13 +42,6 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
             .join(std::ffi::OsStr::from_bytes(parent.as_bytes()))
     };
     let to = args.to.clone().unwrap_or_else(in_place);
-    let engine = Engine {
-        config: &config,
-        catalog: &catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
     let options = RestoreOptions {
         dataset: dataset.name,
         path,
@@ -52,31 +58,6 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
         conclude(printer, &restored, &options);
     }
     Ok(exit::of(restored.status, interrupt.code()))
-}
-
-/// The catalog, after it has learnt what a run that was cut off had done. Where a run goes on right
-/// now, that one sees to it.
-fn leveled(
-    config: &policy::Config,
-    printer: &Printer,
-    interrupt: &Interrupt,
-    dataset: &str,
-) -> Result<Catalog> {
-    match Catalog::open(&config.host.state, Mode::Write) {
-        Err(catalog::Error::Busy(_)) => {}
-        Err(error) => return Err(error.into()),
-        Ok(catalog) => {
-            let engine = Engine {
-                config,
-                catalog: &catalog,
-                observer: printer,
-                cancel: interrupt.flag(),
-                now: &session::now,
-            };
-            engine::level(&engine, dataset)?;
-        }
-    }
-    session::catalog_to_read(config)
 }
 
 fn conclude(printer: &Printer, restored: &Restored, options: &RestoreOptions) {

@@ -97,6 +97,11 @@ pub fn at(catalog: &Catalog, dataset: &Dataset, at: Option<&str>) -> Result<At> 
     .into())
 }
 
+/// Whether it may be a version that the catalog does not know of, a time or an age.
+pub fn may_be_version(at: &str) -> bool {
+    at.starts_with(|first: char| first.is_ascii_digit())
+}
+
 /// The number of the version that `--at` means; `None` without.
 pub fn version(catalog: &Catalog, dataset: &Dataset, text: Option<&str>) -> Result<Option<u64>> {
     let at = at(catalog, dataset, text)?;
