@@ -88,6 +88,25 @@ impl LoopFs {
         Ok(())
     }
 
+    /// Has the device read and write past the cache of the file system below, so that what is
+    /// synced is on the disk, and nobody writes it out later while something else is measured.
+    ///
+    /// # Errors
+    /// Where the file system below has no direct I/O (tmpfs): nothing changed then.
+    pub fn bypass_cache(&self) -> Result<()> {
+        let mut find = Command::new("findmnt");
+        let found = find
+            .args(["-n", "-o", "SOURCE"])
+            .arg(self.path())
+            .output()?;
+        let device = String::from_utf8(found.stdout)?;
+        command(
+            Command::new("losetup")
+                .arg("--direct-io=on")
+                .arg(device.trim()),
+        )
+    }
+
     /// A power cut, ext4 and xfs only: what was not made durable is gone. The file system
     /// answers with errors until it is unmounted and mounted again.
     ///
