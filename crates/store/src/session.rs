@@ -24,8 +24,10 @@ use crate::recover::{self, recover};
 use crate::staging::{Staging, part_token};
 use crate::{Begun, Error, Event, Op, Place, Result, Seal, Session, StageJob, Staged, read};
 
-/// A batch is handed to the committer when it has this many operations …
+/// A batch is handed to the committer when it has this many operations and no other waits …
 const BATCH_OPS: usize = 4096;
+/// … or so many: while the disk is busy batches grow, for each costs it a barrier …
+const BATCH_OPS_MAX: usize = 4 * BATCH_OPS;
 /// … or this much staged content, in bytes …
 const BATCH_BYTES: u64 = 256 << 20;
 /// … or this much to log, in bytes. With one line more it still fits a frame.
@@ -200,11 +202,6 @@ impl Session for DiskSession {
         // Outside the lock, so that workers encode in parallel.
         let line = check_names(&op).and_then(|()| encode_op(&op, token.as_deref()));
         let mut open = self.lock();
-        let full = |batch: &Batch| {
-            batch.items.len() >= BATCH_OPS
-                || batch.bytes >= BATCH_BYTES
-                || batch.lines.len() >= BATCH_LINES
-        };
         if open.work.is_none() {
             return Err(sealed());
         }
@@ -223,7 +220,7 @@ impl Session for DiskSession {
             }
             Err(error) => open.batch.refused.push((Item { ticket, op, token }, error)),
         }
-        if full(&open.batch) || open.batch.refused.len() >= BATCH_OPS {
+        if open.is_full() {
             self.close_batch(&mut open)?;
         }
         Ok(())
@@ -311,6 +308,23 @@ fn check_names(op: &Op) -> Result<()> {
 }
 
 impl Open {
+    /// Whether the batch is to be handed to the committer.
+    fn is_full(&self) -> bool {
+        let Batch {
+            items,
+            lines,
+            bytes,
+            refused,
+            ..
+        } = &self.batch;
+        let count = items.len().max(refused.len());
+        let idle = self.work.as_ref().is_some_and(Sender::is_empty);
+        count >= BATCH_OPS_MAX
+            || count >= BATCH_OPS && idle
+            || *bytes >= BATCH_BYTES
+            || lines.len() >= BATCH_LINES
+    }
+
     /// Whether `op` cannot stand in one batch with what is there.
     fn conflicts(&self, op: &Op) -> bool {
         match op {
