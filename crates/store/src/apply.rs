@@ -24,6 +24,9 @@ const ASIDE_MAX: u32 = 1000;
 const REPAIRED_MAX: usize = 4096;
 /// New directories are nobody else's business until their own operation says otherwise.
 const DIR_MODE: u32 = 0o700;
+/// Who may do what, beyond the mode; and the same for what is made in a directory.
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// What a file system says that cannot make such a thing, or that forbids it to us.
 const UNSUPPORTED: [Errno; 6] = [
     Errno::PERM,
@@ -283,12 +286,20 @@ impl Applier {
             kind => tmp.mknod(name, kind, 0o600, node.rdev),
         };
         match made {
-            // The log alone holds it; but the old object must not pose as the new.
-            Err(error) if is(&error, &UNSUPPORTED) => return self.delete(path, old),
+            Err(error) if is(&error, &UNSUPPORTED) => return self.hold_in_log(path, old),
             made => made.map_err(io_error(path))?,
         }
         set(Target::Entry(tmp, name), path, node, true, None)?;
         self.place_over(&token, path, old)
+    }
+
+    /// What cannot be made here is held by the log alone; but the old object must not pose as the
+    /// new, and the directories above are there as if it had been made.
+    fn hold_in_log(&mut self, path: &RelPath, old: Old) -> Result<()> {
+        let (dir, _) = path.split().ok_or_else(|| at_root(path))?;
+        let above = self.place.get_or_create(dir, DIR_MODE);
+        above.map_err(io_error(path))?;
+        self.delete(path, old)
     }
 
     fn new_token(&mut self) -> String {
@@ -352,8 +363,8 @@ impl Applier {
                 return Ok(());
             }
             if !matches!(node.kind, Kind::File | Kind::Dir) {
-                // Neither could be made here: the log alone holds them.
-                return self.delete(path, old);
+                // Neither could be made here.
+                return self.hold_in_log(path, old);
             }
             let why = format!("what it is linked to, {to}, is not the recorded file");
             return Err(Error::Damaged {
@@ -629,16 +640,32 @@ pub(crate) fn hold_as(target: Target<'_>, node: &Node, apply: &Apply<'_>) -> std
 
 /// Whoever is not root must still be able to read and enter what is stored.
 fn storable(node: &Node) -> Cow<'_, Node> {
+    if rustix::process::geteuid().is_root() {
+        return Cow::Borrowed(node);
+    }
+    readable(node)
+}
+
+/// The node so that its owner can read and enter it, and whatever will be made in it.
+fn readable(node: &Node) -> Cow<'_, Node> {
     let needed = match node.kind {
         Kind::Dir => 0o700,
         Kind::File => 0o400,
         _ => 0,
     };
-    if node.mode & needed == needed || rustix::process::geteuid().is_root() {
+    let shut = node.mode & needed != needed;
+    // An ACL says of the owner what the mode says; a default one says it of what is to come.
+    let locks = |name: &[u8]| name == DEFAULT_ACL || shut && name == ACCESS_ACL;
+    if !shut && !node.xattrs.iter().any(|xattr| locks(&xattr.name)) {
         return Cow::Borrowed(node);
     }
     let mut node = node.clone();
     node.mode |= needed;
+    if shut && node.xattrs.iter().any(|xattr| xattr.name == ACCESS_ACL) {
+        // Beside an ACL these bits are its mask, not what the group may do.
+        node.mode &= !0o070;
+    }
+    node.xattrs.retain(|xattr| !locks(&xattr.name));
     Cow::Owned(node)
 }
 
