@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use tree::{Apply, Dir, DirCache, Kind, Node, RelPath, Stat, Target, Time};
 
 use crate::disk::Inner;
+use crate::names::{self, Names};
 use crate::place::{CONTROL, OPEN, io_error, is, is_absent, locate, rel};
 use crate::{Error, Old, Op, Place, Result};
 
@@ -52,6 +53,8 @@ pub(crate) struct Applier {
     made: u64,
     /// Files with several names that were repaired, by their inode at the source.
     repaired: HashMap<u64, (RelPath, Node)>,
+    /// Where names fold: what is known of those in `place`.
+    names: Option<Names>,
     /// Whether operations may have been carried out before.
     replay: bool,
 }
@@ -80,6 +83,7 @@ impl Applier {
             session: session.to_owned(),
             made: 0,
             repaired: HashMap::new(),
+            names: disk.folds.then(Names::default),
             replay,
         })
     }
@@ -88,6 +92,9 @@ impl Applier {
     /// version needs is lost, and what lies at the path is the old object or nothing.
     pub(crate) fn apply(&mut self, op: &Op, token: Option<&str>) -> Result<()> {
         self.disk.faults.point("apply.op")?;
+        if let Op::Put { path, .. } | Op::Link { path, .. } = op {
+            self.claim(path)?;
+        }
         match op {
             Op::Put { path, node, old } => match node.kind {
                 Kind::Dir => self.put_dir(path, node, *old),
@@ -104,6 +111,40 @@ impl Applier {
             Op::Rename { from, to } => self.rename(from, to),
             Op::Delete { path, old } => self.delete(path, *old),
             Op::Repair { place, node } => self.repair(place, node, token),
+        }
+    }
+
+    /// Whether what lies at `path`, if anything does, has this very name.
+    fn is_own(&mut self, path: &RelPath) -> Result<bool> {
+        match &mut self.names {
+            None => Ok(true),
+            Some(names) => names.are_own(&mut self.place, path).map_err(io_error(path)),
+        }
+    }
+
+    /// Makes sure that what will be made at `path` takes no other's place and has this name.
+    fn claim(&mut self, path: &RelPath) -> Result<()> {
+        if self.names.is_none() {
+            return Ok(());
+        }
+        if !self.is_own(path)? {
+            return Err(not_apart(path));
+        }
+        for name in path.names().filter(|name| names::may_be_shortened(name)) {
+            let session = self.tmp.get(self.session.as_bytes());
+            let session = session.map_err(io_error(&self.session))?;
+            if !names::keeps(session, name).map_err(io_error(path))? {
+                return Err(not_apart(path));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was known of the directory at `path`, and of all below, is true no longer.
+    fn forget(&mut self, path: &RelPath) {
+        self.place.forget(path.as_bytes());
+        if let Some(names) = &mut self.names {
+            names.forget();
         }
     }
 
@@ -217,7 +258,7 @@ impl Applier {
         } else {
             moved
         };
-        self.place.forget(path.as_bytes());
+        self.forget(path);
         self.history.forget(&history_of(path.as_bytes()));
         moved.map_err(|error| self.disk.history_error(path, error))
     }
@@ -228,7 +269,7 @@ impl Applier {
         let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
         let place = self.place.get(dir).map_err(io_error(path))?;
         let removed = place.rmdir(name);
-        self.place.forget(path.as_bytes());
+        self.forget(path);
         match removed {
             Err(error) if is(&error, &[Errno::NOTEMPTY, Errno::EXIST]) => {
                 self.move_to_history(path)
@@ -324,6 +365,9 @@ impl Applier {
     /// What lies at `path` in the dataset's place; `None`: nothing.
     fn stat(&mut self, path: &RelPath) -> Result<Option<Stat>> {
         let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        if !self.is_own(path)? {
+            return Ok(None);
+        }
         match self.place.get(dir).and_then(|dir| dir.stat(name)) {
             Ok(stat) => Ok(Some(stat)),
             // Beyond a link lies nothing of ours.
@@ -408,6 +452,15 @@ impl Applier {
     fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
         let (from_dir, from_name) = from.split().ok_or_else(|| at_root(from))?;
         let (to_dir, to_name) = to.split().ok_or_else(|| at_root(to))?;
+        if self.names.is_some() {
+            if self.stat(from)?.is_none() {
+                return self.renamed_before(from, to);
+            }
+            if from_dir == to_dir && !self.is_own(to)? {
+                return self.rename_case(from, to);
+            }
+            self.claim(to)?;
+        }
         let source = match self.place.get(from_dir) {
             // A descriptor of its own: the cache lends only one at a time.
             Ok(dir) => dir.open_dir(&RelPath::root()).map_err(io_error(from))?,
@@ -422,8 +475,32 @@ impl Applier {
             Err(error) if is_absent(&error) => return self.renamed_before(from, to),
             done => done.map_err(io_error(to))?,
         }
-        self.place.forget(from.as_bytes());
-        self.place.forget(to.as_bytes());
+        self.forget(from);
+        self.forget(to);
+        Ok(())
+    }
+
+    /// Renames to a name that the file system takes for the old one: by a third, for in one step
+    /// some do nothing. Anything else that is there under such a name stays as it is.
+    fn rename_case(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
+        let (dir, from_name) = from.split().ok_or_else(|| at_root(from))?;
+        let (_, to_name) = to.split().ok_or_else(|| at_root(to))?;
+        if !names::differ_in_case(from_name, to_name) {
+            return Err(not_apart(to));
+        }
+        let between = between(to_name);
+        self.forget(from);
+        let place = self.place.get(dir).map_err(io_error(from))?;
+        place
+            .rename_noreplace(from_name, place, &between)
+            .map_err(io_error(from))?;
+        self.disk.faults.point("apply.between")?;
+        if let Err(error) = place.rename_to(&between, place, to_name) {
+            place
+                .rename_noreplace(&between, place, from_name)
+                .map_err(io_error(from))?;
+            return Err(io_error(to)(error));
+        }
         Ok(())
     }
 
@@ -431,6 +508,14 @@ impl Applier {
     fn renamed_before(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
         if self.replay && self.stat(to)?.is_some() {
             return Ok(());
+        }
+        if self.replay && self.names.is_some() {
+            let (dir, name) = to.split().ok_or_else(|| at_root(to))?;
+            let place = self.place.get(dir).map_err(io_error(to))?;
+            let renamed = place.rename_noreplace(&between(name), place, name);
+            if renamed.is_ok() {
+                return Ok(());
+            }
         }
         Err(Error::Missing(from.to_string()))
     }
@@ -463,7 +548,7 @@ impl Applier {
         }
         let place = self.place.get(dir).map_err(io_error(path))?;
         let removed = place.rmdir(name);
-        self.place.forget(path.as_bytes());
+        self.forget(path);
         match removed {
             // A stranger's files.
             Err(error) if is(&error, &[Errno::NOTEMPTY, Errno::EXIST]) => Ok(()),
@@ -475,6 +560,9 @@ impl Applier {
         let token = token.ok_or_else(|| no_content(place.path()))?;
         if self.replay && !self.is_staged(token)? {
             return Ok(());
+        }
+        if let Place::Current(path) = place {
+            self.claim(path)?;
         }
         let lies = locate(&self.dataset, place)?;
         let (dir, name) = lies.split().ok_or_else(|| at_root(&lies))?;
@@ -592,6 +680,19 @@ fn is_file_of(stat: &Stat, node: &Node) -> bool {
     stat.kind == node.kind
         && (stat.kind != Kind::File || stat.size == node.size)
         && (stat.kind == Kind::Symlink || stat.mtime.sec.abs_diff(node.mtime.sec) <= 2)
+}
+
+/// The name of what is on its way to one that differs in case.
+fn between(name: &[u8]) -> Vec<u8> {
+    const SUFFIX: &[u8] = b".~case";
+    let kept = name.len().min(crate::place::NAME_MAX - SUFFIX.len());
+    [&name[..kept], SUFFIX].concat()
+}
+
+fn not_apart(path: &RelPath) -> Error {
+    let why = "the store's file system does not tell this name from another one";
+    let source = std::io::Error::new(std::io::ErrorKind::AlreadyExists, why);
+    io_error(path)(source)
 }
 
 fn at_root(path: &RelPath) -> Error {

@@ -7,13 +7,14 @@
 
 /// Every point, in the order in which a batch and a seal pass them.
 #[cfg(debug_assertions)]
-const POINTS: [&str; 12] = [
+const POINTS: [&str; 13] = [
     "stage.written",
     "log.append",
     "log.appended",
     "batch.logged",
     "apply.op",
     "apply.kept",
+    "apply.between",
     "batch.applied",
     "seal.append",
     "seal.logged",
