@@ -11,11 +11,16 @@ pub enum FileSystem {
     Ext4,
     Xfs,
     Btrfs,
+    /// No owners, modes, links or special files, and names that differ in case are one name.
+    Vfat,
+    /// The same, through FUSE: for kernels without vfat.
+    Exfat,
 }
 
 /// A mounted image; unmounted and thrown away when dropped.
 pub struct LoopFs {
     dir: TempDir,
+    kind: FileSystem,
     mounted: bool,
 }
 
@@ -40,6 +45,7 @@ impl LoopFs {
             .tempdir_in(parent)?;
         let mut fs = Self {
             dir,
+            kind,
             mounted: false,
         };
         std::fs::create_dir(fs.path())?;
@@ -48,6 +54,8 @@ impl LoopFs {
             FileSystem::Ext4 => ("mkfs.ext4", &["-q", "-E", "lazy_itable_init=0"]),
             FileSystem::Xfs => ("mkfs.xfs", &["-q", "-f"]),
             FileSystem::Btrfs => ("mkfs.btrfs", &["-q", "-f"]),
+            FileSystem::Vfat => ("mkfs.vfat", &[]),
+            FileSystem::Exfat => ("mkfs.exfat", &[]),
         };
         command(Command::new(program).args(arguments).arg(fs.image()))?;
         fs.mount()?;
@@ -67,12 +75,12 @@ impl LoopFs {
     /// When `mount` fails: the file system may be damaged.
     pub fn mount(&mut self) -> Result<()> {
         if !self.mounted {
-            command(
-                Command::new("mount")
-                    .args(["-o", "loop"])
-                    .arg(self.image())
-                    .arg(self.path()),
-            )?;
+            let mut mount = Command::new("mount");
+            if self.kind == FileSystem::Exfat {
+                mount.args(["-t", "exfat-fuse"]);
+            }
+            let mount = mount.args(["-o", "loop"]);
+            command(mount.arg(self.image()).arg(self.path()))?;
             self.mounted = true;
         }
         Ok(())

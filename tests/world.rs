@@ -124,6 +124,30 @@ impl World {
         )
     }
 
+    /// `[store.nas]` behind an agent that is an ordinary user and owns nothing but the store.
+    ///
+    /// # Errors
+    /// When this is not root, or the place cannot be given away.
+    pub fn nas_of_nobody(&self) -> Result<String> {
+        ensure!(is_root(), "only root can start it as another user");
+        // Everyone may pass through to the store and to a program of its own, and see no more.
+        let through = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(self.path(""), through)?;
+        let program = self.path("thrice-far");
+        std::fs::copy(&self.program, &program)?;
+        std::os::unix::fs::chown(self.path("nas"), Some(NOBODY), Some(NOBODY))?;
+        let via: Vec<String> = ["setpriv", "--clear-groups"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(["--reuid", "--regid"].map(|id| format!("{id}={NOBODY}")))
+            .chain([program.to_string_lossy().into_owned()])
+            .collect();
+        Ok(format!(
+            "[store.nas]\nkind = \"agent\"\nvia = {via:?}\npath = \"{}\"\n\n",
+            self.path("nas").display()
+        ))
+    }
+
     /// `[root]` at `live/`, every folder a dataset, with this route.
     pub fn root(&self, route: &[&str]) -> String {
         let live = self.live();

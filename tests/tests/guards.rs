@@ -91,6 +91,141 @@ fn r01_a_release_lets_only_its_own_guard_pass() -> Result<()> {
     Ok(())
 }
 
+/// Catalog and local disk are new: what is known of this host is in the far copy alone.
+fn lose_all_at_home(world: &World) -> Result<()> {
+    for name in ["state", "sda"] {
+        std::fs::remove_dir_all(world.path(name))?;
+        std::fs::create_dir(world.path(name))?;
+    }
+    std::fs::remove_dir_all(world.live().join("docs"))?;
+    Ok(())
+}
+
+/// Lets nobody come to the far side while `work` is done.
+fn without_nas(world: &World, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let file = world.path("thrice.toml");
+    let text = std::fs::read_to_string(&file)?;
+    let via = format!("via = [\"{}\"]", world.program().display());
+    ensure!(text.contains(&via), "{text}");
+    std::fs::write(&file, text.replace(&via, "via = [\"false\"]"))?;
+    work()?;
+    Ok(std::fs::write(&file, text)?)
+}
+
+/// The numbers of the versions that a store has sealed.
+fn numbers(world: &World, store: &str) -> Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(world.path(store).join(".thrice/log/docs"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        numbers.extend(name.split('-').next().and_then(|n| n.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The host died with its catalog and its disk, and a tenth of the data was back when the first
+/// run came. Nobody asked the far store what it had, so nothing was missed, and all else was
+/// deleted there.
+#[test]
+fn r01_what_only_the_far_store_knows_counts_after_everything_else_is_lost() -> Result<()> {
+    let world = world()?;
+    fill(&world, 300)?;
+    world.expect(&["run"], 0)?;
+    world.write("docs/more", "x")?;
+    world.expect(&["run"], 0)?;
+    lose_all_at_home(&world)?;
+    fill(&world, 30)?;
+    world.expect(&["run"], 4)?;
+    ensure!(count(&world, "nas")? == 301, "the far copy was touched");
+    ensure!(world.status("docs", "nas")?["state"] == "held");
+    // The rest is put back: it was right to ask.
+    fill(&world, 300)?;
+    world.expect(&["run"], 0)?;
+    ensure!(count(&world, "sda")? == 300 && count(&world, "nas")? == 300);
+    let (sda, nas) = (numbers(&world, "sda")?, numbers(&world, "nas")?);
+    ensure!(nas.len() == 3 && sda == nas[2..], "{sda:?} {nas:?}");
+    Ok(())
+}
+
+/// The same with the far store out of reach in the first run, which is no reason to stop. When
+/// it was back, its files were deleted to make it like the new first store.
+#[test]
+fn r01_what_the_far_store_is_found_to_hold_later_counts_before_it_is_deleted() -> Result<()> {
+    let world = world()?;
+    fill(&world, 300)?;
+    world.expect(&["run"], 0)?;
+    lose_all_at_home(&world)?;
+    world.write("docs/one", "one")?;
+    without_nas(&world, || world.expect(&["run"], 1).map(drop))?;
+    ensure!(world.path("sda/docs/one").exists());
+    for _ in 0..2 {
+        let said = world.expect(&["run"], 4)?;
+        ensure!(said.stderr.contains("--accept docs"), "{said}");
+        ensure!(count(&world, "nas")? == 300, "the far copy was touched");
+    }
+    ensure!(world.path("sda/docs/one").exists());
+    ensure!(world.status("docs", "nas")?["state"] == "held");
+    let said = world.expect(&["status", "--json"], 3)?.stdout;
+    ensure!(said.contains("thrice restore docs --from nas"), "{said}");
+    // All of it can be had from there meanwhile.
+    let old = world.restore("docs", "nas", "old")?;
+    ensure!(std::fs::read_dir(old)?.count() == 300);
+    // A run that cannot reach it does not use the leave up.
+    world.expect(&["release", "docs"], 0)?;
+    without_nas(&world, || world.expect(&["run"], 1).map(drop))?;
+    world.expect(&["run"], 0)?;
+    ensure!(count(&world, "nas")? == 1 && world.path("nas/docs/one").exists());
+    ensure!(world.status("docs", "nas")?["state"] == "current");
+    let nas = numbers(&world, "nas")?;
+    ensure!(nas.len() == 2 && nas[0] < nas[1], "{nas:?}");
+    // Nor does it last for the next thing that is wrong.
+    fill(&world, 300)?;
+    world.expect(&["run"], 0)?;
+    std::fs::remove_dir_all(world.live().join("docs"))?;
+    world.write("docs/one", "one")?;
+    world.expect(&["run"], 4)?;
+    ensure!(count(&world, "nas")? == 301);
+    Ok(())
+}
+
+/// As many files as before, but others: nobody misses any by their number.
+#[test]
+fn r01_a_new_first_store_with_other_files_does_not_replace_the_far_ones() -> Result<()> {
+    let world = world()?;
+    fill(&world, 300)?;
+    world.expect(&["run"], 0)?;
+    lose_all_at_home(&world)?;
+    (0..300).try_for_each(|n| world.write(&format!("docs/g{n}"), format!("other {n}")))?;
+    world.expect(&["run"], 4)?;
+    ensure!(
+        count(&world, "sda")? == 300,
+        "the first copy has to be made"
+    );
+    ensure!(world.path("nas/docs/f7").exists() && !world.path("nas/docs/g7").exists());
+    world.expect(&["run", "--accept", "docs"], 0)?;
+    ensure!(!world.path("nas/docs/f7").exists() && world.path("nas/docs/g7").exists());
+    Ok(())
+}
+
+/// A host that was put back whole, tidied up on the way, goes on as if nothing had been.
+#[test]
+fn r01_a_host_that_was_restored_needs_no_leave() -> Result<()> {
+    let world = world()?;
+    fill(&world, 300)?;
+    world.expect(&["run"], 0)?;
+    for far in [true, false] {
+        lose_all_at_home(&world)?;
+        (0..300).try_for_each(|n| world.write(&format!("docs/{far}/f{n}"), n.to_string()))?;
+        if !far {
+            without_nas(&world, || world.expect(&["run"], 1).map(drop))?;
+        }
+        world.expect(&["run"], 0)?;
+        ensure!(world.path(&format!("nas/docs/{far}/f299")).exists());
+        ensure!(count(&world, "nas")? == 1);
+    }
+    Ok(())
+}
+
 /// A folder could not be read while the first store was filled anew. The first store then had
 /// nothing of it, and the far copy's files were deleted as if they were gone.
 #[test]

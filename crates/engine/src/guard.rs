@@ -7,12 +7,15 @@ use policy::Guard;
 use store::Space;
 use tree::FsIdentity;
 
+/// The one guard that stands before a later store.
+pub(crate) const RELAY_CHANGE: &str = "relay-change";
+
 /// Why a dataset stops.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stop {
     /// Stable word for the finding: `source-missing`, `source-gone`, `source-moved`, `source-
-    /// empty`, `other-filesystem`, `mass-change`, `store-full`, `store-identity`, `first-held`,
-    /// `coverage`, `by-hand`.
+    /// empty`, `other-filesystem`, `mass-change`, `relay-change`, `store-full`, `store-identity`,
+    /// `first-held`, `coverage`, `by-hand`.
     pub kind: String,
     pub reason: String,
     pub remedy: String,
@@ -38,7 +41,12 @@ impl Stop {
     pub fn can_be_accepted(&self) -> bool {
         matches!(
             self.kind.as_str(),
-            "source-empty" | "source-gone" | "source-moved" | "other-filesystem" | "mass-change"
+            "source-empty"
+                | "source-gone"
+                | "source-moved"
+                | "other-filesystem"
+                | "mass-change"
+                | RELAY_CHANGE
         )
     }
 }
@@ -93,11 +101,15 @@ pub fn other_filesystem(
     })
 }
 
-/// Too much is gone or changed at once.
-pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Stop> {
+fn is_mass_change(guard: &Guard, counts: &Counts) -> bool {
     let affected = counts.gone + counts.changed;
     let share = affected as f64 / counts.held.max(1) as f64;
-    (affected >= guard.files && share > guard.share).then(|| {
+    affected >= guard.files && share > guard.share
+}
+
+/// Too much is gone or changed at once.
+pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Stop> {
+    is_mass_change(guard, counts).then(|| {
         Stop::new(
             "mass-change",
             format!(
@@ -110,6 +122,31 @@ pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Stop
             format!(
                 "look at it with `thrice plan --dataset {dataset}`; if it is right: \
                  thrice run --accept {dataset}"
+            ),
+        )
+    })
+}
+
+/// The later store `to` holds what no scan has missed, because the catalog or the first store
+/// `from` is newer than it; made like the first store, it would be emptied or mass-changed.
+/// `counts` are of both stores: `held` in the later one, `seen` in the first.
+pub fn relay_change(
+    dataset: &str,
+    (from, to): (&str, &str),
+    guard: &Guard,
+    counts: &Counts,
+) -> Option<Stop> {
+    let emptied = counts.seen == 0 && counts.gone > 0;
+    (emptied || is_mass_change(guard, counts)).then(|| {
+        Stop::new(
+            RELAY_CHANGE,
+            format!(
+                "of {} paths in store `{to}`, {} are not in `{from}` and {} are others there",
+                counts.held, counts.gone, counts.changed
+            ),
+            format!(
+                "put back what is missing (thrice restore {dataset} --from {to} --to DIR); \
+                 if it is right: thrice run --accept {dataset}"
             ),
         )
     })
@@ -199,6 +236,27 @@ mod tests {
             changed: 40,
         };
         assert!(mass_change("a", &GUARD, &more).is_some());
+    }
+
+    #[test]
+    fn r01_a_later_store_is_not_emptied_to_be_like_a_new_first_one() {
+        let stop = |counts: Counts| relay_change("a", ("sda", "nas"), &GUARD, &counts);
+        let few = Counts {
+            held: 5,
+            seen: 0,
+            gone: 4,
+            changed: 0,
+        };
+        assert!(stop(few).is_some_and(|stop| stop.can_be_accepted() && stop.is_about_data()));
+        assert_eq!(stop(Counts { seen: 1, ..few }), None);
+        let many = Counts {
+            held: 300,
+            seen: 299,
+            gone: 200,
+            changed: 0,
+        };
+        assert!(stop(many).is_some());
+        assert_eq!(stop(Counts { gone: 99, ..many }), None);
     }
 
     #[test]

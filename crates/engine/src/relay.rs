@@ -3,12 +3,15 @@
 //! Live data is never read here. What is relayed is the first store's newest sealed state, every
 //! byte of it compared with its recorded hash on the way: a bad copy is not passed on (R12).
 
-use catalog::{Catalog, DatasetId, Held, Key, Order, What};
+use std::collections::HashMap;
+
+use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, Replica, ReplicaId, What};
 use store::{Place, Session, StageJob, Store, Want};
-use tree::{Kind, Node, RelPath};
+use tree::{Digest, Kind, Node, RelPath};
 
 use crate::decide::{self, Need};
 use crate::error::{Error, Result};
+use crate::guard::Counts;
 use crate::live::{Look, Trouble, resume_key};
 use crate::pipeline::{self, At, Origin, Pipeline, Setting, Task};
 use crate::ship::{ROWS, Rows, Shipped, work_off};
@@ -97,7 +100,7 @@ pub(crate) fn relay<'a>(
     dataset: DatasetId,
     session: &'a dyn Session,
     from: &'a dyn Store,
-    first: catalog::ReplicaId,
+    first: ReplicaId,
 ) -> Result<Shipped> {
     let origins = (0..=setting.workers)
         .map(|_| {
@@ -120,47 +123,104 @@ pub(crate) fn relay<'a>(
     })
 }
 
-/// Compares everything; brings plain files at once, notes all else.
-fn bring_all(
-    pipeline: &mut Pipeline<'_>,
-    dataset: DatasetId,
-    first: catalog::ReplicaId,
+/// Calls `each` for every path in which the two replicas differ.
+fn differences(
+    catalog: &Catalog,
+    later: ReplicaId,
+    first: ReplicaId,
+    each: &mut dyn FnMut(Pending) -> Result<()>,
 ) -> Result<()> {
+    let mut after: Option<Key> = None;
+    loop {
+        let rows = catalog.differing(later, first, after.as_ref(), Order::Asc, ROWS)?;
+        let Some(last) = rows.last() else {
+            return Ok(());
+        };
+        after = Some(last.key());
+        rows.into_iter().try_for_each(&mut *each)?;
+    }
+}
+
+/// What the later replica would lose by being made equal to the first. Files that are in the
+/// first under another name are not lost; they are looked for when `many` are missing.
+pub(crate) fn losses(
+    catalog: &Catalog,
+    later: &Replica,
+    first: &Replica,
+    many: u64,
+) -> Result<Counts> {
+    let mut counts = Counts {
+        held: later.files,
+        // The top directory is itself held.
+        seen: first.files.saturating_sub(1),
+        ..Counts::default()
+    };
+    let mut missing: HashMap<Digest, u64> = HashMap::new();
+    differences(catalog, later.id, first.id, &mut |row| {
+        let Some(Held { node: held, .. }) = row.held else {
+            return Ok(());
+        };
+        match row.first {
+            None if !row.first_pending => {
+                counts.gone += 1;
+                if let Some(hash) = held.hash {
+                    *missing.entry(hash).or_default() += 1;
+                }
+            }
+            Some(first) if held.kind == Kind::File && !first.node.same_content(&held) => {
+                counts.changed += 1;
+            }
+            _ => {}
+        }
+        Ok(())
+    })?;
+    if counts.gone < many {
+        return Ok(counts);
+    }
+    differences(catalog, later.id, first.id, &mut |row| {
+        let new = row.first.filter(|_| row.held.is_none());
+        let hash = new.and_then(|first| first.node.hash);
+        if let Some(left) = hash.and_then(|hash| missing.get_mut(&hash))
+            && *left > 0
+        {
+            *left -= 1;
+            counts.gone -= 1;
+        }
+        Ok(())
+    })?;
+    Ok(counts)
+}
+
+/// Compares everything; brings plain files at once, notes all else.
+fn bring_all(pipeline: &mut Pipeline<'_>, dataset: DatasetId, first: ReplicaId) -> Result<()> {
     let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.clone());
     let mut later = Vec::new();
     pipeline.first_try = true;
-    let mut after: Option<Key> = None;
-    loop {
-        let rows = catalog.differing(replica.id, first, after.as_ref(), Order::Asc, ROWS)?;
-        let Some(last) = rows.last() else { break };
-        after = Some(last.key());
-        for row in rows {
-            if pipeline.is_cancelled() {
-                pipeline.flush()?;
-                return Err(Error::Interrupted);
-            }
-            let path = row.path();
-            // Only where nothing can be in the way; the rest is done in order afterwards.
-            let plain = row
-                .held
-                .as_ref()
-                .is_none_or(|held| held.node.kind == Kind::File);
-            match row.first {
-                Some(Held { node, .. }) if plain && node.kind == Kind::File && !node.linked => {
-                    let at = At { dir: None, path };
-                    let want = Some(node);
-                    pipeline.feed(Task::Bring {
-                        at,
-                        held: row.held,
-                        want,
-                        links: true,
-                        plain: false,
-                    })?;
-                }
-                _ => later.push((row.dir, row.name)),
-            }
+    differences(catalog, replica.id, first, &mut |row| {
+        if pipeline.is_cancelled() {
+            pipeline.flush()?;
+            return Err(Error::Interrupted);
         }
-    }
+        let path = row.path();
+        // Only where nothing can be in the way; the rest is done in order afterwards.
+        let plain = row
+            .held
+            .as_ref()
+            .is_none_or(|held| held.node.kind == Kind::File);
+        match row.first {
+            Some(Held { node, .. }) if plain && node.kind == Kind::File && !node.linked => {
+                pipeline.feed(Task::Bring {
+                    at: At { dir: None, path },
+                    held: row.held,
+                    want: Some(node),
+                    links: true,
+                    plain: false,
+                })?;
+            }
+            _ => later.push((row.dir, row.name)),
+        }
+        Ok(())
+    })?;
     pipeline.flush()?;
     // What failed is tried once more, in order, and told then.
     pipeline.first_try = false;

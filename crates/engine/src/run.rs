@@ -78,6 +78,8 @@ struct Run<'a, 'e> {
     summary: Summary,
     /// Datasets that this run has let go of.
     retired: BTreeSet<String>,
+    /// Datasets whose change a guard was told to let pass: what it is for one store it is for all.
+    passed: BTreeSet<String>,
 }
 
 /// Which guards were told to let something pass.
@@ -119,6 +121,7 @@ impl Engine<'_> {
             findings: Findings::new(self.catalog, self.now),
             summary: Summary::new(id.clone()),
             retired: BTreeSet::new(),
+            passed: BTreeSet::new(),
         };
         let result = run.all(&expectation);
         run.summary.seconds = started.elapsed().as_secs_f64();
@@ -370,19 +373,22 @@ impl Run<'_, '_> {
                     error if error.is_wire() && self.cancelled() => Status::Aborted,
                     _ => Status::Failed,
                 };
-                if matches!(
-                    &error,
-                    Error::Store {
-                        source: store::Error::Wire(_) | store::Error::Poisoned(_),
-                        ..
-                    }
-                ) {
-                    self.pool.forget(store);
-                }
+                self.forget_broken(store, &error);
                 self.record_hold(expected, &error)?;
                 leg.error = Some(error.to_string());
                 Ok((leg, Vec::new(), 0))
             }
+        }
+    }
+
+    /// A store whose connection broke is opened again when it is next needed.
+    fn forget_broken(&mut self, store: &str, error: &Error) {
+        if let Error::Store {
+            source: store::Error::Wire(_) | store::Error::Poisoned(_),
+            ..
+        } = error
+        {
+            self.pool.forget(store);
         }
     }
 
@@ -445,8 +451,8 @@ impl Run<'_, '_> {
         self.open(store_name)?;
         let opened = self.pool.opened_one(store_name)?;
         let built = sync::before_session(catalog, replica, opened.store(), &meant.name)?;
-        if dataset.counter == 0 && built > 0 {
-            self.learn_numbers(expected, dataset.id)?;
+        if dataset.counter == 0 || built == 0 {
+            self.learn(expected, dataset.id)?;
         }
         let opened = self.pool.opened_one(store_name)?;
         let number = catalog.next_number(dataset.id)?;
@@ -498,12 +504,12 @@ impl Run<'_, '_> {
         self.findings.not_entered(&meant.name, &scan.not_entered)?;
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
         drop(session);
-        if dataset.accept.is_some() {
-            catalog.set_accept(dataset.id, None)?;
+        if scan.accepted {
+            self.passed.insert(expected.name.clone());
         }
-        if dataset.hold.is_some() {
-            catalog.release(dataset.id)?;
-        }
+        // What stands before a later store is not settled by this one.
+        let later = |stop: &str| stop == guard::RELAY_CHANGE && expected.route.len() > 1;
+        self.settle_guards(&dataset, &|stop| !later(stop))?;
         let why = match FullWalk.coverage(&meant.name, replica.sealed) {
             FeedCoverage::Walk { why } => why,
             FeedCoverage::Dirty(_) => return Err(Error::Internal("a tracker that is not there")),
@@ -512,20 +518,39 @@ impl Run<'_, '_> {
         Ok((shipped, seal))
     }
 
-    /// The catalog is new and the store is not: one that was ahead of it must not come to have
-    /// two versions of one number. A store that cannot be asked says so in its own leg.
-    fn learn_numbers(&mut self, expected: &Expected, dataset: DatasetId) -> Result<()> {
-        for store in &expected.route[1..] {
-            if let Err(error) = self.open(store) {
-                match error {
-                    Error::Catalog(_) => return Err(error),
-                    _ => continue,
-                }
+    /// The catalog or the first store is new, and the later stores may not be: what they hold
+    /// counts for the guards, and no number that they have seen is given out again. A store
+    /// that cannot be asked says so in its own leg, and is learnt from there.
+    fn learn(&mut self, expected: &Expected, dataset: DatasetId) -> Result<()> {
+        for replica in self.engine.catalog.replicas(dataset)? {
+            if replica.position.is_none_or(|position| position == 0) {
+                continue;
             }
-            let opened = self.pool.opened_one(store)?;
-            if let Ok((_, built)) = sync::numbers(opened.store(), &expected.name) {
-                self.engine.catalog.raise_counter(dataset, built)?;
+            match self.learn_of(&replica, &expected.name) {
+                Err(Error::Catalog(error)) => return Err(error.into()),
+                Err(error) => self.forget_broken(&replica.store_name, &error),
+                Ok(()) => {}
             }
+        }
+        Ok(())
+    }
+
+    fn learn_of(&mut self, replica: &Replica, dataset: &str) -> Result<()> {
+        self.open(&replica.store_name)?;
+        let store = self.pool.opened_one(&replica.store_name)?.store();
+        sync::before_session(self.engine.catalog, replica, store, dataset).map(drop)
+    }
+
+    /// A leg is done: the hold and the leave that it answers to go.
+    fn settle_guards(&self, dataset: &catalog::Dataset, mine: &dyn Fn(&str) -> bool) -> Result<()> {
+        let catalog = self.engine.catalog;
+        if dataset.accept.as_deref().is_some_and(mine) {
+            catalog.set_accept(dataset.id, None)?;
+        }
+        if let Some(hold) = &dataset.hold
+            && mine(hold.stop.as_deref().unwrap_or_default())
+        {
+            catalog.release(dataset.id)?;
         }
         Ok(())
     }
@@ -640,9 +665,9 @@ impl Run<'_, '_> {
             let space = opened.store().info().map_err(Error::at(&spec.name))?.space;
             let full = guard::full(&spec.name, &space, spec.stop_full, scan.bytes, scan.new);
             let changed = guard::emptied(&meant.name, source, &scan.counts)
-                .or_else(|| guard::mass_change(&meant.name, &meant.guard, &scan.counts))
-                .filter(|stop| !accepted.passes(stop));
-            if let Some(stop) = changed.or(full) {
+                .or_else(|| guard::mass_change(&meant.name, &meant.guard, &scan.counts));
+            scan.accepted = changed.as_ref().is_some_and(|stop| accepted.passes(stop));
+            if let Some(stop) = changed.filter(|_| !scan.accepted).or(full) {
                 return Err(Error::Held(stop));
             }
             for replica in catalog.replicas(dataset)? {
@@ -829,6 +854,7 @@ impl Run<'_, '_> {
             catalog.set_reconcile(replica.id, "its contents were read anew from the store")?;
         }
         let replica = catalog.replica(replica.id)?;
+        self.may_relay(expected, &dataset, &first, &replica)?;
         self.has_room(opened, &replica)?;
         let setting = self.setting(name, Some(first_name), store_name, &replica, number, opened)?;
         let store = from.store();
@@ -841,6 +867,7 @@ impl Run<'_, '_> {
             first.id,
         )?;
         self.damaged(name, first_name, &first, &mut shipped)?;
+        self.settle_guards(&dataset, &|stop| stop == guard::RELAY_CHANGE)?;
         if number != first.sealed {
             let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
             return Ok((shipped, seal));
@@ -857,6 +884,29 @@ impl Run<'_, '_> {
         let now = catalog.replica(replica.id)?;
         let seal = self.do_seal(session.as_ref(), &now, seal)?;
         Ok((shipped, Some(seal)))
+    }
+
+    /// Where everything is to be compared, the store may hold what no scan has missed.
+    fn may_relay(
+        &self,
+        expected: &Expected,
+        dataset: &catalog::Dataset,
+        first: &Replica,
+        later: &Replica,
+    ) -> Result<()> {
+        let name = &expected.name;
+        if later.reconcile.is_none() || later.files == 0 || self.passed.contains(name) {
+            return Ok(());
+        }
+        let meant = expected.dataset.as_ref().map(|meant| meant.guard);
+        let limit = meant.unwrap_or_default();
+        let counts = relay::losses(self.engine.catalog, later, first, limit.files)?;
+        let stores = (&*first.store_name, &*later.store_name);
+        let accepted = self.accepted(expected, dataset);
+        match guard::relay_change(name, stores, &limit, &counts) {
+            Some(stop) if !accepted.passes(&stop) => Err(Error::Held(stop)),
+            _ => Ok(()),
+        }
     }
 
     fn has_room(&self, opened: &Opened, replica: &Replica) -> Result<()> {

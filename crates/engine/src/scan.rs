@@ -30,6 +30,8 @@ pub(crate) struct Scan {
     pub(crate) unreadable: Vec<(RelPath, std::io::Error)>,
     /// Other file systems mounted below that the walk did not enter.
     pub(crate) not_entered: Vec<RelPath>,
+    /// Whether a guard would have stopped it and was told to let it pass.
+    pub(crate) accepted: bool,
 }
 
 /// One difference between the live tree and a replica.

@@ -59,8 +59,15 @@ pub(crate) fn before_session(
     dataset: &str,
 ) -> Result<u64> {
     let (newest, built) = numbers(store, dataset).map_err(Error::at(&replica.store_name))?;
-    if newest > replica.sealed && catch_up(catalog, replica, store, dataset)?.is_none() {
-        rebuild(catalog, replica.id, store, dataset)?;
+    if newest > replica.sealed {
+        if catch_up(catalog, replica, store, dataset)?.is_none() {
+            rebuild(catalog, replica.id, store, dataset)?;
+        }
+        if replica.position != Some(0) {
+            // What it holds was never compared with what was scanned; the guard of the relay
+            // looks at it before anything is removed there.
+            catalog.set_reconcile(replica.id, "it has versions the catalog had not heard of")?;
+        }
     }
     catalog.raise_counter(replica.dataset, built)?;
     Ok(built)

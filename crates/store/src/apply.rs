@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use tree::{Apply, Dir, DirCache, Kind, Node, RelPath, Stat, Target, Time};
 
 use crate::disk::Inner;
+use crate::names::{self, Names};
 use crate::place::{CONTROL, OPEN, io_error, is, is_absent, locate, rel};
 use crate::staging::Folder;
 use crate::{Error, Old, Op, Place, Result};
@@ -26,6 +27,9 @@ const ASIDE_MAX: u32 = 1000;
 const REPAIRED_MAX: usize = 4096;
 /// New directories are nobody else's business until their own operation says otherwise.
 pub(crate) const DIR_MODE: u32 = 0o700;
+/// Who may do what, beyond the mode; and the same for what is made in a directory.
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// What a file system says that cannot make such a thing, or that forbids it to us.
 const UNSUPPORTED: [Errno; 6] = [
     Errno::PERM,
@@ -51,6 +55,8 @@ pub(crate) struct Applier {
     made: u64,
     /// Files with several names that were repaired, by their inode at the source.
     repaired: HashMap<u64, (RelPath, Node)>,
+    /// Where names fold: what is known of those in `place`.
+    names: Option<Names>,
     /// Whether operations may have been carried out before.
     replay: bool,
     /// Tokens of the folders of this batch that lie in place, with all in them.
@@ -81,6 +87,7 @@ impl Applier {
             session: session.to_owned(),
             made: 0,
             repaired: HashMap::new(),
+            names: disk.folds.then(Names::default),
             replay,
             placed: HashSet::new(),
         })
@@ -90,6 +97,9 @@ impl Applier {
     /// version needs is lost, and what lies at the path is the old object or nothing.
     pub(crate) fn apply(&mut self, op: &Op, token: Option<&str>) -> Result<()> {
         self.disk.faults.point("apply.op")?;
+        if let Op::Put { path, .. } | Op::Link { path, .. } = op {
+            self.claim(path)?;
+        }
         match op {
             Op::Put { path, node, old } => match node.kind {
                 Kind::Dir => self.put_dir(path, node, *old),
@@ -106,6 +116,40 @@ impl Applier {
             Op::Rename { from, to } => self.rename(from, to),
             Op::Delete { path, old } => self.delete(path, *old),
             Op::Repair { place, node } => self.repair(place, node, token),
+        }
+    }
+
+    /// Whether what lies at `path`, if anything does, has this very name.
+    fn is_own(&mut self, path: &RelPath) -> Result<bool> {
+        match &mut self.names {
+            None => Ok(true),
+            Some(names) => names.are_own(&mut self.place, path).map_err(io_error(path)),
+        }
+    }
+
+    /// Makes sure that what will be made at `path` takes no other's place and has this name.
+    fn claim(&mut self, path: &RelPath) -> Result<()> {
+        if self.names.is_none() {
+            return Ok(());
+        }
+        if !self.is_own(path)? {
+            return Err(not_apart(path));
+        }
+        for name in path.names().filter(|name| names::may_be_shortened(name)) {
+            let session = self.tmp.get(self.session.as_bytes());
+            let session = session.map_err(io_error(&self.session))?;
+            if !names::keeps(session, name).map_err(io_error(path))? {
+                return Err(not_apart(path));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was known of the directory at `path`, and of all below, is true no longer.
+    fn forget(&mut self, path: &RelPath) {
+        self.place.forget(path.as_bytes());
+        if let Some(names) = &mut self.names {
+            names.forget();
         }
     }
 
@@ -247,7 +291,7 @@ impl Applier {
         } else {
             moved
         };
-        self.place.forget(path.as_bytes());
+        self.forget(path);
         self.history.forget(&history_of(path.as_bytes()));
         moved.map_err(|error| self.disk.history_error(path, error))
     }
@@ -258,7 +302,7 @@ impl Applier {
         let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
         let place = self.place.get(dir).map_err(io_error(path))?;
         let removed = place.rmdir(name);
-        self.place.forget(path.as_bytes());
+        self.forget(path);
         match removed {
             Err(error) if is(&error, &[Errno::NOTEMPTY, Errno::EXIST]) => {
                 self.move_to_history(path)
@@ -316,12 +360,20 @@ impl Applier {
             kind => tmp.mknod(name, kind, 0o600, node.rdev),
         };
         match made {
-            // The log alone holds it; but the old object must not pose as the new.
-            Err(error) if is(&error, &UNSUPPORTED) => return self.delete(path, old),
+            Err(error) if is(&error, &UNSUPPORTED) => return self.hold_in_log(path, old),
             made => made.map_err(io_error(path))?,
         }
         set(Target::Entry(tmp, name), path, node, true, None)?;
         self.place_over(&token, path, old)
+    }
+
+    /// What cannot be made here is held by the log alone; but the old object must not pose as the
+    /// new, and the directories above are there as if it had been made.
+    fn hold_in_log(&mut self, path: &RelPath, old: Old) -> Result<()> {
+        let (dir, _) = path.split().ok_or_else(|| at_root(path))?;
+        let above = self.place.get_or_create(dir, DIR_MODE);
+        above.map_err(io_error(path))?;
+        self.delete(path, old)
     }
 
     fn new_token(&mut self) -> String {
@@ -346,6 +398,9 @@ impl Applier {
     /// What lies at `path` in the dataset's place; `None`: nothing.
     fn stat(&mut self, path: &RelPath) -> Result<Option<Stat>> {
         let (dir, name) = path.split().ok_or_else(|| at_root(path))?;
+        if !self.is_own(path)? {
+            return Ok(None);
+        }
         match self.place.get(dir).and_then(|dir| dir.stat(name)) {
             Ok(stat) => Ok(Some(stat)),
             // Beyond a link lies nothing of ours.
@@ -385,8 +440,8 @@ impl Applier {
                 return Ok(());
             }
             if !matches!(node.kind, Kind::File | Kind::Dir) {
-                // Neither could be made here: the log alone holds them.
-                return self.delete(path, old);
+                // Neither could be made here.
+                return self.hold_in_log(path, old);
             }
             let why = format!("what it is linked to, {to}, is not the recorded file");
             return Err(Error::Damaged {
@@ -430,6 +485,15 @@ impl Applier {
     fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
         let (from_dir, from_name) = from.split().ok_or_else(|| at_root(from))?;
         let (to_dir, to_name) = to.split().ok_or_else(|| at_root(to))?;
+        if self.names.is_some() {
+            if self.stat(from)?.is_none() {
+                return self.renamed_before(from, to);
+            }
+            if from_dir == to_dir && !self.is_own(to)? {
+                return self.rename_case(from, to);
+            }
+            self.claim(to)?;
+        }
         let source = match self.place.get(from_dir) {
             // A descriptor of its own: the cache lends only one at a time.
             Ok(dir) => dir.open_dir(&RelPath::root()).map_err(io_error(from))?,
@@ -444,8 +508,32 @@ impl Applier {
             Err(error) if is_absent(&error) => return self.renamed_before(from, to),
             done => done.map_err(io_error(to))?,
         }
-        self.place.forget(from.as_bytes());
-        self.place.forget(to.as_bytes());
+        self.forget(from);
+        self.forget(to);
+        Ok(())
+    }
+
+    /// Renames to a name that the file system takes for the old one: by a third, for in one step
+    /// some do nothing. Anything else that is there under such a name stays as it is.
+    fn rename_case(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
+        let (dir, from_name) = from.split().ok_or_else(|| at_root(from))?;
+        let (_, to_name) = to.split().ok_or_else(|| at_root(to))?;
+        if !names::differ_in_case(from_name, to_name) {
+            return Err(not_apart(to));
+        }
+        let between = between(to_name);
+        self.forget(from);
+        let place = self.place.get(dir).map_err(io_error(from))?;
+        place
+            .rename_noreplace(from_name, place, &between)
+            .map_err(io_error(from))?;
+        self.disk.faults.point("apply.between")?;
+        if let Err(error) = place.rename_to(&between, place, to_name) {
+            place
+                .rename_noreplace(&between, place, from_name)
+                .map_err(io_error(from))?;
+            return Err(io_error(to)(error));
+        }
         Ok(())
     }
 
@@ -453,6 +541,14 @@ impl Applier {
     fn renamed_before(&mut self, from: &RelPath, to: &RelPath) -> Result<()> {
         if self.replay && self.stat(to)?.is_some() {
             return Ok(());
+        }
+        if self.replay && self.names.is_some() {
+            let (dir, name) = to.split().ok_or_else(|| at_root(to))?;
+            let place = self.place.get(dir).map_err(io_error(to))?;
+            let renamed = place.rename_noreplace(&between(name), place, name);
+            if renamed.is_ok() {
+                return Ok(());
+            }
         }
         Err(Error::Missing(from.to_string()))
     }
@@ -485,7 +581,7 @@ impl Applier {
         }
         let place = self.place.get(dir).map_err(io_error(path))?;
         let removed = place.rmdir(name);
-        self.place.forget(path.as_bytes());
+        self.forget(path);
         match removed {
             // A stranger's files.
             Err(error) if is(&error, &[Errno::NOTEMPTY, Errno::EXIST]) => Ok(()),
@@ -497,6 +593,9 @@ impl Applier {
         let token = token.ok_or_else(|| no_content(place.path()))?;
         if self.replay && !self.is_staged(token)? {
             return Ok(());
+        }
+        if let Place::Current(path) = place {
+            self.claim(path)?;
         }
         let lies = locate(&self.dataset, place)?;
         let (dir, name) = lies.split().ok_or_else(|| at_root(&lies))?;
@@ -616,6 +715,19 @@ fn is_file_of(stat: &Stat, node: &Node) -> bool {
         && (stat.kind == Kind::Symlink || stat.mtime.sec.abs_diff(node.mtime.sec) <= 2)
 }
 
+/// The name of what is on its way to one that differs in case.
+fn between(name: &[u8]) -> Vec<u8> {
+    const SUFFIX: &[u8] = b".~case";
+    let kept = name.len().min(crate::place::NAME_MAX - SUFFIX.len());
+    [&name[..kept], SUFFIX].concat()
+}
+
+fn not_apart(path: &RelPath) -> Error {
+    let why = "the store's file system does not tell this name from another one";
+    let source = std::io::Error::new(std::io::ErrorKind::AlreadyExists, why);
+    io_error(path)(source)
+}
+
 fn at_root(path: &RelPath) -> Error {
     Error::Refused(format!(
         "{path}: the dataset's own directory cannot be this"
@@ -662,16 +774,32 @@ pub(crate) fn hold_as(target: Target<'_>, node: &Node, apply: &Apply<'_>) -> std
 
 /// Whoever is not root must still be able to read and enter what is stored.
 fn storable(node: &Node) -> Cow<'_, Node> {
+    if rustix::process::geteuid().is_root() {
+        return Cow::Borrowed(node);
+    }
+    readable(node)
+}
+
+/// The node so that its owner can read and enter it, and whatever will be made in it.
+fn readable(node: &Node) -> Cow<'_, Node> {
     let needed = match node.kind {
         Kind::Dir => 0o700,
         Kind::File => 0o400,
         _ => 0,
     };
-    if node.mode & needed == needed || rustix::process::geteuid().is_root() {
+    let shut = node.mode & needed != needed;
+    // An ACL says of the owner what the mode says; a default one says it of what is to come.
+    let locks = |name: &[u8]| name == DEFAULT_ACL || shut && name == ACCESS_ACL;
+    if !shut && !node.xattrs.iter().any(|xattr| locks(&xattr.name)) {
         return Cow::Borrowed(node);
     }
     let mut node = node.clone();
     node.mode |= needed;
+    if shut && node.xattrs.iter().any(|xattr| xattr.name == ACCESS_ACL) {
+        // Beside an ACL these bits are its mask, not what the group may do.
+        node.mode &= !0o070;
+    }
+    node.xattrs.retain(|xattr| !locks(&xattr.name));
     Cow::Owned(node)
 }
 

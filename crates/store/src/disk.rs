@@ -20,7 +20,7 @@ use crate::recover::recover;
 use crate::session::DiskSession;
 use crate::{
     Check, Checked, Error, LogRecord, Place, Result, Seal, Session, Space, Store, StoreInfo, Want,
-    howto, prune, read,
+    howto, names, prune, read,
 };
 
 /// The format that this code writes, and the newest that it reads.
@@ -69,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) path: PathBuf,
     pub(crate) append_only: bool,
     pub(crate) read_only: bool,
+    /// Whether the file system takes names that differ in case for one.
+    pub(crate) folds: bool,
     pub(crate) faults: Faults,
     /// Whether a session is open.
     pub(crate) busy: AtomicBool,
@@ -97,6 +99,32 @@ impl Inner {
     /// `syncfs(2)` on the store's file system.
     pub(crate) fn sync(&self) -> Result<()> {
         tree::sync_fs(&self.root).map_err(io_error(self.path.display()))
+    }
+
+    /// Whether `dataset` can be one here, and has its own place and log: where names fold, those of
+    /// `Docs` are not those of `docs`.
+    fn check_dataset(&self, dataset: &str) -> Result<()> {
+        check_dataset(dataset)?;
+        if !self.folds {
+            return Ok(());
+        }
+        let name = dataset.as_bytes();
+        let mut own = !names::may_be_shortened(name);
+        for path in [RelPath::root(), rel(&[CONTROL, "log"])] {
+            if let Some(dir) = self.dir(&path)? {
+                let found = names::is_own(&dir, name).map_err(io_error(self.show(&path)))?;
+                own &= found != Some(false);
+            }
+        }
+        if own {
+            return Ok(());
+        }
+        let name = tree::escape(name);
+        Err(Error::Refused(format!(
+            "{}: the file system does not tell the name \"{name}\" from another's: give the \
+             dataset another name in the configuration, or the store another file system",
+            self.path.display()
+        )))
     }
 
     /// Opens a directory of the store; `None` when it is not there.
@@ -143,8 +171,10 @@ impl Disk {
             }
             None => create_identity(&root, path, &options.host)?,
         };
+        let folds = names::fold(&root).map_err(io_error(path.display()))?;
         let inner = Inner {
             root,
+            folds,
             path: path.to_owned(),
             append_only: options.append_only,
             read_only: options.read_only,
@@ -413,7 +443,7 @@ impl Store for Disk {
     }
 
     fn begin<'a>(&'a self, dataset: &str, number: u64) -> Result<Box<dyn Session + 'a>> {
-        check_dataset(dataset)?;
+        self.inner.check_dataset(dataset)?;
         if self.inner.read_only {
             return Err(refused(&self.inner, "the store was opened for reading"));
         }
@@ -446,12 +476,12 @@ impl Store for Disk {
         version: Option<&str>,
         sink: &mut dyn FnMut(LogRecord) -> Result<()>,
     ) -> Result<()> {
-        check_dataset(dataset)?;
+        self.inner.check_dataset(dataset)?;
         read::read_log(&self.inner, dataset, version, sink)
     }
 
     fn logs(&self, dataset: &str) -> Result<Vec<(Seal, bool)>> {
-        check_dataset(dataset)?;
+        self.inner.check_dataset(dataset)?;
         let logs = read::logs(&self.inner, dataset)?;
         Ok(logs
             .into_iter()
@@ -460,24 +490,24 @@ impl Store for Disk {
     }
 
     fn fetch(&self, dataset: &str, wants: &[Want]) -> Result<Vec<Result<Vec<u8>>>> {
-        check_dataset(dataset)?;
+        self.inner.check_dataset(dataset)?;
         read::fetch(&self.inner, dataset, wants)
     }
 
     fn open<'a>(&'a self, dataset: &str, want: &Want) -> Result<Box<dyn Content + 'a>> {
-        check_dataset(dataset)?;
+        self.inner.check_dataset(dataset)?;
         Ok(Box::new(
             read::Reader::new(&self.inner, dataset).open(want)?,
         ))
     }
 
     fn check(&self, dataset: &str, checks: &[Check]) -> Result<Vec<Checked>> {
-        check_dataset(dataset)?;
+        self.inner.check_dataset(dataset)?;
         read::check(&self.inner, dataset, checks)
     }
 
     fn prune(&self, dataset: &str, versions: &[String], objects: &[Place]) -> Result<u64> {
-        check_dataset(dataset)?;
+        self.inner.check_dataset(dataset)?;
         prune::prune(&self.inner, dataset, versions, objects)
     }
 }

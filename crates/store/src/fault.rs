@@ -7,7 +7,7 @@
 
 /// Every point, in the order in which a batch and a seal pass them.
 #[cfg(debug_assertions)]
-const POINTS: [&str; 13] = [
+const POINTS: [&str; 14] = [
     "stage.written",
     "log.append",
     "log.appended",
@@ -15,6 +15,7 @@ const POINTS: [&str; 13] = [
     "apply.folder",
     "apply.op",
     "apply.kept",
+    "apply.between",
     "batch.applied",
     "seal.append",
     "seal.logged",

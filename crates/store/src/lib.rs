@@ -19,6 +19,7 @@ mod fault;
 mod howto;
 mod line;
 mod log;
+mod names;
 mod op;
 mod place;
 mod prune;

@@ -114,6 +114,9 @@ pub(crate) struct Staging {
     folders: Mutex<Folders>,
     /// Staged and neither submitted nor discarded.
     held: Mutex<HashMap<String, Option<Arc<Folder>>>>,
+    /// Whether the file system takes names that differ in case for one: then every file is placed
+    /// by itself, after a look at the names that are there.
+    folds: bool,
     /// What a file is like here when it has just been made with all permissions, and whether it
     /// has no extended attributes then.
     fresh: (Stat, bool),
@@ -161,6 +164,7 @@ impl Staging {
             next: AtomicU64::new(0),
             folders: Mutex::new(folders),
             held: Mutex::default(),
+            folds: disk.folds,
             fresh,
         })
     }
@@ -246,6 +250,9 @@ impl Staging {
         let Some((parent, name)) = path.split().filter(|(parent, _)| !parent.is_empty()) else {
             return Ok(None);
         };
+        if self.folds {
+            return Ok(None);
+        }
         // Tokens are text.
         let Ok(text) = std::str::from_utf8(name) else {
             return Ok(None);

@@ -197,6 +197,15 @@ impl Dir {
         Ok(names)
     }
 
+    /// Whether one of the names in this directory is exactly this one. Where names fold, others
+    /// open it too.
+    pub fn lists(&self, name: &[u8]) -> io::Result<bool> {
+        let own_offset = self.open_child(b".")?;
+        let mut found = false;
+        own_offset.read_names(|listed, _, _| found |= listed == name)?;
+        Ok(found)
+    }
+
     /// Feeds `sink` each name with its type, where the file system tells it, and its inode.
     pub(crate) fn read_names(
         &self,
