@@ -290,6 +290,55 @@ fn r02_an_exclusion_hides_nothing_elsewhere() -> Result<()> {
     Ok(())
 }
 
+/// What was excluded, or declared a dataset of its own, once it had been backed up, was looked at
+/// in the live tree without regard to whose it is: it was there, and went along for ever, its
+/// changes too.
+#[test]
+fn r14_what_leaves_a_dataset_leaves_its_route() -> Result<()> {
+    let world = two_legs!();
+    let (out, inner) = (["docs/a", "docs/cache/b", "docs/moved/in/c"], "docs/own/d");
+    for path in out.iter().chain(&["docs/kept", "docs/moved/e", inner]) {
+        world.write(path, "before")?;
+    }
+    world.expect(&["run"], 0)?;
+    let text = std::fs::read_to_string(world.path("thrice.toml"))?;
+    let docs = world.live().join("docs");
+    let excluding = "each = \"dir\"\nexclude = [\"a\", \"cache/\", \"in/\"]";
+    world.configure(&format!(
+        "{}[dataset.own]\npath = \"{}\"\nroute = []\nwhy = \"secret\"\n",
+        text.replace("each = \"dir\"", excluding),
+        docs.join("own").display()
+    ))?;
+    for path in out.iter().chain(&[inner]) {
+        world.write(path, "after")?;
+    }
+    std::fs::rename(docs.join("moved"), docs.join("gone"))?;
+    world.expect(&["run"], 0)?;
+    for store in ["sda", "nas"] {
+        let copy = world.path(store).join("docs");
+        for path in ["a", "cache", "moved", "gone/in", "own"] {
+            ensure!(!copy.join(path).exists(), "{path} is still in {store}");
+        }
+        for path in ["kept", "gone/e"] {
+            ensure!(copy.join(path).exists(), "{path} is not in {store}");
+        }
+        // Nothing is lost: what was there is in the version before.
+        let to = world.path("out").join(store);
+        let target = to.to_string_lossy();
+        let words = [
+            "restore", "docs", "--from", store, "--at", "1", "--to", &target,
+        ];
+        world.expect(&words, 0)?;
+        for path in ["a", "cache/b", "moved/in/c", "own/d"] {
+            ensure!(std::fs::read(to.join(path))? == b"before", "{path}");
+        }
+    }
+    let plan = world.expect(&["plan", "--dataset", "docs", "--json"], 0)?;
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout)?;
+    ensure!(plan["datasets"][0]["gone"] == 0, "{plan:#}");
+    Ok(())
+}
+
 #[test]
 fn r03_killed_in_mid_copy_there_are_no_half_files_and_status_says_so() -> Result<()> {
     let world = World::one_store()?;

@@ -25,10 +25,10 @@ pub struct View {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The source is not there.
-    #[error("`{}` does not exist", .0.display())]
+    #[error("`{}` does not exist", shown(.0))]
     Missing(PathBuf),
     /// The source is there and cannot be opened.
-    #[error("`{}` cannot be opened: {source}", path.display())]
+    #[error("`{}` cannot be opened: {source}", shown(path))]
     Unreadable {
         path: PathBuf,
         source: std::io::Error,
@@ -45,6 +45,10 @@ pub fn view(source: &Source) -> Result<View, Error> {
         path: base.clone(),
         identity,
     })
+}
+
+fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
+    tree::escape(path.as_os_str().as_encoded_bytes())
 }
 
 fn refused(path: &Path, source: std::io::Error) -> Error {

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use rusqlite::types::ValueRef;
 use serde_json::{Map, Value};
-use tree::{Kind, RelPath};
+use tree::{Kind, PathBytes, RelPath};
 
 use crate::node::{decode, int, path as read_path};
 use crate::state::Went;
@@ -245,10 +245,7 @@ fn export_value(column: &str, value: ValueRef<'_>) -> Result<Value> {
         ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned().into(),
         ValueRef::Blob(blob) if column == "node" => json(serde_json::to_value(decode(blob)?))?,
         // The one absolute path: a dataset's source.
-        ValueRef::Blob([b'/', rest @ ..]) => match std::str::from_utf8(rest) {
-            Ok(rest) => format!("/{rest}").into(),
-            Err(_) => tree::escape(rest).into_owned().into(),
-        },
+        ValueRef::Blob(path @ [b'/', ..]) => json(serde_json::to_value(PathBytes(path)))?,
         ValueRef::Blob(blob) => json(serde_json::to_value(read_path(blob)?))?,
     })
 }

@@ -87,7 +87,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Mode {
     /// Takes the lock, makes the catalog where there is none, brings an older one up to date.
     Write,
-    /// Takes no lock and works while another process writes.
+    /// Takes no lock and works while another process writes; and where nothing can be written.
     Read,
 }
 
@@ -115,6 +115,11 @@ impl Catalog {
     /// [`Error::Newer`], [`Error::Older`], [`Error::Damaged`], [`Error::Io`].
     pub fn open(state: &Path, mode: Mode) -> Result<Self> {
         schema::open(state, mode)
+    }
+
+    /// What there is before the first run: an empty catalog, in memory only.
+    pub fn nothing() -> Result<Self> {
+        schema::nothing()
     }
 
     /// Opens an empty catalog for writing. One that is there is kept beside it as

@@ -5,10 +5,11 @@ use store::Place;
 use tree::{Digest, Kind, RelPath};
 
 use crate::entries::read_held;
-use crate::node::{blob, decode, int, join, number, path as read_path};
+use crate::node::{blob, decode, int, join, number, path as read_path, uint};
 use crate::state::Went;
 use crate::types::same;
-use crate::{Catalog, Change, Copy, DatasetId, DirId, Error, ReplicaId, Result, Row, Spell};
+use crate::versions::is_needed;
+use crate::{Catalog, Change, Copy, DatasetId, DirId, Error, Kept, ReplicaId, Result, Row, Spell};
 
 impl Catalog {
     /// Feeds `sink` everything that the paths in `under` ever were, in the order of directory,
@@ -100,13 +101,17 @@ impl Catalog {
     }
 
     /// Feeds `sink` every object that the replica should have: what it holds now, in the order
-    /// of directory and name, and then what lies in history. Something that was moved since is
-    /// told once, where it lies.
+    /// of directory and name, and then what lies in history and a version needs. Something that
+    /// was moved since is told once, where it lies.
     pub fn contents<E: From<Error>>(
         &self,
         replica: ReplicaId,
         mut sink: impl FnMut(Row) -> Result<(), E>,
     ) -> Result<(), E> {
+        let sealed = self.sealed(replica)?;
+        let newest = sealed.last().map_or(0, |last| last.seal.number);
+        let kept = sealed.into_iter().filter(|version| !version.pruned);
+        let kept: Kept = kept.map(|version| version.seal.number).collect();
         let mut select = self
             .conn
             .prepare_cached(
@@ -120,6 +125,14 @@ impl Catalog {
             .map_err(Error::from)?;
         let mut rows = select.query([replica]).map_err(Error::from)?;
         while let Some(row) = rows.next().map_err(Error::from)? {
+            let died: Option<i64> = row.get(6).map_err(Error::from)?;
+            if let Some(died) = died.map(uint) {
+                let since = number(row, 4).map_err(Error::from)?;
+                // A rebuilt catalog has heard of what was pruned long ago.
+                if died <= newest && !is_needed(&kept, since, died) {
+                    continue;
+                }
+            }
             sink(self.read_content(replica, row)?)?;
         }
         Ok(())
@@ -179,7 +192,7 @@ fn read_spell(dir: &RelPath, row: &rusqlite::Row<'_>) -> Result<Spell> {
     Ok(Spell {
         path: join(dir, blob(row, 0)?),
         born: number(row, 1)?,
-        died: died.map(crate::node::uint),
+        died: died.map(uint),
         node: decode(blob(row, 3)?)?,
     })
 }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,6 +65,17 @@ fn open_for_writing(state: &Path, lock: File) -> Result<Catalog> {
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
          PRAGMA cache_size = -32768; PRAGMA journal_size_limit = 67108864;",
     )?;
+    migrate(&conn, found)?;
+    Ok(catalog(conn, Some(lock)))
+}
+
+pub(crate) fn nothing() -> Result<Catalog> {
+    let conn = Connection::open_in_memory()?;
+    migrate(&conn, 0)?;
+    Ok(catalog(conn, None))
+}
+
+fn migrate(conn: &Connection, found: u32) -> Result<()> {
     for (at, step) in (0..).zip(MIGRATIONS).skip(found as usize) {
         let next: u32 = at + 1;
         conn.execute_batch(&format!(
@@ -71,7 +83,7 @@ fn open_for_writing(state: &Path, lock: File) -> Result<Catalog> {
              PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {next}; COMMIT;"
         ))?;
     }
-    Ok(catalog(conn, Some(lock)))
+    Ok(())
 }
 
 fn open_for_reading(state: &Path) -> Result<Catalog> {
@@ -79,13 +91,19 @@ fn open_for_reading(state: &Path) -> Result<Catalog> {
     if !path.exists() {
         return Err(Error::Absent(path));
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn = Connection::open_with_flags(&path, flags)?;
-    conn.busy_timeout(PATIENCE)?;
-    conn.execute_batch("PRAGMA cache_size = -32768;")?;
-    match version(&conn)? {
+    let (conn, found, lock) = match connect_to_read(&path) {
+        Err(error) if needs_to_write(&error) => match connect_alone(state, &path)? {
+            Some((conn, found, lock)) => (conn, found, Some(lock)),
+            None => return Err(error),
+        },
+        other => {
+            let (conn, found) = other?;
+            (conn, found, None)
+        }
+    };
+    match found {
         0 => Err(Error::Absent(path)),
-        VERSION => Ok(catalog(conn, None)),
+        VERSION => Ok(catalog(conn, lock)),
         found if found > VERSION => Err(newer(&path, found)),
         found => Err(Error::Older {
             path,
@@ -93,6 +111,59 @@ fn open_for_reading(state: &Path) -> Result<Catalog> {
             known: VERSION,
         }),
     }
+}
+
+const READ: OpenFlags = OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+
+fn connect_to_read(path: &Path) -> Result<(Connection, u32)> {
+    let conn = Connection::open_with_flags(path, READ)?;
+    conn.busy_timeout(PATIENCE)?;
+    conn.execute_batch("PRAGMA cache_size = -32768;")?;
+    let found = version(&conn)?;
+    Ok((conn, found))
+}
+
+/// Whether SQLite could not make the files that readers and writers share: the place is full or
+/// read-only.
+fn needs_to_write(error: &Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+    let Error::Sqlite(error) = error else {
+        return false;
+    };
+    let code = error.sqlite_error_code();
+    matches!(
+        code,
+        Some(CannotOpen | DiskFull | ReadOnly | SystemIoFailure)
+    )
+}
+
+/// Reads the file as it lies there: what was lost with the room for a journal must not stand in
+/// the way of a restore. Only where no journal belongs to it and, as the lock proves, nobody
+/// writes; else `None`.
+fn connect_alone(state: &Path, path: &Path) -> Result<Option<(Connection, u32, File)>> {
+    let Ok(lock) = File::open(state.join("lock")) else {
+        return Ok(None);
+    };
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err() {
+        return Ok(None);
+    }
+    let journal = fs::metadata(state.join(format!("{FILE}-wal")));
+    if journal.is_ok_and(|journal| journal.len() > 0) {
+        return Ok(None);
+    }
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(*byte));
+            }
+            other => uri.push_str(&format!("%{other:02X}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    let conn = Connection::open_with_flags(uri, READ | OpenFlags::SQLITE_OPEN_URI)?;
+    let found = version(&conn)?;
+    Ok(Some((conn, found, lock)))
 }
 
 fn catalog(conn: Connection, lock: Option<File>) -> Catalog {
@@ -171,7 +242,6 @@ fn holder(file: &mut File) -> String {
 
 /// This program's command line, to be read.
 fn command() -> String {
-    use std::os::unix::ffi::OsStrExt;
     let args: Vec<_> = std::env::args_os()
         .map(|arg| tree::escape(arg.as_bytes()).into_owned())
         .collect();

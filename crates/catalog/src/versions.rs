@@ -211,7 +211,7 @@ impl Catalog {
         let mut rows = select.query(params![replica, dir, name, int(*born), int(sealed)])?;
         while let Some(row) = rows.next()? {
             let (since, died) = (number(row, 3)?, number(row, 5)?);
-            if since < died && kept.range(since..died).next().is_some() {
+            if is_needed(kept, since, died) {
                 continue;
             }
             let dead = Dead {
@@ -225,6 +225,11 @@ impl Catalog {
         }
         Ok(())
     }
+}
+
+/// Whether a version in `kept` shows what was there from `since` on and was gone by `died`.
+pub(crate) fn is_needed(kept: &Kept, since: u64, died: u64) -> bool {
+    since < died && kept.range(since..died).next().is_some()
 }
 
 /// A past row that nothing needs.

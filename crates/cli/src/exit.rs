@@ -21,6 +21,8 @@ pub const BUSY: u8 = 5;
 pub const INTERRUPTED: u8 = 130;
 /// Told to end by a signal.
 pub const TERMINATED: u8 = 143;
+/// Whoever read what is written went away: what a shell shows of one that SIGPIPE ended.
+pub const UNREAD: u8 = 141;
 
 /// Wrong usage or configuration, with what to say about it.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +50,7 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> u8 {
         printer.verbatim(text);
         return USAGE;
     }
-    let text = format!("{error:#}");
+    let text = chain(error);
     if !text.is_empty() {
         printer.error(&text);
     }
@@ -67,6 +69,19 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> u8 {
         }
     }
     PARTIAL
+}
+
+/// An error and its causes. Many say their cause themselves: then it is said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn of_catalog(error: &catalog::Error) -> u8 {
@@ -89,5 +104,21 @@ fn of_engine(error: &engine::Error) -> u8 {
         engine::Error::Busy(_) => BUSY,
         engine::Error::Interrupted => session::interrupted(),
         _ => PARTIAL,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let full = || std::io::Error::other("full");
+        let path = std::path::PathBuf::from("/x");
+        let source = full();
+        let says_it = anyhow::Error::from(catalog::Error::Io { path, source });
+        assert_eq!(chain(&says_it), "/x: full");
+        let does_not = anyhow::Error::from(full()).context("writing /y");
+        assert_eq!(chain(&does_not), "writing /y: full");
     }
 }

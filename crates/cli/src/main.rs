@@ -23,10 +23,9 @@ fn main() -> std::process::ExitCode {
         }
     };
     let printer = Printer::new(&cli.global);
-    let code = commands::dispatch(&cli, &printer);
-    printer.done();
-    match code {
-        Ok(code) => code.into(),
-        Err(error) => exit::report(&printer, &error).into(),
-    }
+    let code = match commands::dispatch(&cli, &printer) {
+        Ok(code) => code,
+        Err(error) => exit::report(&printer, &error),
+    };
+    printer.end(code).into()
 }

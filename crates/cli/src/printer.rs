@@ -1,11 +1,6 @@
 //! The only place that prints. Data goes to standard output, talk to standard error.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is the printer"
-)]
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -14,6 +9,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::args::{Color, Global};
+use crate::exit;
 
 /// Where and how to write.
 pub struct Printer {
@@ -21,6 +17,8 @@ pub struct Printer {
     quiet: bool,
     verbose: bool,
     color: bool,
+    /// The same for standard error.
+    color_talk: bool,
     bar: Option<ProgressBar>,
     state: Mutex<State>,
 }
@@ -30,6 +28,8 @@ struct State {
     expected: (u64, u64),
     title: String,
     said: Option<Instant>,
+    /// Why events are no longer written.
+    lost: Option<std::io::Error>,
 }
 
 impl Printer {
@@ -37,10 +37,10 @@ impl Printer {
     pub fn new(global: &Global) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let color = match global.color {
+        let color = |terminal: bool| match global.color {
             Color::Always => true,
             Color::Never => false,
-            Color::Auto => std::io::stdout().is_terminal() && !no_color,
+            Color::Auto => terminal && !no_color,
         };
         let bar = (terminal && !global.json && !global.quiet).then(|| {
             let bar = ProgressBar::new_spinner();
@@ -52,7 +52,8 @@ impl Printer {
             json: global.json,
             quiet: global.quiet,
             verbose: global.verbose > 0,
-            color,
+            color: color(std::io::stdout().is_terminal()),
+            color_talk: color(terminal),
             bar,
             state: Mutex::default(),
         }
@@ -63,18 +64,23 @@ impl Printer {
         self.json
     }
 
-    /// Whether colours may be used on standard output.
-    pub fn color(&self) -> bool {
-        self.color
+    /// Whether colours may be used in what is said on standard error.
+    pub fn color_talk(&self) -> bool {
+        self.color_talk
     }
 
-    /// Writes data to standard output. A reader that went away is no error worth a word.
+    /// Writes data to standard output, which is all that the command is for: where it cannot be
+    /// written, the command ends. A reader that went away is no error worth a word.
     pub fn data(&self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        if written.is_err() {
-            std::process::exit(141);
+        if let Err(error) = end_unread(write_out(text)) {
+            self.error(&format!("standard output: {error}"));
+            std::process::exit(exit::PARTIAL.into());
         }
+    }
+
+    /// Standard output itself, for data that is not made at once.
+    pub fn out(&self) -> Out {
+        Out(())
     }
 
     /// Writes a line of data.
@@ -87,6 +93,34 @@ impl Printer {
         match serde_json::to_string(value) {
             Ok(text) => self.line(&text),
             Err(error) => self.error(&format!("writing JSON: {error}")),
+        }
+    }
+
+    /// Writes an event of work that goes on as one line of JSON. The work is what the command is
+    /// for: it does not end because nobody can read about it.
+    pub fn event<T: Serialize>(&self, value: &T) {
+        let line = serde_json::to_string(value).map_err(std::io::Error::from);
+        let Ok(mut state) = self.state.lock() else {
+            return;
+        };
+        if state.lost.is_none() {
+            state.lost = line.and_then(|line| write_out(&format!("{line}\n"))).err();
+        }
+    }
+
+    /// Ends: takes the progress bar away. The exit code, which is not that of success where
+    /// events were lost that somebody wanted to keep.
+    pub fn end(&self, code: u8) -> u8 {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        let lost = self.state.lock().ok().and_then(|mut s| s.lost.take());
+        match lost.filter(|error| error.kind() != ErrorKind::BrokenPipe) {
+            Some(error) => {
+                self.error(&format!("standard output: {error}"));
+                code.max(exit::PARTIAL)
+            }
+            None => code,
         }
     }
 
@@ -114,25 +148,19 @@ impl Printer {
 
     fn talk(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| write_err(text)),
+            None => write_err(text),
         }
     }
 
-    /// A word in a colour, where colours may be used.
+    /// A word of data in a colour, where colours may be used.
     pub fn paint(&self, word: &str, good: bool) -> String {
-        match (self.color, good) {
-            (false, _) => word.to_owned(),
-            (true, true) => format!("\x1b[32m{word}\x1b[0m"),
-            (true, false) => format!("\x1b[31m{word}\x1b[0m"),
-        }
+        painted(self.color, word, good)
     }
 
-    /// Takes the progress bar away.
-    pub fn done(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+    /// The same for what is said on standard error.
+    pub fn paint_talk(&self, word: &str, good: bool) -> String {
+        painted(self.color_talk, word, good)
     }
 
     fn progress(&self, files: u64, bytes: u64) {
@@ -161,7 +189,7 @@ impl Printer {
                     .said
                     .is_none_or(|said| said.elapsed() > Duration::from_secs(30));
                 if due && state.said.is_some() {
-                    eprintln!("{text}");
+                    write_err(&text);
                 }
                 if due {
                     state.said = Some(Instant::now());
@@ -169,6 +197,47 @@ impl Printer {
             }
             None => {}
         }
+    }
+}
+
+/// Standard output, for data of any length. A reader that went away ends the command.
+pub struct Out(());
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        end_unread(std::io::stdout().write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        end_unread(std::io::stdout().flush())
+    }
+}
+
+fn end_unread<T>(written: std::io::Result<T>) -> std::io::Result<T> {
+    if let Err(error) = &written
+        && error.kind() == ErrorKind::BrokenPipe
+    {
+        std::process::exit(exit::UNREAD.into());
+    }
+    written
+}
+
+fn write_out(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Nobody is left to be told where this fails, and the work must not end for it.
+fn write_err(text: &str) {
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
+fn painted(color: bool, word: &str, good: bool) -> String {
+    match (color, good) {
+        (false, _) => word.to_owned(),
+        (true, true) => format!("\x1b[32m{word}\x1b[0m"),
+        (true, false) => format!("\x1b[31m{word}\x1b[0m"),
     }
 }
 
@@ -207,7 +276,7 @@ impl Observer for Printer {
     fn notice(&self, notice: &Notice) {
         if self.json {
             if !matches!(notice, Notice::Progress { .. }) || self.verbose {
-                self.json(notice);
+                self.event(notice);
             }
             return;
         }
@@ -266,7 +335,7 @@ impl Observer for Printer {
                     .as_ref()
                     .map(|s| format!(" → {s}"))
                     .unwrap_or_default();
-                let word = self.paint(status.word(), *status == Status::Ok);
+                let word = self.paint_talk(status.word(), *status == Status::Ok);
                 let error = error.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
                 let line = format!(
                     "{step} {dataset}{store}: {word}, {}{error}",

@@ -23,11 +23,13 @@ pub fn config(global: &Global, printer: &Printer) -> Result<Config> {
     match policy::load(&file) {
         Ok((config, warnings)) => {
             if !warnings.is_empty() {
-                printer.say(warnings.render(printer.color()).trim_end());
+                printer.say(warnings.render(printer.color_talk()).trim_end());
             }
             Ok(config)
         }
-        Err(report) => Err(Rendered(report.render(printer.color()).trim_end().to_owned()).into()),
+        Err(report) => {
+            Err(Rendered(report.render(printer.color_talk()).trim_end().to_owned()).into())
+        }
     }
 }
 

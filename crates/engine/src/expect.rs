@@ -2,7 +2,7 @@
 //! remembers although their folder is gone. Zero things is failure (R7); a missing thing is one.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use catalog::Catalog;
 use policy::{Config, Coverage, Dataset, Source};
@@ -16,8 +16,10 @@ pub struct Expected {
     pub name: String,
     pub source_path: PathBuf,
     pub route: Vec<String>,
-    /// `None`: it was backed up, and its folder is gone from its root.
+    /// `None`: it was backed up, and nothing of that name is found any more; see `gone`.
     pub dataset: Option<Dataset>,
+    /// What became of it when there is no dataset, else empty.
+    pub gone: String,
     /// Why it must not be touched now, when the proof says so.
     pub held: Option<String>,
     /// When all of its route last succeeded: the oldest of its replicas, in seconds since 1970.
@@ -28,6 +30,24 @@ pub struct Expected {
 pub struct Expectation {
     pub coverage: Coverage,
     pub expected: Vec<Expected>,
+}
+
+/// What became of a dataset that was backed up from `path`.
+fn became(coverage: &Coverage, path: &Path) -> String {
+    let whole = coverage.datasets.iter().find(|dataset| {
+        let Source::Tree { base, scope } = &dataset.source;
+        base == path && scope.only.is_none() && !scope.loose_files_only
+    });
+    let path = shown(path);
+    match whole {
+        Some(other) => format!("`{path}` is the dataset `{}` now", other.name),
+        None => format!("`{path}` is gone"),
+    }
+}
+
+/// A path in a message.
+pub(crate) fn shown(path: &Path) -> String {
+    tree::escape(path.as_os_str().as_encoded_bytes()).into_owned()
 }
 
 impl Expectation {
@@ -63,6 +83,7 @@ impl Expectation {
                     source_path: base.clone(),
                     route: dataset.route.clone(),
                     dataset: Some(dataset.clone()),
+                    gone: String::new(),
                     held: held.get(dataset.name.as_str()).map(|why| (*why).to_owned()),
                     staleness: routes.get(&dataset.name).map_or(i64::MIN, |(_, at)| *at),
                 }
@@ -78,14 +99,13 @@ impl Expectation {
                 .iter()
                 .any(|root| *path == root.path || path.parent() == Some(&root.path));
             if !route.is_empty() && from_root {
-                let (source_path, dataset, held) = (path.clone(), None, None);
-                let name = name.clone();
                 expected.push(Expected {
-                    name,
-                    source_path,
+                    name: name.clone(),
+                    source_path: path.clone(),
                     route,
-                    dataset,
-                    held,
+                    dataset: None,
+                    gone: became(&coverage, path),
+                    held: None,
                     staleness,
                 });
             }

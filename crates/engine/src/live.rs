@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
+use policy::{Scope, Verdict};
 use store::{Session, StageJob, Staged};
 use tree::{Content, ContentHasher, Dir, DirCache, FileContent, Kind, Node, RelPath, Stat};
 
@@ -39,6 +41,8 @@ pub(crate) struct Live {
     /// The file system of the top directory: names of one inode are known as such only there,
     /// for others may use the same numbers.
     dev: Option<u64>,
+    /// What of it is the dataset's, unless all is. The rest is not there as far as it goes.
+    scope: Option<Arc<Scope>>,
     dirs: DirCache,
     buffer: Vec<u8>,
 }
@@ -67,11 +71,12 @@ impl From<store::Error> for Trouble {
 }
 
 impl Live {
-    /// Reads below `root`.
-    pub(crate) fn new(root: Dir) -> Self {
+    /// Reads what of the tree below `root` is in the scope.
+    pub(crate) fn new(root: Dir, scope: Arc<Scope>) -> Self {
         let dev = root.stat_self().map(|stat| stat.dev).ok();
         Self {
             dev,
+            scope: (!scope.is_trivial()).then_some(scope),
             dirs: DirCache::new(root, 64),
             buffer: vec![0; 1 << 17],
         }
@@ -80,7 +85,7 @@ impl Live {
     /// Looks at a path and brings its content to the session, if the replica lacks it.
     ///
     /// `links`: whether a file with several names is to be read too. `plain`: a file with one
-    /// name was seen there a moment ago, so it is opened without looking first.
+    /// name was seen there by the walk a moment ago, so it is opened without looking first.
     pub(crate) fn bring(
         &mut self,
         session: &dyn Session,
@@ -124,13 +129,8 @@ impl Live {
         held: Option<&Held>,
         links: bool,
     ) -> Result<Option<Look>, Trouble> {
-        let dev = self.dev;
-        let Some((dir, name)) = self.at(path)? else {
+        let Some((dir, name, stat)) = self.stat(path)? else {
             return Ok(Some(Look::Gone));
-        };
-        let stat = match dir.stat(name) {
-            Err(error) if is_gone(&error) => return Ok(Some(Look::Gone)),
-            other => names_known(dev, other?),
         };
         if stat.kind == Kind::Dir {
             return Ok(Some(Look::Dir));
@@ -159,41 +159,25 @@ impl Live {
 
     /// The kind of what is at a path; `None` when nothing is there.
     pub(crate) fn kind(&mut self, path: &RelPath) -> io::Result<Option<Kind>> {
-        let Some((dir, name)) = self.at(path)? else {
-            return Ok(None);
-        };
-        match dir.stat(name) {
-            Err(error) if is_gone(&error) => Ok(None),
-            other => Ok(Some(other?.kind)),
-        }
+        Ok(self.stat(path)?.map(|(_, _, stat)| stat.kind))
     }
 
     /// The node at a path, without content; `None` when nothing is there.
     pub(crate) fn node(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
-        let dev = self.dev;
-        let Some((dir, name)) = self.at(path)? else {
-            return Ok(None);
-        };
-        match dir.stat(name) {
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(error),
-            Ok(stat) => read_node(dir, name, &names_known(dev, stat)),
+        match self.stat(path)? {
+            Some((dir, name, stat)) => read_node(dir, name, &stat),
+            None => Ok(None),
         }
     }
 
     /// The file at a path with its digest, if it is one and held still meanwhile.
     pub(crate) fn digest(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
         let dev = self.dev;
-        let Some((dir, name)) = self.at(path)? else {
-            return Ok(None);
+        let (dir, name) = match self.stat(path)? {
+            Some((dir, name, stat)) if stat.kind == Kind::File => (dir, name),
+            // What is no file is not opened: a socket cannot be, and devices notice.
+            _ => return Ok(None),
         };
-        // What is no file is not opened: a socket cannot be, and devices notice.
-        match dir.stat(name) {
-            Err(error) if is_gone(&error) => return Ok(None),
-            Err(error) => return Err(error),
-            Ok(stat) if stat.kind != Kind::File => return Ok(None),
-            Ok(_) => {}
-        }
         let file = match dir.open_file(name) {
             Err(error) if is_gone(&error) => return Ok(None),
             other => other?,
@@ -210,6 +194,20 @@ impl Live {
             &mut self.buffer,
         )?;
         Ok(is_still(&before, &tree::stat_fd(&file)?).then_some(node))
+    }
+
+    /// What is at a path, in the scope.
+    fn stat<'a>(&'a mut self, path: &'a RelPath) -> io::Result<Option<(&'a Dir, &'a [u8], Stat)>> {
+        let (dev, scope) = (self.dev, self.scope.clone());
+        let Some((dir, name)) = self.at(path)? else {
+            return Ok(None);
+        };
+        let stat = match dir.stat(name) {
+            Err(error) if is_gone(&error) => return Ok(None),
+            other => names_known(dev, other?),
+        };
+        let judged = scope.map(|scope| scope.judge_alone(path, stat.kind == Kind::Dir));
+        Ok((judged != Some(Verdict::Skip)).then_some((dir, name, stat)))
     }
 
     fn at<'a>(&'a mut self, path: &'a RelPath) -> io::Result<Option<(&'a Dir, &'a [u8])>> {

@@ -1,14 +1,15 @@
 //! The plan: what the next run would do, and what it will cost. Changes nothing.
 
-use catalog::{Catalog, Run};
+use capture::View;
+use catalog::{Catalog, HoldKind, Run};
 use policy::Source;
 use serde::Serialize;
 use store::Space;
 
 use crate::error::{Error, Result};
-use crate::expect::{Expectation, Expected};
+use crate::expect::{Expectation, Expected, shown};
 use crate::guard;
-use crate::run::Engine;
+use crate::run::{Engine, source_moved};
 use crate::scan::Walk;
 use crate::stores::{self, Purpose};
 
@@ -148,7 +149,7 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         unreadable: 0,
     };
     let Some(meant) = &expected.dataset else {
-        plan.held = Some(format!("`{}` is gone", expected.source_path.display()));
+        plan.held = Some(expected.gone.clone());
         return Ok(plan);
     };
     let view = match capture::view(&meant.source) {
@@ -159,6 +160,9 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         }
     };
     let catalog = engine.catalog;
+    if plan.held.is_none() {
+        plan.held = refused(catalog, expected, &view)?;
+    }
     let Source::Tree { scope, .. } = &meant.source;
     let walk = Walk {
         root: &view.root,
@@ -197,13 +201,31 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
     })?;
     plan.bytes = scan.bytes;
     plan.unreadable = scan.unreadable.len() as u64;
-    let source = expected.source_path.display().to_string();
+    let source = shown(&expected.source_path);
     if plan.held.is_none() {
         plan.held = guard::emptied(&meant.name, &source, &scan.counts)
             .or_else(|| guard::mass_change(&meant.name, &meant.guard, &scan.counts))
             .map(|stop| stop.reason);
     }
     Ok(plan)
+}
+
+/// Why a run would refuse the dataset before it compares anything.
+fn refused(catalog: &Catalog, expected: &Expected, view: &View) -> Result<Option<String>> {
+    let Some(row) = catalog.find_dataset(&expected.name)? else {
+        return Ok(None);
+    };
+    if let Some(hold) = row.hold.filter(|hold| hold.kind == HoldKind::User) {
+        return Ok(Some(hold.reason));
+    }
+    let moved = source_moved(catalog, expected)?.map(|(_, stop)| stop);
+    let before = row.fs_identity.as_deref();
+    let before = before.and_then(|json| serde_json::from_str(json).ok());
+    let source = shown(&expected.source_path);
+    let other = guard::other_filesystem(&expected.name, &source, before.as_ref(), &view.identity);
+    let stops = moved.into_iter().chain(other);
+    let mut stops = stops.filter(|stop| row.accept.as_ref() != Some(&stop.kind));
+    Ok(stops.next().map(|stop| stop.reason))
 }
 
 /// Does `work` in a transaction that is always undone.

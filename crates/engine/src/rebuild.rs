@@ -17,8 +17,9 @@ pub struct Rebuilt {
     pub operations: u64,
 }
 
-/// Reads every configured store's logs into the (empty) catalog. A store that cannot be read is
-/// told in `failed`, and the others are read all the same.
+/// Reads every configured store's logs into the (empty) catalog. What cannot be read, a store or
+/// a dataset in one, is told in `failed`, and the others are read all the same. Error: the
+/// catalog cannot be written.
 pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebuilt>> {
     let catalog = engine.catalog;
     let coverage = policy::resolve(
@@ -38,13 +39,26 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
             }
         };
         catalog.store_seen(&spec.name, &opened.info, (engine.now)())?;
-        let names = opened.store().datasets().map_err(Error::at(&spec.name))?;
+        let names = match opened.store().datasets().map_err(Error::at(&spec.name)) {
+            Ok(names) => names,
+            Err(error) => {
+                failed.push(error.to_string());
+                continue;
+            }
+        };
         for name in names {
             match routes.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, stores)) => stores.push(spec.name.clone()),
                 None => routes.push((name.clone(), vec![spec.name.clone()])),
             }
-            done.push(one(engine, &coverage, &opened, &routes, &name)?);
+            match one(engine, &coverage, &opened, &routes, &name) {
+                Ok(rebuilt) => done.push(rebuilt),
+                // A log that says what cannot be is the log's fault, not the catalog's.
+                Err(Error::Catalog(error)) if !matches!(error, catalog::Error::Misuse(_)) => {
+                    return Err(error.into());
+                }
+                Err(error) => failed.push(format!("{name}: {error}")),
+            }
         }
     }
     Ok(done)

@@ -13,7 +13,7 @@ use store::{Seal, SealStatus, Session};
 use tree::RelPath;
 
 use crate::error::{Error, Result};
-use crate::expect::{Expectation, Expected};
+use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
 use crate::guard::{self, Stop};
 use crate::pipeline::Setting;
@@ -152,6 +152,36 @@ pub(crate) fn run_status(status: Status) -> RunStatus {
     }
 }
 
+/// The dataset's declaration names another place than the one that was backed up: what lies
+/// there is other data until a person says that it is the same.
+pub(crate) fn source_moved(
+    catalog: &Catalog,
+    expected: &Expected,
+) -> Result<Option<(catalog::Dataset, Stop)>> {
+    let Some(row) = catalog.find_dataset(&expected.name)? else {
+        return Ok(None);
+    };
+    let known = !row.source.as_os_str().is_empty() && row.source != expected.source_path;
+    let replicas = catalog.replicas(row.id)?;
+    if !known || replicas.iter().all(|replica| replica.files == 0) {
+        return Ok(None);
+    }
+    let stop = Stop::new(
+        "source-moved",
+        format!(
+            "`{}` was backed up from `{}`, and is declared at `{}` now",
+            expected.name,
+            shown(&row.source),
+            shown(&expected.source_path)
+        ),
+        format!(
+            "if that is the same data: thrice run --accept {}",
+            expected.name
+        ),
+    );
+    Ok(Some((row, stop)))
+}
+
 impl Run<'_, '_> {
     fn all(&mut self, expectation: &Expectation) -> Result<()> {
         self.findings.coverage(&expectation.coverage)?;
@@ -238,7 +268,7 @@ impl Run<'_, '_> {
     ) -> Result<()> {
         let engine = self.engine;
         let store = expected.route[position].clone();
-        let moved = self.moved_source(expected)?;
+        let moved = self.moved(expected)?;
         let dataset = match &moved {
             Some((row, _)) => row.id,
             None => engine
@@ -295,32 +325,10 @@ impl Run<'_, '_> {
         Ok(())
     }
 
-    /// The dataset's declaration names another place than the one that was backed up: what lies
-    /// there is other data until a person says that it is the same.
-    fn moved_source(&self, expected: &Expected) -> Result<Option<(catalog::Dataset, Stop)>> {
-        let Some(row) = self.engine.catalog.find_dataset(&expected.name)? else {
-            return Ok(None);
-        };
-        let known = !row.source.as_os_str().is_empty() && row.source != expected.source_path;
-        let replicas = self.engine.catalog.replicas(row.id)?;
-        if !known || replicas.iter().all(|replica| replica.files == 0) {
-            return Ok(None);
-        }
-        let stop = Stop::new(
-            "source-moved",
-            format!(
-                "`{}` was backed up from `{}`, and is declared at `{}` now",
-                expected.name,
-                row.source.display(),
-                expected.source_path.display()
-            ),
-            format!(
-                "if that is the same data: thrice run --accept {}",
-                expected.name
-            ),
-        );
-        let accepted = self.accepted(expected, &row);
-        Ok((!accepted.passes(&stop)).then_some((row, stop)))
+    /// The dataset's row and the reason, where its source has moved and nobody has accepted that.
+    fn moved(&self, expected: &Expected) -> Result<Option<(catalog::Dataset, Stop)>> {
+        let moved = source_moved(self.engine.catalog, expected)?;
+        Ok(moved.filter(|(row, stop)| !self.accepted(expected, row).passes(stop)))
     }
 
     /// Turns what a leg returned into what is said of it. Only errors of the catalog pass.
@@ -431,7 +439,7 @@ impl Run<'_, '_> {
         let Some(meant) = &expected.dataset else {
             return self.source_gone(expected, dataset.id, &accepted);
         };
-        let source = expected.source_path.display().to_string();
+        let source = shown(&expected.source_path);
         let view = capture::view(&meant.source).map_err(|error| {
             Error::Held(Stop::new(
                 "source-missing",
@@ -595,7 +603,7 @@ impl Run<'_, '_> {
     ) -> Result<Done> {
         let stop = Stop::new(
             "source-gone",
-            format!("`{}` is gone", expected.source_path.display()),
+            &*expected.gone,
             format!(
                 "mount it or put it back; to stop backing it up and keep its copies: \
                  thrice run --accept {}",

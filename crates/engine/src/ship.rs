@@ -7,6 +7,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
 use store::{Old, Op, Session};
@@ -42,12 +43,13 @@ pub(crate) fn ship(
     walk: &Walk<'_>,
 ) -> Result<Shipped> {
     let mut origins = Vec::new();
+    let scope = Arc::new(walk.scope.clone());
     for _ in 0..=setting.workers {
         let root = walk
             .root
             .open_dir(&RelPath::root())
             .map_err(Error::io("opening the source"))?;
-        origins.push(Origin::Live(Live::new(root)));
+        origins.push(Origin::Live(Live::new(root, scope.clone())));
     }
     pipeline::run(setting, catalog, session, origins, |pipeline| {
         let reconcile = setting.replica.reconcile.is_some();

@@ -488,8 +488,13 @@ fn repair(
                 });
             }
             None => {
-                let message = "no good copy of it was found elsewhere; \
-                               a run brings it again if the live file is still the same";
+                let message = match one.place {
+                    Place::Current(_) => {
+                        "no good copy of it was found elsewhere; \
+                         a run brings it again if the live file is still the same"
+                    }
+                    Place::History { .. } => "no good copy of it was found elsewhere",
+                };
                 let path = Some(one.path.clone());
                 problem(engine, done, dataset, &store, path, message.into());
                 still.push(one);

@@ -110,8 +110,7 @@ fn datasets(catalog: &Catalog, expectation: &Expectation) -> Result<Vec<DatasetF
         .filter(|expected| expected.dataset.is_none())
     {
         let mut facts = dataset_facts(catalog, &gone.name, &gone.route)?;
-        let source = tree::escape(gone.source_path.as_os_str().as_encoded_bytes());
-        facts.held = facts.held.or_else(|| Some(format!("`{source}` is gone")));
+        facts.held = facts.held.or_else(|| Some(gone.gone.clone()));
         found.push(facts);
     }
     Ok(found)

@@ -232,9 +232,21 @@ impl<'a> Proof<'a> {
             // It stays a dataset: whoever opens it sees that it is missing, and stops.
             Seen::Missing if !draft.route.is_empty() => {
                 let message = format!("the source of `{}` is missing: `{shown}`", draft.name);
-                let error = Diagnostic::error(message, Some(draft.mark.clone()));
+                let error = Diagnostic::error(message.clone(), Some(draft.mark.clone()));
                 let remedy = "mount or restore it; if it is gone for good, remove the dataset";
                 self.coverage.errors.push(error.remedy(remedy));
+                // A file's base is its folder, also while the file is away.
+                let parent = path.parent().unwrap_or(path);
+                if self
+                    .known
+                    .get(&draft.name)
+                    .is_some_and(|base| base == parent)
+                {
+                    draft.base = parent.into();
+                    draft.shape = Shape::Only;
+                    draft.held = Some(message);
+                    return false;
+                }
             }
             Seen::Missing => {}
         }
@@ -280,7 +292,8 @@ impl<'a> Proof<'a> {
             .iter()
             .filter(|store| store.kind == StoreKind::Disk);
         let places = disks.map(|store| &store.path);
-        for path in places.chain([&self.config.host.state]) {
+        let places = places.chain([&self.config.host.state]);
+        for path in places.chain(&self.landscape.own) {
             self.claim(path.clone(), Rank::Own, true, Owner::Own);
         }
     }

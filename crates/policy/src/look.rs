@@ -1,13 +1,13 @@
 //! What lies on disk, as a value: the I/O before the coverage proof.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, FileType};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::meant::{Config, DeclaredSource};
+use crate::meant::{Config, DeclaredSource, StoreKind};
 use crate::pattern::{Name, Pattern};
 
 /// What lies directly in each root, what each pattern matches, what each declared path is.
@@ -21,6 +21,9 @@ pub struct Landscape {
     pub matches: BTreeMap<String, Result<Vec<(PathBuf, Seen)>, String>>,
     /// By the path of each dataset declared with one.
     pub sources: BTreeMap<PathBuf, Seen>,
+    /// Thrice's own places inside roots and datasets, as these lead to them: where a link is on
+    /// the way, the configuration calls them otherwise.
+    pub own: BTreeSet<PathBuf>,
 }
 
 /// Something directly in a root.
@@ -73,22 +76,68 @@ fn is_absent(error: &io::Error) -> bool {
 /// is declared. Sorted by bytes, so that the proof reads the same each time.
 pub fn look(config: &Config) -> Landscape {
     let mut landscape = Landscape::default();
+    let places = own_places(config);
     for root in &config.roots {
-        let listing = list(&root.path).map_err(|error| error.to_string());
+        let listing = match landscape.place(&places, &root.path) {
+            Some(why) => Err(why),
+            None => list(&root.path).map_err(|error| error.to_string()),
+        };
         landscape.roots.insert(root.path.clone(), listing);
     }
     for declared in &config.datasets {
-        match &declared.what {
-            DeclaredSource::Path(path) => {
-                landscape.sources.insert(path.clone(), Seen::at(path));
+        let inside = landscape.place(&places, &declared.what.base());
+        match (&declared.what, inside) {
+            (DeclaredSource::Path(path), inside) => {
+                let seen = inside.map_or_else(|| Seen::at(path), Seen::Unreadable);
+                landscape.sources.insert(path.clone(), seen);
             }
-            DeclaredSource::Match(pattern) => {
-                let found = expand(pattern);
+            (DeclaredSource::Match(pattern), inside) => {
+                let found = inside.map_or_else(|| expand(pattern), Err);
                 landscape.matches.insert(declared.name.clone(), found);
             }
         }
     }
     landscape
+}
+
+impl Landscape {
+    /// Notes which of `places` lie inside `base`; the text, when it lies in one of them itself.
+    fn place(&mut self, places: &[PathBuf], base: &Path) -> Option<String> {
+        let really = real(base);
+        for place in places {
+            if really.starts_with(place) {
+                let place = tree::escape(place.as_os_str().as_bytes());
+                return Some(format!("it lies inside `{place}`, which is Thrice's own"));
+            }
+            if let Ok(below) = place.strip_prefix(&really) {
+                self.own.insert(base.join(below));
+            }
+        }
+        None
+    }
+}
+
+/// Where the state directory and the stores on this machine really lie.
+fn own_places(config: &Config) -> Vec<PathBuf> {
+    let disks = config.stores.iter().filter(|s| s.kind == StoreKind::Disk);
+    let places = disks.map(|store| &store.path);
+    places
+        .chain([&config.host.state])
+        .map(|p| real(p))
+        .collect()
+}
+
+/// The path without links in it, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let found = path.ancestors().find_map(|outer| {
+        let below = path.strip_prefix(outer).ok()?;
+        Some((fs::canonicalize(outer).ok()?, below))
+    });
+    match found {
+        Some((real, below)) if below.as_os_str().is_empty() => real,
+        Some((real, below)) => real.join(below),
+        None => path.to_owned(),
+    }
 }
 
 fn list(dir: &Path) -> io::Result<Vec<Entry>> {

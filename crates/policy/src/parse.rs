@@ -36,7 +36,7 @@ impl fmt::Display for NotFound {
         write!(
             f,
             "no configuration found: looked for {}; name one with `--config` or \
-             $THRICE_CONFIG, or make one with `thrice init`",
+             $THRICE_CONFIG",
             tried.join(", then ")
         )
     }

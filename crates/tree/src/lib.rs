@@ -31,6 +31,6 @@ pub use file::FileContent;
 pub use filesystem::{FsIdentity, Space, is_mount_point, is_read_only, space, sync_fs};
 pub use hasher::ContentHasher;
 pub use node::{Extent, Flags, Kind, Node, Stat, Time, Xattr};
-pub use path::{PathError, RelPath, escape};
+pub use path::{PathBytes, PathError, RelPath, escape};
 pub use walk::{Judge, Judgement, Listing, WalkOptions, walk};
 pub use xattr::read_xattrs;

@@ -225,18 +225,29 @@ enum Readable<'a> {
     Bytes(#[serde(borrow)] InBase64<'a>),
 }
 
-impl Serialize for RelPath {
+/// Bytes that are mostly text, as an absolute path or the target of a link, to be written as a
+/// [`RelPath`] is.
+#[derive(Clone, Copy, Debug)]
+pub struct PathBytes<'a>(pub &'a [u8]);
+
+impl Serialize for PathBytes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if !serializer.is_human_readable() {
-            return serializer.serialize_bytes(&self.0);
+            return serializer.serialize_bytes(self.0);
         }
-        match std::str::from_utf8(&self.0) {
+        match std::str::from_utf8(self.0) {
             Ok(text) => serializer.serialize_str(text),
             Err(_) => InBase64 {
-                bytes: STANDARD.encode(&self.0).into(),
+                bytes: STANDARD.encode(self.0).into(),
             }
             .serialize(serializer),
         }
+    }
+}
+
+impl Serialize for RelPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        PathBytes(&self.0).serialize(serializer)
     }
 }
 

@@ -127,29 +127,32 @@ fn numbers_of(catalog: &Catalog, dataset: &Dataset, path: &RelPath) -> Result<Ve
     Ok(numbers.into_iter().collect())
 }
 
-/// The replica to look at: the one asked for, or the first with that version.
+/// The first replica that can show all of the versions (numbers), in the store asked for.
 fn replica(
     catalog: &Catalog,
     dataset: &Dataset,
     from: Option<&str>,
-    at: Option<u64>,
-) -> Result<(Replica, u64)> {
+    versions: &[u64],
+) -> Result<Option<Replica>> {
     for replica in catalog.replicas(dataset.id)? {
-        if from.is_some_and(|from| from != replica.store_name) || replica.sealed == 0 {
+        if from.is_some_and(|from| from != replica.store_name) {
             continue;
         }
-        let wanted = at.unwrap_or(replica.sealed);
         let sealed = catalog.sealed(replica.id)?;
-        if sealed.iter().any(|s| s.seal.number == wanted && !s.pruned) {
-            return Ok((replica, wanted));
+        let has = |wanted| sealed.iter().any(|s| s.seal.number == wanted && !s.pruned);
+        if versions.iter().all(|number| has(*number)) {
+            return Ok(Some(replica));
         }
     }
-    let name = &dataset.name;
-    let place = from.map(|from| format!(" in `{from}`")).unwrap_or_default();
-    Err(Usage(format!(
-        "`{name}` has no such version{place}; see `thrice versions {name}`"
-    ))
-    .into())
+    Ok(None)
+}
+
+/// The number of the newest version before that one, or of all.
+fn newest(versions: &[Version], before: Option<u64>) -> Option<u64> {
+    let numbers = versions.iter().map(|version| version.number);
+    numbers
+        .filter(|number| before.is_none_or(|before| *number < before))
+        .max()
 }
 
 #[derive(Serialize)]
@@ -170,7 +173,7 @@ struct NodeLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     hash: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<std::borrow::Cow<'a, str>>,
+    target: Option<tree::PathBytes<'a>>,
 }
 
 impl<'a> From<&'a Node> for NodeLine<'a> {
@@ -183,7 +186,7 @@ impl<'a> From<&'a Node> for NodeLine<'a> {
             gid: node.gid,
             mtime: time(node.mtime),
             hash: node.hash.map(tree::Digest::to_hex),
-            target: (node.kind == Kind::Symlink).then(|| tree::escape(&node.target)),
+            target: (node.kind == Kind::Symlink).then(|| tree::PathBytes(&node.target)),
         }
     }
 }
@@ -208,8 +211,16 @@ pub fn ls(global: &Global, printer: &Printer, args: &LsArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
     let catalog = session::catalog_to_read(&config)?;
     let Target { dataset, path } = Target::parse(&catalog, &args.target)?;
+    let from = args.from.as_deref();
+    let mut versions = catalog.versions(dataset.id)?;
+    versions.retain(|version| from.is_none_or(|from| version.stores.iter().any(|s| s == from)));
     let at = target::version(&catalog, &dataset, args.at.as_deref())?;
-    let (replica, at) = replica(&catalog, &dataset, args.from.as_deref(), at)?;
+    let at = at.or_else(|| newest(&versions, None));
+    let found = match at {
+        Some(at) => replica(&catalog, &dataset, from, &[at])?.map(|replica| (replica, at)),
+        None => None,
+    };
+    let (replica, at) = found.ok_or_else(|| no_version(&dataset.name, from))?;
     let top = catalog.locate(replica.id, &path, Some(at))?;
     let Some(top) = top else {
         return Err(Usage(format!(
@@ -230,6 +241,13 @@ pub fn ls(global: &Global, printer: &Printer, args: &LsArgs) -> Result<u8> {
         catalog.list(replica.id, &path, Some(at), &mut show)?;
     }
     Ok(exit::OK)
+}
+
+fn no_version(name: &str, from: Option<&str>) -> Usage {
+    let place = from.map(|from| format!(" in `{from}`")).unwrap_or_default();
+    Usage(format!(
+        "`{name}` has no such version{place}; see `thrice versions {name}`"
+    ))
 }
 
 fn show_node(printer: &Printer, path: &RelPath, node: &Node) {
@@ -346,20 +364,18 @@ pub fn diff(global: &Global, printer: &Printer, args: &DiffArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
     let catalog = session::catalog_to_read(&config)?;
     let dataset = target::dataset(&catalog, &args.dataset)?;
-    let after = target::version(&catalog, &dataset, args.after.as_deref())?;
-    let (replica, after) = replica(&catalog, &dataset, None, after)?;
-    let before = match target::version(&catalog, &dataset, args.before.as_deref())? {
-        Some(before) => before,
-        None => {
-            let sealed = catalog.sealed(replica.id)?;
-            let earlier = sealed
-                .iter()
-                .rev()
-                .find(|s| s.seal.number < after && !s.pruned);
-            let why = || Usage(format!("`{}` has only one version", dataset.name));
-            earlier.ok_or_else(why)?.seal.number
-        }
-    };
+    let (name, versions) = (&dataset.name, catalog.versions(dataset.id)?);
+    let after = target::version(&catalog, &dataset, args.after.as_deref())?
+        .or_else(|| newest(&versions, None))
+        .ok_or_else(|| no_version(name, None))?;
+    let before = target::version(&catalog, &dataset, args.before.as_deref())?
+        .or_else(|| newest(&versions, Some(after)))
+        .ok_or_else(|| Usage(format!("`{name}` has no version before that one")))?;
+    let replica = replica(&catalog, &dataset, None, &[before, after])?.ok_or_else(|| {
+        Usage(format!(
+            "no store has both version {before} and version {after}; see `thrice versions {name}`"
+        ))
+    })?;
     catalog.diff(replica.id, before, after, |change| {
         let (mark, word) = match (&change.before, &change.after) {
             (None, Some(_)) => ('+', "added"),

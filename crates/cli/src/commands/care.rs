@@ -1,6 +1,8 @@
 //! `prune`, `hold`, `release` and `catalog`.
 
-use anyhow::Result;
+use std::io::{BufWriter, Write};
+
+use anyhow::{Context, Result};
 use catalog::{Catalog, Hold, HoldKind, Mode};
 use engine::{Engine, Pruned, Purpose};
 use serde::Serialize;
@@ -187,7 +189,9 @@ pub fn catalog(global: &Global, printer: &Printer, command: &CatalogCommand) -> 
         }
         CatalogCommand::Export => {
             let catalog = Catalog::open(&config.host.state, Mode::Read)?;
-            catalog.export(&mut std::io::stdout().lock())?;
+            let mut out = BufWriter::new(printer.out());
+            catalog.export(&mut out)?;
+            out.flush().context("the export")?;
             Ok(exit::OK)
         }
         CatalogCommand::Rebuild => rebuild(&config, printer),

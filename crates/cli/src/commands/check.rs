@@ -22,7 +22,7 @@ struct Checked<'a> {
 
 #[derive(Serialize)]
 struct PathLine<'a> {
-    path: serde_json::Value,
+    path: tree::PathBytes<'a>,
     dataset: Option<&'a str>,
     route: Option<&'a [String]>,
     why: Option<&'a str>,
@@ -31,7 +31,7 @@ struct PathLine<'a> {
 
 #[derive(Serialize)]
 struct UnroutedLine<'a> {
-    path: serde_json::Value,
+    path: tree::PathBytes<'a>,
     message: &'a str,
     remedy: &'a str,
 }
@@ -45,7 +45,9 @@ pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
             .into_iter()
             .map(|row| (row.name, row.source))
             .collect(),
-        Err(_) => BTreeMap::new(),
+        // Before the first run there is nothing that it could know.
+        Err(catalog::Error::Absent(_)) => BTreeMap::new(),
+        Err(error) => return Err(error.into()),
     };
     let coverage = policy::resolve(&config, &policy::look(&config), &known);
     let ok = coverage.unrouted.is_empty() && coverage.errors.is_empty();
@@ -83,19 +85,8 @@ fn as_json(coverage: &Coverage, ok: bool) -> Checked<'_> {
     }
 }
 
-/// A string where the path is UTF-8, else its bytes in base64, as everywhere.
-fn path_json(path: &std::path::Path) -> serde_json::Value {
-    let bytes = path.as_os_str().as_encoded_bytes();
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(_) => {
-            let relative = bytes.strip_prefix(b"/").unwrap_or(bytes);
-            let json = tree::RelPath::new(relative)
-                .ok()
-                .and_then(|p| serde_json::to_value(p).ok());
-            json.unwrap_or_default()
-        }
-    }
+fn path_json(path: &std::path::Path) -> tree::PathBytes<'_> {
+    tree::PathBytes(path.as_os_str().as_encoded_bytes())
 }
 
 fn because(because: &Because) -> String {
@@ -115,8 +106,8 @@ fn print(coverage: &Coverage, printer: &Printer) {
             (Some(_), Some(why)) => format!("not backed up: {why}"),
             (Some(_), None) => "not backed up".to_owned(),
             (None, _) => match line.because {
-                Because::Own => "-".to_owned(),
-                _ => printer.paint("NO ROUTE", false),
+                Because::Nothing => printer.paint("NO ROUTE", false),
+                _ => "-".to_owned(),
             },
         };
         vec![
@@ -149,13 +140,9 @@ fn print(coverage: &Coverage, printer: &Printer) {
         .iter()
         .filter(|line| line.dataset.is_some())
         .count();
+    let none = coverage.unrouted.len();
     printer.say(&format!(
-        "{covered} of {} paths have exactly one route; {} have none",
-        coverage
-            .proof
-            .iter()
-            .filter(|line| line.because != Because::Own)
-            .count(),
-        coverage.unrouted.len()
+        "{covered} of {} paths have exactly one route; {none} have none",
+        covered + none
     ));
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use engine::{Engine, RunOptions, Status, Summary, VerifyOptions};
 use serde::Serialize;
 
+use super::verify;
 use crate::args::{Global, RunArgs, Step};
 use crate::exit;
 use crate::printer::{Printer, bytes};
@@ -18,10 +19,11 @@ struct Finished<'a, T> {
 
 /// Writes the last line of a stream of events.
 pub fn finished<T: Serialize>(printer: &Printer, body: &T) {
-    printer.json(&Finished {
-        event: "finished",
-        body,
-    });
+    event(printer, "finished", body);
+}
+
+fn event<T: Serialize>(printer: &Printer, event: &'static str, body: &T) {
+    printer.event(&Finished { event, body });
 }
 
 /// Runs.
@@ -36,14 +38,16 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
         cancel: interrupt.flag(),
         now: &session::now,
     };
-    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| tree::escape(word.as_encoded_bytes()).into_owned());
+    let command = words.collect::<Vec<_>>().join(" ");
     let pipeline: Vec<String> = args
         .steps
         .iter()
         .filter(|step| **step != Step::Verify)
         .map(|step| step.word().to_owned())
         .collect();
-    let mut code = exit::OK;
+    let (mut code, mut summary) = (exit::OK, None);
     if args.steps.is_empty() || !pipeline.is_empty() {
         let options = RunOptions {
             steps: pipeline,
@@ -53,14 +57,14 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
             accept: args.accept.clone(),
             command,
         };
-        let summary = engine.run(&options)?;
-        if printer.is_json() {
-            finished(printer, &summary);
-        } else {
-            conclude(printer, &summary);
+        let done = engine.run(&options)?;
+        if !printer.is_json() {
+            conclude(printer, &done);
         }
-        code = exit::of(summary.status, interrupt.code());
+        code = exit::of(done.status, interrupt.code());
+        summary = Some(done);
     }
+    let mut verified = None;
     if args.steps.contains(&Step::Verify) && code != interrupt.code() {
         let options = VerifyOptions {
             datasets: args.dataset.clone(),
@@ -68,9 +72,20 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
             sample: 1.0,
             repair: false,
         };
-        let verified = engine::verify(&engine, &options)?;
-        super::verify::conclude(printer, &verified);
-        code = code.max(exit::of(verified.status, interrupt.code()));
+        verified = Some(engine::verify(&engine, &options));
+    }
+    // The run's summary is the last line, whatever came of the verification.
+    match (&verified, &summary) {
+        (Some(Ok(verified)), _) if !printer.is_json() => verify::conclude(printer, verified),
+        (Some(Ok(verified)), Some(_)) => event(printer, "verified", verified),
+        (Some(Ok(verified)), None) => finished(printer, verified),
+        _ => {}
+    }
+    if let Some(summary) = summary.filter(|_| printer.is_json()) {
+        finished(printer, &summary);
+    }
+    if let Some(verified) = verified.transpose()? {
+        code = code.max(verify::code(&verified, &interrupt));
     }
     Ok(code)
 }
@@ -85,7 +100,7 @@ fn conclude(printer: &Printer, summary: &Summary) {
     };
     let written: u64 = summary.bytes_written.values().sum();
     let sent: u64 = summary.bytes_sent.values().sum();
-    let word = printer.paint(summary.status.word(), summary.status == Status::Ok);
+    let word = printer.paint_talk(summary.status.word(), summary.status == Status::Ok);
     if summary.datasets.is_empty() {
         printer.error("there is nothing to back up: no dataset has a route");
     }

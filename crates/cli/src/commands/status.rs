@@ -1,6 +1,7 @@
 //! `thrice status`.
 
 use anyhow::Result;
+use catalog::Catalog;
 use engine::Expectation;
 
 use crate::args::Global;
@@ -11,7 +12,14 @@ use crate::session;
 /// Shows how everything stands; 3 when something is not as it should be.
 pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
     let config = session::config(global, printer)?;
-    let catalog = session::catalog_to_read(&config)?;
+    let catalog = match session::catalog_to_read(&config) {
+        // What never ran is missing, and is to be seen as that (R8).
+        Err(error) if matches!(error.downcast_ref(), Some(catalog::Error::Absent(_))) => {
+            printer.hint(&error.to_string());
+            Catalog::nothing()?
+        }
+        catalog => catalog?,
+    };
     let expectation = Expectation::of(&config, &catalog)?;
     let report = observe::status(&config, &catalog, &expectation, session::now())?;
     let code = if report.ok { exit::OK } else { exit::ATTENTION };

@@ -1,7 +1,7 @@
 //! `thrice verify`.
 
 use anyhow::Result;
-use engine::{Engine, Verified, VerifyOptions};
+use engine::{Engine, Status, Verified, VerifyOptions};
 
 use super::run::finished;
 use crate::args::{Global, VerifyArgs};
@@ -13,6 +13,9 @@ use crate::session::{self, Interrupt};
 pub fn verify(global: &Global, printer: &Printer, args: &VerifyArgs) -> Result<u8> {
     let sample = policy::parse_percent(&args.sample)
         .map_err(|why| Usage(format!("--sample {}: {why}", args.sample)))?;
+    if sample == 0.0 {
+        return Err(Usage(format!("--sample {} reads nothing", args.sample)).into());
+    }
     let config = session::config(global, printer)?;
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_write(&config)?;
@@ -30,19 +33,25 @@ pub fn verify(global: &Global, printer: &Printer, args: &VerifyArgs) -> Result<u
         repair: args.repair,
     };
     let verified = engine::verify(&engine, &options)?;
-    conclude(printer, &verified);
-    Ok(match verified.bad > verified.repaired {
-        true => exit::ATTENTION,
-        false => exit::of(verified.status, interrupt.code()),
-    })
+    if printer.is_json() {
+        finished(printer, &verified);
+    } else {
+        conclude(printer, &verified);
+    }
+    Ok(code(&verified, &interrupt))
+}
+
+/// 3 when a copy is bad still.
+pub fn code(verified: &Verified, interrupt: &Interrupt) -> u8 {
+    match verified.status {
+        Status::Aborted => interrupt.code(),
+        _ if verified.bad > verified.repaired => exit::ATTENTION,
+        other => exit::of(other, interrupt.code()),
+    }
 }
 
 /// Says what came of it.
 pub fn conclude(printer: &Printer, verified: &Verified) {
-    if printer.is_json() {
-        finished(printer, verified);
-        return;
-    }
     printer.say(&format!(
         "{}: {} copies read back, {}; {} bad, {} repaired",
         verified.status.word(),
