@@ -714,3 +714,51 @@ fn copy_files(from: &Path, to: &PathBuf) -> Result<()> {
     }
     Ok(())
 }
+
+/// What was lost: nothing, but a clean run was partial. Cut off before it was sealed, a run had kept
+/// the deleted `a` in history; the next, cut off too, had moved `b` to `a`. Now `a` was to be replaced:
+/// the object there, which the sealed version has as `b`, had to be kept as `a` beside the other
+/// `a`. It goes to history by a path of its own since then. (Seed 50.)
+#[test]
+fn r03_an_object_moved_to_where_another_was_kept_can_be_kept_too() -> Result<()> {
+    let world = World::one_store()?;
+    if !has_fault_points(&std::env::temp_dir())? {
+        return skip("the binary has no fault points: it is no debug build");
+    }
+    world.write("docs/a", "first")?;
+    world.write("docs/b", "second")?;
+    world.expect(&["run"], 0)?;
+    let docs = world.live().join("docs");
+    let sealed = read_tree(&docs)?;
+    let run_is_cut = || {
+        let mut run = world.command(&["run"]);
+        run.env("THRICE_FAULT", "seal.append:1:kill");
+        let outcome = Running::spawn(&mut run)?.wait()?;
+        ensure!(outcome.signal == Some(9), "not cut\n{outcome}");
+        Ok(())
+    };
+    fs::remove_file(docs.join("a"))?;
+    run_is_cut()?;
+    fs::rename(docs.join("b"), docs.join("a"))?;
+    run_is_cut()?;
+    fs::write(docs.join("a"), "third, and longer")?;
+    world.expect(&["run"], 0)?;
+    let stored = read_tree(&world.path("sda/docs"))?;
+    let found = compare(&read_tree(&docs)?, &stored, &Compare::default());
+    ensure!(found.is_empty(), "{}", found.join("\n"));
+    let kept = read_tree(&world.path("sda/.thrice/history/docs"))?;
+    let aside = |path: &[u8]| String::from_utf8_lossy(path).contains("/.thrice-aside-");
+    ensure!(kept.keys().any(|path| aside(path)), "nothing made way");
+    world.expect(&["catalog", "rebuild"], 0)?;
+    let versions = world.expect(&["versions", "docs", "--json"], 0)?;
+    let versions: Value = serde_json::from_str(&versions.stdout)?;
+    let first = versions["versions"][0]["version"]
+        .as_str()
+        .context("none")?;
+    let to = world.path("out/then");
+    let target = to.to_string_lossy();
+    world.expect(&["restore", "docs", "--at", first, "--to", &target], 0)?;
+    let found = compare(&sealed, &read_tree(&to)?, &Compare::default());
+    ensure!(found.is_empty(), "{}", found.join("\n"));
+    world.expect(&["verify"], 0).map(drop)
+}

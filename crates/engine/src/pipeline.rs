@@ -185,6 +185,9 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) damaged: Vec<RelPath>,
     /// Paths that could not be done.
     pub(crate) failed: Vec<RelPath>,
+    /// Paths at which an object has to make way, unless that was tried.
+    pub(crate) crowded: Vec<RelPath>,
+    pub(crate) made_way: bool,
     /// Whether what fails now is tried once more, and told only then.
     pub(crate) first_try: bool,
     written: &'a Mutex<BTreeSet<RelPath>>,
@@ -251,6 +254,8 @@ pub(crate) fn run<'a, T>(
             replaced: Vec::new(),
             damaged: Vec::new(),
             failed: Vec::new(),
+            crowded: Vec::new(),
+            made_way: false,
             first_try: false,
             written: &written,
             session,
@@ -526,10 +531,12 @@ impl Pipeline<'_> {
                         source: error,
                     });
                 }
-                let at = At {
-                    dir: None,
-                    path: op.path().clone(),
-                };
+                let path = op.path().clone();
+                if matches!(error, store::Error::Crowded(_)) && !self.first_try && !self.made_way {
+                    self.crowded.push(path);
+                    return Ok(());
+                }
+                let at = At { dir: None, path };
                 self.problem(Some(self.setting.to), at, error.to_string());
             }
             Event::Flushed => self.flushes += 1,

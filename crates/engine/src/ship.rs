@@ -190,6 +190,39 @@ impl Rows {
 
 /// Works off the outbox of the pipeline's replica.
 pub(crate) fn work_off(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+    work_off_once(pipeline, rows)?;
+    if make_way(pipeline)? {
+        work_off_once(pipeline, rows)?;
+    }
+    Ok(())
+}
+
+/// Moves objects that a sealed version needs to history by another path, because their own is taken
+/// there: a run that was cut off kept the object that was at the path, and moved this one to it.
+/// Whether there were any.
+fn make_way(pipeline: &mut Pipeline<'_>) -> Result<bool> {
+    let crowded = std::mem::take(&mut pipeline.crowded);
+    pipeline.made_way = true;
+    for path in &crowded {
+        let token = uuid::Uuid::now_v7().simple().to_string();
+        let aside = RelPath::root().join(format!(".thrice-aside-{token}").as_bytes());
+        let (from, to, old) = (path.clone(), aside.clone(), Old::Keep);
+        for op in [Op::Rename { from, to }, Op::Delete { path: aside, old }] {
+            let at = At {
+                dir: None,
+                path: path.clone(),
+            };
+            pipeline.feed_ordered(Task::Do { at, op })?;
+        }
+    }
+    if crowded.is_empty() {
+        return Ok(false);
+    }
+    pipeline.flush()?;
+    Ok(true)
+}
+
+fn work_off_once(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
     moves::follow(pipeline, rows)?;
     remove(pipeline, rows)?;
     bring(pipeline, rows)?;

@@ -88,10 +88,7 @@ impl Inner {
     /// What stands in the way of keeping `path`, in words.
     pub(crate) fn history_error(&self, path: &RelPath, error: std::io::Error) -> Error {
         if is(&error, &[Errno::EXIST, Errno::NOTDIR, Errno::LOOP]) {
-            return Error::Refused(format!(
-                "{path}: the history of the version being built already holds another object \
-                 there; it will be kept once that version is sealed"
-            ));
+            return Error::Crowded(path.to_string());
         }
         io_error(format!("{path} (history)"))(error)
     }

@@ -79,6 +79,7 @@ pub(crate) enum Failure {
     Missing(String),
     Wire(String),
     Refused(String),
+    Crowded(String),
     Full(String),
     Poisoned(String),
 }
@@ -105,6 +106,7 @@ impl From<&Error> for Failure {
             Error::Missing(text) => Self::Missing(short(text)),
             Error::Wire(text) => Self::Wire(short(text)),
             Error::Refused(text) => Self::Refused(short(text)),
+            Error::Crowded(path) => Self::Crowded(short(path)),
             Error::Full(text) => Self::Full(short(text)),
             Error::Poisoned(text) => Self::Poisoned(short(text)),
         }
@@ -127,6 +129,7 @@ impl From<Failure> for Error {
             Failure::Missing(text) => Self::Missing(text),
             Failure::Wire(text) => Self::Wire(text),
             Failure::Refused(text) => Self::Refused(text),
+            Failure::Crowded(path) => Self::Crowded(path),
             Failure::Full(text) => Self::Full(text),
             Failure::Poisoned(text) => Self::Poisoned(text),
         }

@@ -33,6 +33,13 @@ pub enum Error {
     /// The far side refused, for the reason it gave.
     #[error("{0}")]
     Refused(String),
+    /// What lies at the path has to be kept, and the history of the version being built holds
+    /// another object there. Moved elsewhere first, it can be.
+    #[error(
+        "{0}: the history of the version being built already holds another object there; it will \
+         be kept once that version is sealed"
+    )]
+    Crowded(String),
     /// The store has no room left.
     #[error("the store is full: {0}")]
     Full(String),

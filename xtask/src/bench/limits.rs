@@ -1,7 +1,8 @@
 //! What the machine itself can do: the ground under the other rows.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -10,6 +11,17 @@ use anyhow::Result;
 use super::measure::forget;
 use super::place::{Bench, Place};
 use super::{Line, Target, data};
+
+/// The lines, by what they say.
+pub const CREATE: &str = "create files of 1 B to 8 KiB, one thread";
+pub const LOOK_WARM: &str = "readdir and lstat, warm, one thread";
+pub const LOOK_COLD: &str = "readdir and lstat, cold, one thread";
+pub const WRITE: &str = "sequential write past the cache, and fsync";
+pub const READ: &str = "sequential read past the cache";
+
+/// Bytes at a time, and what direct I/O wants buffers aligned to.
+const BLOCK: usize = 4 << 20;
+const ALIGNMENT: usize = 4096;
 
 pub fn row(bench: &Bench) -> Result<Vec<Line>> {
     let (place, count) = (Place::new()?, bench.size.small_files);
@@ -24,49 +36,28 @@ pub fn row(bench: &Bench) -> Result<Vec<Line>> {
             rsync: Vec::new(),
             rsync_synced: Vec::new(),
             target: Target::None,
+            limit: None,
         });
     };
     let start = Instant::now();
     data::files(&place.data(), count, 8 << 10)?;
-    add(
-        "create files of 1 B to 8 KiB, one thread",
-        "/s",
-        per_second(count, start),
-    );
+    add(CREATE, "/s", per_second(count, start));
     place.settle()?;
     let start = Instant::now();
     let seen = look(&place.data())?;
-    add(
-        "readdir and lstat, warm, one thread",
-        "/s",
-        per_second(seen, start),
-    );
+    add(LOOK_WARM, "/s", per_second(seen, start));
     if forget(&place.path(""))? {
         let start = Instant::now();
         let seen = look(&place.data())?;
-        add(
-            "readdir and lstat, cold, one thread",
-            "/s",
-            per_second(seen, start),
-        );
+        add(LOOK_COLD, "/s", per_second(seen, start));
     }
     let (file, size) = (place.path("raw"), bench.size.large_bytes);
     let start = Instant::now();
     write(&file, size)?;
-    add(
-        "sequential write and fsync",
-        "MiB/s",
-        per_second(size >> 20, start),
-    );
-    if forget(&place.path(""))? {
-        let start = Instant::now();
-        read(&file)?;
-        add(
-            "sequential read, cold",
-            "MiB/s",
-            per_second(size >> 20, start),
-        );
-    }
+    add(WRITE, "MiB/s", per_second(size >> 20, start));
+    let start = Instant::now();
+    read(&file)?;
+    add(READ, "MiB/s", per_second(size >> 20, start));
     Ok(lines)
 }
 
@@ -86,18 +77,34 @@ fn look(dir: &Path) -> Result<u64> {
     Ok(seen)
 }
 
+/// A block that direct I/O takes.
+fn with_block<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut room = vec![0x5a; BLOCK + ALIGNMENT];
+    let from = room.as_ptr().align_offset(ALIGNMENT);
+    work(&mut room[from..from + BLOCK])
+}
+
+/// Opens past the cache, or where the file system has no direct I/O through it.
+fn open(path: &Path, options: &mut OpenOptions) -> Result<File> {
+    let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+    let opened = options.clone().custom_flags(direct).open(path);
+    Ok(opened.or_else(|_| options.open(path))?)
+}
+
 fn write(path: &Path, size: u64) -> Result<()> {
-    let block = vec![0x5a; 4 << 20];
-    let mut file = File::create(path)?;
-    for _ in 0..size >> 22 {
-        file.write_all(&block)?;
-    }
-    Ok(file.sync_all()?)
+    let mut file = open(path, OpenOptions::new().write(true).create(true))?;
+    with_block(|block| {
+        for _ in 0..size / BLOCK as u64 {
+            file.write_all(block)?;
+        }
+        Ok(file.sync_all()?)
+    })
 }
 
 fn read(path: &Path) -> Result<()> {
-    let mut block = vec![0; 4 << 20];
-    let mut file = File::open(path)?;
-    while file.read(&mut block)? > 0 {}
-    Ok(())
+    let mut file = open(path, OpenOptions::new().read(true))?;
+    with_block(|block| {
+        while file.read(block)? > 0 {}
+        Ok(())
+    })
 }

@@ -62,6 +62,16 @@ pub struct Line {
     /// rsync and then `sync -f`: as durable as Thrice is when it ends.
     pub rsync_synced: Vec<f64>,
     pub target: Target,
+    /// What the machine cannot do it faster than.
+    pub limit: Option<Limit>,
+}
+
+/// So much of what a line of the row `limits` counts in a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// That line's `what`.
+    pub what: &'static str,
+    pub amount: f64,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -24,6 +24,13 @@ pub fn render(bench: &Bench, lines: &[Line]) -> Result<String> {
     for line in lines {
         writeln!(out, "{}", table_row(line))?;
     }
+    let near: Vec<String> = lines.iter().filter_map(|line| limit(line, lines)).collect();
+    if !near.is_empty() {
+        out += "\nHow far the machine's own limit is:\n\n";
+        for one in near {
+            writeln!(out, "- {one}")?;
+        }
+    }
     out += "\nEvery measurement, in order:\n\n";
     for line in lines {
         write!(
@@ -39,6 +46,22 @@ pub fn render(bench: &Bench, lines: &[Line]) -> Result<String> {
         out.push('\n');
     }
     Ok(out)
+}
+
+/// How a line's time stands to what the machine needs for the bare minimum of it.
+fn limit(line: &Line, lines: &[Line]) -> Option<String> {
+    let limit = line.limit?;
+    let rate = lines.iter().find(|rate| rate.what == limit.what)?;
+    let least = limit.amount / best(&rate.thrice)?;
+    let took = best(&line.thrice)?;
+    Some(format!(
+        "{}: {} s, where the machine alone ({}) takes {} s: {:.2} times that",
+        line.what,
+        number(took),
+        limit.what,
+        number(least),
+        took / least
+    ))
 }
 
 fn table_row(line: &Line) -> String {
@@ -194,6 +217,7 @@ pub fn write(root: &Path, bench: &Bench, text: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Limit;
     use super::*;
 
     #[test]
@@ -206,6 +230,7 @@ mod tests {
             rsync: vec![4.0, 5.0],
             rsync_synced: vec![8.0, 9.0],
             target: Target::Share(0.8),
+            limit: None,
         };
         let row = "| first | x | 2.00 s | 4.00 s | 8.00 s | 0.50 | 0.25 | 0.80 | met |";
         assert_eq!(table_row(&line), row);
@@ -213,6 +238,18 @@ mod tests {
         assert!(table_row(&line).ends_with("| 0.97 | 0.49 | 0.80 | **missed** |"));
         line.target = Target::Most(1.0);
         assert!(table_row(&line).contains("**missed**"));
+        line.limit = Some(Limit {
+            what: "create",
+            amount: 30.0,
+        });
+        let rate = Line {
+            what: "create".into(),
+            thrice: vec![10.0],
+            ..line.clone()
+        };
+        let said = limit(&line, &[rate]).unwrap();
+        assert!(said.ends_with("takes 3.00 s: 1.30 times that"), "{said}");
+        assert_eq!(limit(&line, &[]), None);
         line.rsync.clear();
         line.target = Target::Share(1.0);
         assert!(!table_row(&line).contains("met"));

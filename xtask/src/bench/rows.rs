@@ -8,7 +8,7 @@ use blackbox::Sshd;
 
 use super::measure::{forget, quiet};
 use super::place::{Bench, Installation, Place};
-use super::{Line, Target, data};
+use super::{Limit, Line, Target, data, limits};
 
 /// Bytes of a small file at most, and of one of the many.
 const SMALL_MAX: u64 = 8 << 10;
@@ -24,10 +24,19 @@ fn line(row: &'static str, what: String, target: Target) -> Line {
         rsync: Vec::new(),
         rsync_synced: Vec::new(),
         target,
+        limit: None,
     }
 }
 
 impl Line {
+    fn limited(self, what: &'static str, amount: u64) -> Self {
+        let limit = Some(Limit {
+            what,
+            amount: amount as f64,
+        });
+        Self { limit, ..self }
+    }
+
     fn add(&mut self, thrice: f64, (rsync, synced): (super::measure::Cost, f64)) {
         println!(
             "  thrice {thrice:.2} s, rsync {:.2} s, synced {synced:.2} s",
@@ -51,7 +60,8 @@ pub fn first(bench: &Bench) -> Result<Vec<Line>> {
         "first",
         format!("first copy of {count} small files"),
         Target::Share(0.8),
-    );
+    )
+    .limited(limits::CREATE, count);
     for round in 0..bench.size.rounds {
         let ours = Installation::new(bench, &place, &format!("t{round}"), None)?;
         let thrice = ours.run(&["-q", "run"])?.seconds;
@@ -67,7 +77,7 @@ pub fn large(bench: &Bench) -> Result<Vec<Line>> {
     std::fs::create_dir_all(place.data())?;
     data::large(&place.data().join("image"), size)?;
     let what = format!("first copy of one file of {} MiB", size >> 20);
-    let mut line = line("large", what, Target::Share(1.0));
+    let mut line = line("large", what, Target::Share(1.0)).limited(limits::WRITE, size >> 20);
     for round in 0..bench.size.rounds {
         let ours = Installation::new(bench, &place, &format!("t{round}"), None)?;
         let thrice = ours.run(&["-q", "run"])?.seconds;
@@ -85,7 +95,7 @@ pub fn relay(bench: &Bench) -> Result<Vec<Line>> {
     data::files(&place.data(), count, SMALL_MAX)?;
     let sshd = Sshd::start(&place.path("ssh"))?;
     let what = format!("relay of {count} small files over ssh");
-    let mut line = line("relay", what, Target::Share(0.8));
+    let mut line = line("relay", what, Target::Share(0.8)).limited(limits::CREATE, count);
     for round in 0..bench.size.rounds {
         let ours = Installation::new(bench, &place, &format!("t{round}"), Some(&sshd))?;
         ours.run(&["-q", "run", "backup"])?;
@@ -108,7 +118,7 @@ pub fn restore(bench: &Bench) -> Result<Vec<Line>> {
     let ours = Installation::new(bench, &place, "t", None)?;
     ours.run(&["-q", "run"])?;
     let what = format!("restore of {count} small files");
-    let mut line = line("restore", what, Target::Share(1.0));
+    let mut line = line("restore", what, Target::Share(1.0)).limited(limits::CREATE, count);
     for round in 0..bench.size.rounds {
         let to = text(&place.path(&format!("back{round}")));
         let thrice = ours.run(&["-q", "restore", "data", "--to", &to])?.seconds;
@@ -152,13 +162,14 @@ pub fn many(bench: &Bench) -> Result<Vec<Line>> {
     let mirror = text(&place.path("r"));
     place.rsync(&place.data(), &mirror, None)?;
     let what = |cache: &str| format!("nothing changed among {count} files, full walk, {cache}");
-    let mut warm = line("unchanged", what("warm"), Target::Share(0.33));
+    let mut warm =
+        line("unchanged", what("warm"), Target::Share(0.33)).limited(limits::LOOK_WARM, count);
     for _ in 0..bench.size.rounds {
         let thrice = ours.run(&["-q", "run", "backup", "--full"])?.seconds;
         warm.add(thrice, place.rsync(&place.data(), &mirror, None)?);
     }
     lines.push(warm);
-    let mut cold = line("unchanged", what("cold"), Target::None);
+    let mut cold = line("unchanged", what("cold"), Target::None).limited(limits::LOOK_COLD, count);
     for _ in 0..2 {
         if !forget(&place.path(""))? {
             return Ok(lines);
