@@ -438,8 +438,11 @@ fn r03_a_run_that_waits_for_a_silent_store_can_be_stopped() -> Result<()> {
         (&[Signal::TERM], 143),
         (&[Signal::INT, Signal::INT], 130),
     ] {
-        let world = World::new()?;
+        let world = World::one_store()?;
         some_files(&world, "docs")?;
+        // A catalog or a store that is new has the far one asked before anything else.
+        world.expect(&["run"], 0)?;
+        world.write("docs/one more", "of them")?;
         far_script(&world, "exec sleep 600")?;
         let mut run = world.spawn(&["run"])?;
         while !world.path("out/agent").exists() {
@@ -880,4 +883,22 @@ fn r12_other_content_with_the_same_size_and_time_is_copied() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What went wrong: a folder made on the way to what was put in it, and told as durable before
+/// folders had their turn, was taken for one that was there before. Nobody gave the folder around
+/// it its time again. (Crash seed 109; the hard links are there because they flush.)
+#[test]
+fn r11_a_folder_keeps_its_time_when_one_is_made_in_it_early() -> Result<()> {
+    let world = World::one_store()?;
+    world.write("docs/old/a", "a")?;
+    world.expect(&["run"], 0)?;
+    let old = world.live().join("docs/old");
+    let before = std::fs::metadata(&old)?.modified()?;
+    world.write("docs/old/new/b", "b")?;
+    std::fs::hard_link(old.join("new/b"), old.join("new/c"))?;
+    world.write("docs/old/new/d", "d")?;
+    std::fs::File::open(&old)?.set_modified(before)?;
+    world.expect(&["run"], 0)?;
+    same(&world.live().join("docs"), &world.path("sda/docs"))
 }

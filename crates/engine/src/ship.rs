@@ -524,8 +524,10 @@ fn also_written(pipeline: &Pipeline<'_>, dirs: &mut Vec<At>) -> Result<BTreeSet<
     let (catalog, replica) = (pipeline.catalog, &pipeline.setting.replica);
     let mut written = pipeline.written();
     for at in dirs.iter() {
-        // It is made here, in its parent.
-        if catalog.held(replica.id, &at.path)?.is_none() {
+        // It is made here, in its parent; or was made on the way to something in it, and is held
+        // already.
+        let held = catalog.held(replica.id, &at.path)?;
+        if held.is_none_or(|held| held.since > replica.sealed) {
             written.extend(at.path.parent());
         }
     }
