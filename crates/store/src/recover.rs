@@ -67,7 +67,11 @@ pub(crate) fn recover(disk: &Arc<Inner>) -> Result<()> {
     }
     let now = jiff::Timestamp::now().as_second();
     for name in &parts {
-        let stat = tmp.stat(name).map_err(io_error(&what))?;
+        let stat = match tmp.stat(name) {
+            // A batch that was carried out again had it.
+            Err(error) if is_absent(&error) => continue,
+            stat => stat.map_err(io_error(&what))?,
+        };
         if now - stat.mtime.sec > PART_AGE_MAX && now - stat.ctime.sec > PART_AGE_MAX {
             tmp.unlink(name).map_err(io_error(&what))?;
         }

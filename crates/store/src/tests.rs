@@ -676,6 +676,40 @@ fn an_append_only_store_destroys_nothing() {
     assert!(store.info().unwrap().append_only);
 }
 
+/// What went wrong: recovery carried out a batch that named a large file, and then looked how old the
+/// file was that it had just moved away from `tmp/`: every later run failed. (Crash seed 853.)
+#[test]
+fn r03_recovery_that_puts_a_large_file_in_place_does_not_look_for_it_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let faults = Faults::at(Some("batch.logged"), 1);
+    let store = Disk::open_with(&root, options(), faults.clone()).unwrap();
+    let session = store.begin(DATASET, 1).unwrap();
+    let job = crate::StageJob {
+        path: conformance::path("large"),
+        node: conformance::file_node(b"large"),
+        resume_key: Some("large, as it was".to_owned()),
+    };
+    let mut content = conformance::Bytes::new(b"large");
+    let staged = session.stage(&job, &mut content).unwrap();
+    let (op, _) = put("large", b"large", Old::None);
+    session.submit(1, op, Some(staged)).unwrap();
+    let _ = session.flush();
+    while !matches!(
+        session.events().recv(),
+        Ok(crate::Event::Broken(_)) | Err(_)
+    ) {}
+    drop(session);
+    drop(store);
+    assert!(faults.tripped().is_some());
+    let store = Disk::open(&root, options()).unwrap();
+    assert_eq!(store.begin(DATASET, 2).unwrap().begun().open_records, 1);
+    assert_eq!(
+        std::fs::read(root.join(DATASET).join("large")).unwrap(),
+        b"large"
+    );
+}
+
 #[test]
 fn a_new_directory_is_moved_into_place_whole_and_only_where_that_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
