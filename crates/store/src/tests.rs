@@ -676,8 +676,8 @@ fn an_append_only_store_destroys_nothing() {
     assert!(store.info().unwrap().append_only);
 }
 
-/// What went wrong: recovery carried out a batch that named a large file, and then looked how old the
-/// file was that it had just moved away from `tmp/`: every later run failed. (Crash seed 853.)
+/// What went wrong: recovery carried out a batch that named a large file, and then looked how old
+/// the file was that it had just moved away from `tmp/`: every later run failed. (Crash seed 853.)
 #[test]
 fn r03_recovery_that_puts_a_large_file_in_place_does_not_look_for_it_afterwards() {
     let dir = tempfile::tempdir().unwrap();
