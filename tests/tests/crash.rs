@@ -762,3 +762,36 @@ fn r03_an_object_moved_to_where_another_was_kept_can_be_kept_too() -> Result<()>
     ensure!(found.is_empty(), "{}", found.join("\n"));
     world.expect(&["verify"], 0).map(drop)
 }
+
+/// The same in a far store, with the cut at every batch of the run in which the object makes way: what
+/// was moved aside and not yet deleted does not stay in the newest state.
+#[test]
+fn r03_an_object_that_makes_way_in_a_far_store_leaves_nothing_behind() -> Result<()> {
+    let place = std::env::temp_dir();
+    if !has_fault_points(&place)? {
+        return skip("the binary has no fault points: it is no debug build");
+    }
+    let mut aside = false;
+    for n in 1..=6 {
+        let mut trial = Trial::new(&place, 0, &["docs"], None, false)?;
+        let docs = trial.world.live().join("docs");
+        trial.world.write("docs/a", "first")?;
+        trial.world.write("docs/b", "second")?;
+        let unsealed = Mishap::AgentFault("seal.append:1:kill".to_owned());
+        trial.run(&Mishap::None, &[])?;
+        fs::remove_file(docs.join("a"))?;
+        trial.run(&unsealed, &[])?;
+        fs::rename(docs.join("b"), docs.join("a"))?;
+        trial.run(&unsealed, &[])?;
+        fs::write(docs.join("a"), "third, and longer")?;
+        trial.run(&Mishap::AgentFault(format!("batch.applied:{n}:kill")), &[])?;
+        let outcome = trial.run(&Mishap::None, &[])?;
+        ensure!(outcome.code == Some(0), "cut at batch {n}\n{outcome}");
+        trial.all_alike()?;
+        let kept = read_tree(&trial.world.path("nas/.thrice/history/docs"))?;
+        let is_aside = |path: &Vec<u8>| String::from_utf8_lossy(path).contains(".thrice-aside-");
+        aside |= kept.keys().any(is_aside);
+    }
+    ensure!(aside, "nothing made way");
+    Ok(())
+}
