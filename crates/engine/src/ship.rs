@@ -206,8 +206,6 @@ fn make_way(pipeline: &mut Pipeline<'_>) -> Result<bool> {
     for path in &crowded {
         let token = uuid::Uuid::now_v7().simple().to_string();
         let aside = RelPath::root().join(format!(".thrice-aside-{token}").as_bytes());
-        // First, so that after a cut between the two it is known that it does not belong there.
-        note_gone(pipeline.catalog, &pipeline.setting.replica, &aside)?;
         let (from, to, old) = (path.clone(), aside.clone(), Old::Keep);
         for op in [Op::Rename { from, to }, Op::Delete { path: aside, old }] {
             let at = At {
@@ -222,15 +220,6 @@ fn make_way(pipeline: &mut Pipeline<'_>) -> Result<bool> {
     }
     pipeline.flush()?;
     Ok(true)
-}
-
-/// Notes that nothing shall be at a path of the top directory.
-fn note_gone(catalog: &Catalog, replica: &catalog::Replica, path: &RelPath) -> Result<()> {
-    let Some(top) = catalog.dir_id(replica.dataset, &RelPath::root(), true)? else {
-        return Err(Error::Internal("a directory was asked for and not made"));
-    };
-    let name = path.name().unwrap_or_default();
-    Ok(catalog.note_replica(replica.id, top, name, What::Gone, 0, 0, u64::MAX)?)
 }
 
 fn work_off_once(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
