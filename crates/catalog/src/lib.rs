@@ -9,6 +9,7 @@
 mod check;
 mod datasets;
 mod entries;
+mod feed;
 mod findings;
 mod node;
 mod outbox;
@@ -27,9 +28,9 @@ use rusqlite::Connection;
 pub use entries::Below;
 pub use findings::finding_id;
 pub use types::{
-    Change, Copy, Dataset, DatasetId, DirId, Finding, FindingRow, Held, Hold, HoldKind, Kept, Key,
-    Order, Pending, PruneChunk, PruneCursor, PrunePlan, Replica, ReplicaId, Row, Run, RunPart,
-    RunStatus, Sealed, Severity, Spell, StoreId, StoreRow, Version, What,
+    Change, Copy, Dataset, DatasetId, DirId, FeedRow, Finding, FindingRow, Held, Hold, HoldKind,
+    Kept, Key, Order, Pending, PruneChunk, PruneCursor, PrunePlan, Replica, ReplicaId, Row, Run,
+    RunPart, RunStatus, Sealed, Severity, Spell, StoreId, StoreRow, Version, What,
 };
 
 /// What can go wrong with the catalog.

@@ -43,6 +43,10 @@ fn merge(old: Option<What>, new: What) -> Option<What> {
         // A directory's times are set whenever it is written; bad content may not be there to
         // repair after a change, and if it is, it will be found again.
         (Some(_), What::Parent | What::Repair) => None,
+        // Looking at the times again would not be reading.
+        (Some(What::Reread), What::Changed) => None,
+        (Some(What::Changed), What::Reread) => Some(What::Reread),
+        (Some(_), What::Reread) => None,
         (Some(_), new) => Some(new),
     }
 }
@@ -83,8 +87,8 @@ impl Catalog {
         })
     }
 
-    /// The same for one replica. A `Repair` is noted even when it has to be compared, for
-    /// comparing would not find it.
+    /// The same for one replica. A `Repair` and a `Reread` are noted even when it has to be
+    /// compared, for comparing would not find them.
     #[expect(clippy::too_many_arguments, reason = "a row, and where it goes")]
     pub fn note_replica(
         &self,
@@ -97,7 +101,7 @@ impl Catalog {
         limit: u64,
     ) -> Result<()> {
         self.atomically(|| {
-            if what != What::Repair && self.must_compare(replica)? {
+            if !matches!(what, What::Repair | What::Reread) && self.must_compare(replica)? {
                 return Ok(());
             }
             self.write_note(replica, (dir, name), (what, ino, size), limit)

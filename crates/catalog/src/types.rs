@@ -93,6 +93,8 @@ words! {
         Parent = "parent",
         /// The replica's content there was found bad.
         Repair = "repair",
+        /// It may have been written to without its times telling: it has to be read.
+        Reread = "reread",
     }
     /// How a run, or a dataset in it, stands or ended.
     RunStatus {
@@ -410,4 +412,20 @@ pub struct FindingRow {
     pub first_seen: Timestamp,
     pub last_seen: Timestamp,
     pub cleared_at: Option<Timestamp>,
+}
+
+/// How far a dataset's scans have used the change feed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FeedRow {
+    /// In the engine's words; `None`: the next scan has to walk.
+    pub position: Option<String>,
+    /// Why it has to, where that is known.
+    pub broken: Option<String>,
+    /// The directory that the audit looked at last, and when.
+    pub audit_dir: Option<DirId>,
+    pub audit_at: Option<Timestamp>,
+    /// When everything had been looked at once more, whatever the feed said.
+    pub audited: Option<Timestamp>,
+    /// Changes that the feed did not tell, ever.
+    pub missed: u64,
 }

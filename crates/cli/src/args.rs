@@ -60,6 +60,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Run the pipeline, or steps of it
     Run(RunArgs),
+    /// Listen to what changes, so that runs need not look at everything; goes on until stopped
+    Watch(WatchArgs),
     /// Per dataset and store: state, age, what is pending
     Status,
     /// The versions of a dataset or of one path in it
@@ -99,6 +101,17 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
     /// Write the man pages: this program's to standard output, or all of them into DIR
     Man { dir: Option<PathBuf> },
+}
+
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Watch trees directory by directory (inotify), also where file systems could be watched whole
+    #[arg(long)]
+    pub inotify: bool,
+    /// Let the kernel drop events beyond fs.fanotify.max_queued_events, rather than keep them all in
+    /// memory until they are read; the next run then looks at everything
+    #[arg(long)]
+    pub bounded_queue: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! Turning what a run met into findings, and taking back those that no longer hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use catalog::{Catalog, Finding, Severity};
 use jiff::Timestamp;
@@ -8,6 +8,7 @@ use policy::Coverage;
 use store::{Op, Place};
 use tree::RelPath;
 
+use crate::dirty::Missed;
 use crate::error::Result;
 use crate::report::{Leg, Problem, Status};
 
@@ -169,7 +170,8 @@ impl<'a> Findings<'a> {
     }
 
     /// Other file systems mounted inside a dataset: nothing of them is in any copy.
-    pub(crate) fn not_entered(&self, dataset: &str, paths: &[RelPath]) -> Result<()> {
+    /// `all`: no others are.
+    pub(crate) fn not_entered(&self, dataset: &str, paths: &[RelPath], all: bool) -> Result<()> {
         let kind = "not-entered";
         let subject = |path: &RelPath| format!("{dataset}:{path}");
         for path in paths {
@@ -184,12 +186,43 @@ impl<'a> Findings<'a> {
             let known = &row.finding.subject;
             let gone = row.finding.kind == kind
                 && known.starts_with(&here)
+                && all
                 && !paths.iter().any(|path| subject(path) == *known);
             if gone {
                 self.clear(kind, known)?;
             }
         }
         Ok(())
+    }
+
+    /// Changes that the change feed had not told of; `walked`: everything was looked at.
+    pub(crate) fn missed(&self, dataset: &str, missed: &[Missed], walked: bool) -> Result<()> {
+        let kind = "missed-change";
+        let Some(first) = missed.first() else {
+            return if walked {
+                self.clear(kind, dataset)
+            } else {
+                Ok(())
+            };
+        };
+        let mut classes: BTreeMap<&str, u64> = BTreeMap::new();
+        for one in missed {
+            *classes.entry(one.class.as_str()).or_default() += 1;
+        }
+        let classes: Vec<String> = classes
+            .iter()
+            .map(|(class, n)| format!("{n} {class}"))
+            .collect();
+        let message = format!(
+            "`{}` {} and the change tracker did not tell (in all: {}); it was found by the audit \
+             and is copied",
+            first.path,
+            first.class.as_str(),
+            classes.join(", ")
+        );
+        let remedy = "the next run looks at everything; find out what writes there unseen: a \
+                      mapping, a loop device, another machine";
+        self.raise(Severity::S1, kind, dataset, message, remedy)
     }
 
     /// What a leg came to.

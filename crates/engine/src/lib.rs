@@ -3,6 +3,7 @@
 //! proof is durable. It knows nothing of screens.
 
 mod decide;
+mod dirty;
 mod error;
 mod expect;
 mod findings;
@@ -25,6 +26,7 @@ mod stores;
 mod sync;
 mod time;
 mod verify;
+mod watch;
 
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};

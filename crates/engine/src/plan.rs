@@ -194,7 +194,7 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
                 What::New => plan.new += 1,
                 What::Changed | What::Retyped => plan.changed += 1,
                 What::Gone => plan.gone += 1,
-                What::Parent | What::Repair => {}
+                What::Parent | What::Repair | What::Reread => {}
             }
             Ok(())
         })

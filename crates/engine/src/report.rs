@@ -101,6 +101,18 @@ impl Summary {
             seconds: 0.0,
         }
     }
+
+    /// A dataset was scanned: wholly, for the reason given, or where something had changed.
+    pub(crate) fn scanned(&mut self, why: Option<&str>) {
+        match (why, &self.why_walked) {
+            (Some(why), _) => {
+                self.walked = "all";
+                self.why_walked = Some(why.to_owned());
+            }
+            (None, None) => self.walked = "dirty",
+            (None, Some(_)) => {}
+        }
+    }
 }
 
 /// What an [`Observer`] is told.

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus};
-use feed::{Coverage as FeedCoverage, Feed, FullWalk};
+use feed::{OpenFile, Tracked};
 use jiff::Timestamp;
 use policy::{Config, Dataset, Source};
 use store::{Seal, SealStatus, Session};
 use tree::RelPath;
 
+use crate::dirty::Missed;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
@@ -22,6 +23,7 @@ use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summ
 use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
 use crate::stores::{self, Opened, Pool, Purpose};
+use crate::watch::{self, Watch};
 use crate::{moves, prune, sync};
 
 /// Rows that an outbox holds for one replica before they collapse into "reconcile".
@@ -76,6 +78,10 @@ struct Run<'a, 'e> {
     outcomes: BTreeMap<String, Vec<(Leg, Vec<Problem>)>>,
     findings: Findings<'a>,
     summary: Summary,
+    /// What may have changed since the last scans.
+    feed: Tracked,
+    /// Files that are open for writing, once they have been looked for.
+    open: Option<Vec<OpenFile>>,
     /// Datasets that this run has let go of.
     retired: BTreeSet<String>,
     /// Datasets whose change a guard was told to let pass: what it is for one store it is for all.
@@ -120,6 +126,8 @@ impl Engine<'_> {
             outcomes: BTreeMap::new(),
             findings: Findings::new(self.catalog, self.now),
             summary: Summary::new(id.clone()),
+            feed: Tracked::new(&self.config.host.state),
+            open: None,
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
         };
@@ -457,6 +465,7 @@ impl Run<'_, '_> {
         }
         let store_name = &expected.route[0];
         self.open(store_name)?;
+        self.look_for_open_files()?;
         let opened = self.pool.opened_one(store_name)?;
         let built = sync::before_session(catalog, replica, opened.store(), &meant.name)?;
         if dataset.counter == 0 || built == 0 {
@@ -468,13 +477,16 @@ impl Run<'_, '_> {
             .store()
             .begin(&meant.name, number)
             .map_err(Error::at(store_name))?;
-        sync::sync(
+        let synced = sync::sync(
             catalog,
             replica,
             opened.store(),
             &meant.name,
             session.begun(),
         )?;
+        if synced != sync::Synced::Level {
+            catalog.break_feed(dataset.id, "the last run was cut off from the first store")?;
+        }
         let replica = catalog.replica(replica.id)?;
         if self.options.full && replica.reconcile.is_none() {
             catalog.set_reconcile(replica.id, "asked for with --full")?;
@@ -488,9 +500,24 @@ impl Run<'_, '_> {
             threads: 2,
             cancel: engine.cancel,
         };
-        let scan = self.scan(
-            meant, dataset.id, &replica, &walk, opened, &source, &accepted,
+        let audit = engine.config.host.audit;
+        let (feed, open) = (&self.feed, self.open.as_deref().unwrap_or_default());
+        let watch = Watch::ask(
+            catalog,
+            feed,
+            &walk,
+            meant,
+            audit,
+            &replica,
+            open,
+            (engine.now)(),
         )?;
+        let (scan, missed) =
+            self.scan(meant, &replica, &walk, &watch, opened, &source, &accepted)?;
+        watch::settle(catalog, feed)?;
+        self.findings
+            .missed(&meant.name, &missed, watch.why.is_some())?;
+        self.summary.scanned(watch.why.as_deref());
         let identity = serde_json::to_string(&view.identity)
             .map_err(|_| Error::Internal("an identity that is no JSON"))?;
         catalog.set_fs_identity(dataset.id, &identity)?;
@@ -509,7 +536,8 @@ impl Run<'_, '_> {
             engine.observer.notice(&Notice::Problem(problem.clone()));
             shipped.problems.push(problem);
         }
-        self.findings.not_entered(&meant.name, &scan.not_entered)?;
+        self.findings
+            .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
         drop(session);
         if scan.accepted {
@@ -518,12 +546,16 @@ impl Run<'_, '_> {
         // What stands before a later store is not settled by this one.
         let later = |stop: &str| stop == guard::RELAY_CHANGE && expected.route.len() > 1;
         self.settle_guards(&dataset, &|stop| !later(stop))?;
-        let why = match FullWalk.coverage(&meant.name, replica.sealed) {
-            FeedCoverage::Walk { why } => why,
-            FeedCoverage::Dirty(_) => return Err(Error::Internal("a tracker that is not there")),
-        };
-        self.summary.why_walked = Some(why);
         Ok((shipped, seal))
+    }
+
+    /// Once a run: it takes a look at every process.
+    fn look_for_open_files(&mut self) -> Result<()> {
+        if self.open.is_none() {
+            let found = feed::open_for_writing().map_err(Error::io("looking for open files"))?;
+            self.open = Some(found);
+        }
+        Ok(())
     }
 
     /// The catalog or the first store is new, and the later stores may not be: what they hold
@@ -633,30 +665,22 @@ impl Run<'_, '_> {
     fn scan(
         &self,
         meant: &Dataset,
-        dataset: DatasetId,
         replica: &Replica,
         walk: &Walk<'_>,
+        watch: &Watch<'_>,
         opened: &Opened,
         source: &str,
         accepted: &Accepted,
-    ) -> Result<Scan> {
-        let catalog = self.engine.catalog;
+    ) -> Result<(Scan, Vec<Missed>)> {
+        let (catalog, dataset) = (self.engine.catalog, replica.dataset);
         catalog.atomically(|| {
-            let mut scan =
-                walk.compare(catalog, dataset, replica, &mut |catalog, difference| {
-                    let note = difference.note;
-                    let (what, ino, size) = (note.what, note.ino, note.size);
-                    catalog.note(
-                        dataset,
-                        note.dir,
-                        &note.name,
-                        what,
-                        ino,
-                        size,
-                        OUTBOX_ROWS_MAX,
-                    )?;
-                    Ok(())
-                })?;
+            let (mut scan, missed) = watch.scan(catalog, replica, &mut |catalog, difference| {
+                let note = difference.note;
+                let (what, ino, size) = (note.what, note.ino, note.size);
+                let limit = OUTBOX_ROWS_MAX;
+                catalog.note(dataset, note.dir, &note.name, what, ino, size, limit)?;
+                Ok(())
+            })?;
             if scan.counts.gone >= meant.guard.files {
                 let moved = moves::count(catalog, replica, walk.root)?;
                 scan.counts.gone -= moved.min(scan.counts.gone);
@@ -687,7 +711,7 @@ impl Run<'_, '_> {
                 files: scan.new,
                 bytes: scan.bytes,
             });
-            Ok(scan)
+            Ok((scan, missed))
         })
     }
 

@@ -2,6 +2,9 @@
 //!
 //! A scan reads names and `statx` only. It notes, in one transaction, every path that may differ,
 //! for every store of the route; a path that could not be read is never taken for gone.
+//!
+//! It walks everything, or looks where the change feed says (`dirty.rs`): the comparison of one
+//! directory is the same.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -61,62 +64,123 @@ impl Walk<'_> {
         catalog: &Catalog,
         dataset: DatasetId,
         replica: &Replica,
-        tell: &mut dyn FnMut(&Catalog, Difference<'_>) -> Result<()>,
+        tell: Tell<'_>,
     ) -> Result<Scan> {
-        let mut comparison = Comparison {
+        let mut comparison = Comparison::new(catalog, dataset, replica, tell);
+        self.walk_below(&RelPath::root(), &mut |listing| comparison.listing(listing))?;
+        Ok(comparison.scan)
+    }
+
+    /// Hands everything below `top` to `sink`, directory by directory.
+    pub(crate) fn walk_below(
+        &self,
+        top: &RelPath,
+        sink: &mut dyn FnMut(Listing) -> Result<()>,
+    ) -> Result<()> {
+        let mut failure = None;
+        let (options, judge_all) = (self.options(), !self.scope.is_trivial());
+        let judge = |path: &RelPath, kind: Kind| self.judge(path, kind);
+        let walked = tree::walk_below(
+            self.root,
+            top,
+            &options,
+            &judge,
+            judge_all,
+            &mut |listing| {
+                if self.cancel.load(Ordering::Relaxed) {
+                    failure = Some(Error::Interrupted);
+                    return ControlFlow::Break(());
+                }
+                match sink(listing) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        failure = Some(error);
+                        ControlFlow::Break(())
+                    }
+                }
+            },
+        );
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        walked.map_err(Error::io("reading the live tree"))
+    }
+
+    /// One directory, and nothing below it.
+    pub(crate) fn list(&self, dir: &RelPath) -> Result<Listing> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let (options, judge_all) = (self.options(), !self.scope.is_trivial());
+        let judge = |path: &RelPath, kind: Kind| self.judge(path, kind);
+        tree::list(self.root, dir, &options, &judge, judge_all)
+            .map_err(Error::io("reading the live tree"))
+    }
+
+    fn options(&self) -> WalkOptions {
+        WalkOptions {
+            threads: self.threads,
+            cross_mounts: self.cross_mounts,
+        }
+    }
+
+    fn judge(&self, path: &RelPath, kind: Kind) -> Judgement {
+        match self.scope.judge(path, kind == Kind::Dir) {
+            Verdict::Take => Judgement::Take,
+            Verdict::Enter => Judgement::Enter,
+            Verdict::Skip => Judgement::Skip,
+        }
+    }
+}
+
+/// Who is told each difference.
+pub(crate) type Tell<'a> = &'a mut dyn FnMut(&Catalog, Difference<'_>) -> Result<()>;
+
+/// What a directory in a listing asks for, where not everything is walked.
+pub(crate) enum Deeper {
+    /// It is new or another one: everything below it has to be looked at.
+    Walk(RelPath),
+    /// It is the one that is held, and something in it or of it changed.
+    List(RelPath),
+}
+
+/// Compares listings with what a replica holds.
+pub(crate) struct Comparison<'a, 'c> {
+    pub(crate) catalog: &'c Catalog,
+    pub(crate) dataset: DatasetId,
+    pub(crate) replica: &'a Replica,
+    tell: Tell<'a>,
+    pub(crate) scan: Scan,
+    /// Ids of directories whose listing is still to come.
+    ids: HashMap<RelPath, DirId>,
+    /// Collected for who does not walk everything.
+    pub(crate) deeper: Option<Vec<Deeper>>,
+}
+
+impl<'a, 'c> Comparison<'a, 'c> {
+    pub(crate) fn new(
+        catalog: &'c Catalog,
+        dataset: DatasetId,
+        replica: &'a Replica,
+        tell: Tell<'a>,
+    ) -> Self {
+        let counts = Counts {
+            held: replica.files,
+            ..Counts::default()
+        };
+        Self {
             catalog,
             dataset,
             replica,
             tell,
             scan: Scan {
-                counts: Counts {
-                    held: replica.files,
-                    ..Counts::default()
-                },
+                counts,
                 ..Scan::default()
             },
             ids: HashMap::new(),
-        };
-        let mut failure = None;
-        let options = WalkOptions {
-            threads: self.threads,
-            cross_mounts: self.cross_mounts,
-        };
-        let judge = |path: &RelPath, kind: Kind| match self.scope.judge(path, kind == Kind::Dir) {
-            Verdict::Take => Judgement::Take,
-            Verdict::Enter => Judgement::Enter,
-            Verdict::Skip => Judgement::Skip,
-        };
-        let judge_all = !self.scope.is_trivial();
-        let walked = tree::walk(self.root, &options, &judge, judge_all, &mut |listing| {
-            if self.cancel.load(Ordering::Relaxed) {
-                failure = Some(Error::Interrupted);
-                return ControlFlow::Break(());
-            }
-            match comparison.listing(listing) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    failure = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        });
-        if let Some(error) = failure {
-            return Err(error);
+            deeper: None,
         }
-        walked.map_err(Error::io("reading the live tree"))?;
-        Ok(comparison.scan)
     }
-}
-
-struct Comparison<'a, 'c> {
-    catalog: &'c Catalog,
-    dataset: DatasetId,
-    replica: &'a Replica,
-    tell: &'a mut dyn FnMut(&Catalog, Difference<'_>) -> Result<()>,
-    scan: Scan,
-    /// Ids of directories whose listing is still to come.
-    ids: HashMap<RelPath, DirId>,
 }
 
 impl Comparison<'_, '_> {
@@ -132,7 +196,7 @@ impl Comparison<'_, '_> {
         id.ok_or(Error::Internal("a directory was asked for and not made"))
     }
 
-    fn listing(&mut self, listing: Listing) -> Result<()> {
+    pub(crate) fn listing(&mut self, listing: Listing) -> Result<()> {
         let Listing {
             dir: path,
             problems,
@@ -186,7 +250,7 @@ impl Comparison<'_, '_> {
     }
 
     /// Compares one name; tells whether it differs.
-    fn entry(
+    pub(crate) fn entry(
         &mut self,
         id: DirId,
         dir: &RelPath,
@@ -214,6 +278,13 @@ impl Comparison<'_, '_> {
         };
         if let Some(held) = &had {
             self.retyped(dir, name, held, stat)?;
+        }
+        if let (Some(deeper), Kind::Dir) = (&mut self.deeper, stat.kind) {
+            let same = |held: &Held| held.node.kind == Kind::Dir && held.node.ino == stat.ino;
+            deeper.push(match had.as_ref().is_some_and(same) {
+                true => Deeper::List(dir.join(name)),
+                false => Deeper::Walk(dir.join(name)),
+            });
         }
         self.scan.new += u64::from(had.is_none());
         if had.as_ref().is_none_or(|held| content_moved_on(held, stat)) {

@@ -345,10 +345,11 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
         if matches!(rows, Rows::Live) {
             return pipeline.feed(Task::Bring {
                 at,
+                // Its times are not believed: it is opened and read without looking at them first.
+                plain: row.what == What::Reread,
                 held: row.held,
                 want: None,
                 links: false,
-                plain: false,
             });
         }
         let Some(Held { node, .. }) = row.first else {

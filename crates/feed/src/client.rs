@@ -39,7 +39,8 @@ impl Tracked {
         let base = PathBuf::from(std::ffi::OsString::from_vec(called(root).map_err(text)?));
         let place = place(root, &base, cross_mounts)?;
         let asked = wire::ask(&self.feed, &base);
-        let asked = asked.map_err(|error| format!("the change tracker does not answer: {error}"))?;
+        let asked =
+            asked.map_err(|error| format!("the change tracker does not answer: {error}"))?;
         let Some(answer) = asked else {
             return Err("no change tracker is running".to_owned());
         };
@@ -55,7 +56,10 @@ impl Tracked {
         let walk = |why: &str| {
             let why = why.to_owned();
             let coverage = Coverage::Walk { why };
-            Ok(Answer { position: position.clone(), coverage })
+            Ok(Answer {
+                position: position.clone(),
+                coverage,
+            })
         };
         let Some(since) = since else {
             return walk("no scan has used the change tracker before");
@@ -71,7 +75,10 @@ impl Tracked {
             Ok(spots) if spots.contains(&Spot::Elsewhere) && cross_mounts => {
                 walk("something changed on another file system below it")
             }
-            Ok(spots) => Ok(Answer { position, coverage: Coverage::Dirty(spots) }),
+            Ok(spots) => Ok(Answer {
+                position,
+                coverage: Coverage::Dirty(spots),
+            }),
             Err(why) => walk(&why),
         }
     }
@@ -128,14 +135,9 @@ fn place(root: &Dir, base: &Path, cross_mounts: bool) -> Result<String, String> 
 }
 
 impl Feed for Tracked {
-    fn look(
-        &self,
-        root: &Dir,
-        _: &Path,
-        cross_mounts: bool,
-        since: Option<&Position>,
-    ) -> Answer {
-        self.ask(root, cross_mounts, since).unwrap_or_else(Answer::walk)
+    fn look(&self, root: &Dir, _: &Path, cross_mounts: bool, since: Option<&Position>) -> Answer {
+        self.ask(root, cross_mounts, since)
+            .unwrap_or_else(Answer::walk)
     }
 
     /// A power cut before or between the removals leaves segments of an epoch that is over.

@@ -92,7 +92,12 @@ fn snapshot(base: &Path) -> Tree {
             mode: stat.mode(),
             size: if stat.is_dir() { 0 } else { stat.size() },
             nlink: stat.nlink(),
-            times: [stat.mtime(), stat.mtime_nsec(), stat.ctime(), stat.ctime_nsec()],
+            times: [
+                stat.mtime(),
+                stat.mtime_nsec(),
+                stat.ctime(),
+                stat.ctime_nsec(),
+            ],
         };
         if stat.is_dir() {
             let names = fs::read_dir(&path).expect("list");
@@ -114,7 +119,10 @@ fn assert_found(before: &Tree, after: &Tree, spots: &[Spot]) {
             Spot::Dir(path) => dirs.push(rel(path)),
             Spot::File(path) => drop(found.insert(rel(path))),
             Spot::Inode(ino) => {
-                let names = before.iter().chain(after).filter(|(_, seen)| seen.ino == *ino);
+                let names = before
+                    .iter()
+                    .chain(after)
+                    .filter(|(_, seen)| seen.ino == *ino);
                 found.extend(names.map(|(path, _)| path.clone()));
             }
             Spot::Elsewhere => panic!("one file system only"),
@@ -142,13 +150,18 @@ fn assert_found(before: &Tree, after: &Tree, spots: &[Spot]) {
     }
     // A hard link's other names are looked at wherever one of them is.
     let inodes = |tree: &Tree| -> BTreeSet<u64> {
-        let names = tree.iter().filter(|(path, seen)| found.contains(*path) && seen.nlink > 1);
+        let names = tree
+            .iter()
+            .filter(|(path, seen)| found.contains(*path) && seen.nlink > 1);
         names.map(|(_, seen)| seen.ino).collect()
     };
     let linked: BTreeSet<u64> = inodes(before).union(&inodes(after)).copied().collect();
     for path in paths {
         let (had, has) = (before.get(path), after.get(path));
-        let by_link = [had, has].iter().flatten().any(|seen| linked.contains(&seen.ino));
+        let by_link = [had, has]
+            .iter()
+            .flatten()
+            .any(|seen| linked.contains(&seen.ino));
         assert!(
             had == has || found.contains(path) || by_link,
             "{} was {had:?}, is {has:?}, and nobody was told; spots: {spots:?}",
@@ -173,7 +186,10 @@ fn look(running: &Running, base: &Path, since: Option<&Position>) -> Answer {
 
 /// How many are surely of the tree: an inode may be anybody's on the file system.
 fn placed(spots: &[Spot]) -> usize {
-    spots.iter().filter(|spot| !matches!(spot, Spot::Inode(_))).count()
+    spots
+        .iter()
+        .filter(|spot| !matches!(spot, Spot::Inode(_)))
+        .count()
 }
 
 fn first(running: &Running, base: &Path) -> Position {
@@ -188,7 +204,10 @@ type Change = (&'static str, fn(&Path));
 const CHANGES: [Change; 22] = [
     ("a file", |at| fs::write(at.join("file"), "one").unwrap()),
     ("appending", |at| {
-        let file = fs::File::options().append(true).open(at.join("file")).unwrap();
+        let file = fs::File::options()
+            .append(true)
+            .open(at.join("file"))
+            .unwrap();
         file.write_at(b"two", 3).map(drop).unwrap();
     }),
     ("truncating by path", |at| {
@@ -209,22 +228,46 @@ const CHANGES: [Change; 22] = [
         fs::write(at.join(std::ffi::OsStr::from_bytes(b"\xff\n")), "x").unwrap();
     }),
     ("a directory", |at| fs::create_dir(at.join("dir")).unwrap()),
-    ("a file in it", |at| fs::write(at.join("dir/file"), "x").unwrap()),
-    ("deep directories", |at| fs::create_dir_all(at.join("a/b/c/d")).unwrap()),
-    ("a file far down", |at| fs::write(at.join("a/b/c/d/file"), "x").unwrap()),
+    ("a file in it", |at| {
+        fs::write(at.join("dir/file"), "x").unwrap()
+    }),
+    ("deep directories", |at| {
+        fs::create_dir_all(at.join("a/b/c/d")).unwrap()
+    }),
+    ("a file far down", |at| {
+        fs::write(at.join("a/b/c/d/file"), "x").unwrap()
+    }),
     ("mode of a directory", |at| {
         fs::set_permissions(at.join("a/b/c"), fs::Permissions::from_mode(0o700)).unwrap();
     }),
     ("a link", |at| symlink("file", at.join("a/link")).unwrap()),
-    ("a hard link", |at| fs::hard_link(at.join("file"), at.join("a/b/hard")).unwrap()),
-    ("writing by another name", |at| fs::write(at.join("a/b/hard"), "longer").unwrap()),
-    ("renaming a file", |at| fs::rename(at.join("file"), at.join("a/moved")).unwrap()),
-    ("unlinking one name of two", |at| fs::remove_file(at.join("a/b/hard")).unwrap()),
-    ("renaming a tree", |at| fs::rename(at.join("a/b"), at.join("dir/b")).unwrap()),
-    ("writing in the renamed tree", |at| fs::write(at.join("dir/b/c/d/file"), "yy").unwrap()),
-    ("making the same name again", |at| fs::create_dir_all(at.join("a/b/c")).unwrap()),
-    ("removing a tree", |at| fs::remove_dir_all(at.join("dir/b")).unwrap()),
-    ("the same tree again, empty", |at| fs::create_dir_all(at.join("dir/b/c/d")).unwrap()),
+    ("a hard link", |at| {
+        fs::hard_link(at.join("file"), at.join("a/b/hard")).unwrap()
+    }),
+    ("writing by another name", |at| {
+        fs::write(at.join("a/b/hard"), "longer").unwrap()
+    }),
+    ("renaming a file", |at| {
+        fs::rename(at.join("file"), at.join("a/moved")).unwrap()
+    }),
+    ("unlinking one name of two", |at| {
+        fs::remove_file(at.join("a/b/hard")).unwrap()
+    }),
+    ("renaming a tree", |at| {
+        fs::rename(at.join("a/b"), at.join("dir/b")).unwrap()
+    }),
+    ("writing in the renamed tree", |at| {
+        fs::write(at.join("dir/b/c/d/file"), "yy").unwrap()
+    }),
+    ("making the same name again", |at| {
+        fs::create_dir_all(at.join("a/b/c")).unwrap()
+    }),
+    ("removing a tree", |at| {
+        fs::remove_dir_all(at.join("dir/b")).unwrap()
+    }),
+    ("the same tree again, empty", |at| {
+        fs::create_dir_all(at.join("dir/b/c/d")).unwrap()
+    }),
 ];
 
 /// Runs all of it in `base`, an empty directory on the file system in question.
@@ -254,7 +297,10 @@ fn one_change_at_a_time(base: &Path, how: How) {
         assert_found(&before, &after, &spots);
         let (next, spots) = dirty(&running, base, &next);
         assert_eq!(placed(&spots), 0, "after {name} it was quiet: {spots:?}");
-        running.feed().used(std::slice::from_ref(&next)).expect("used");
+        running
+            .feed()
+            .used(std::slice::from_ref(&next))
+            .expect("used");
         position = next;
     }
 }
@@ -280,7 +326,9 @@ fn races(base: &Path, how: How) {
         }
         let (next, spots) = dirty(&running, base, &next);
         assert_found(&after, &snapshot(base), &spots);
-        let told = spots.iter().filter(|spot| matches!(spot, Spot::Dir(dir) if dir.names().count() == 3));
+        let told = spots
+            .iter()
+            .filter(|spot| matches!(spot, Spot::Dir(dir) if dir.names().count() == 3));
         assert_eq!(told.count(), 100);
         position = next;
     }
@@ -394,10 +442,19 @@ fn uses_and_gaps(base: &Path, how: How) {
     );
     assert!(two_again.segment > two.segment);
     // Another dataset is still at the beginning: nothing of it may go.
-    running.feed().used(&[two.clone(), one.clone()]).expect("used");
+    running
+        .feed()
+        .used(&[two.clone(), one.clone()])
+        .expect("used");
     assert_eq!(dirty(&running, base, &one).1.len(), spots.len());
-    running.feed().used(std::slice::from_ref(&two)).expect("used");
-    assert!(matches!(look(&running, base, Some(&one)).coverage, Coverage::Walk { .. }));
+    running
+        .feed()
+        .used(std::slice::from_ref(&two))
+        .expect("used");
+    assert!(matches!(
+        look(&running, base, Some(&one)).coverage,
+        Coverage::Walk { .. }
+    ));
     running.stop();
     let silent = look(&running, base, Some(&two));
     assert_eq!(silent, Answer::walk("no change tracker is running"));

@@ -65,11 +65,7 @@ pub(crate) enum Event {
 pub(crate) struct Garbled(&'static str);
 
 /// Reads all events of one `read(2)`; `me` is this process.
-pub(crate) fn parse(
-    mut bytes: &[u8],
-    me: u32,
-    sink: &mut dyn FnMut(Event),
-) -> Result<(), Garbled> {
+pub(crate) fn parse(mut bytes: &[u8], me: u32, sink: &mut dyn FnMut(Event)) -> Result<(), Garbled> {
     while !bytes.is_empty() {
         let head = bytes.get(..METADATA_LEN).ok_or(Garbled("a short event"))?;
         if head[4] != VERSION {
@@ -83,18 +79,18 @@ pub(crate) fn parse(
         // Both words are of the machine's byte order, and so is the pair.
         let mut word = [0; 8];
         word.copy_from_slice(&head[8..16]);
-        one(u64::from_ne_bytes(word), u32_at(head, 20) == me, infos, sink)?;
+        one(
+            u64::from_ne_bytes(word),
+            u32_at(head, 20) == me,
+            infos,
+            sink,
+        )?;
         bytes = &bytes[len..];
     }
     Ok(())
 }
 
-fn one(
-    mask: u64,
-    mine: bool,
-    infos: &[u8],
-    sink: &mut dyn FnMut(Event),
-) -> Result<(), Garbled> {
+fn one(mask: u64, mine: bool, infos: &[u8], sink: &mut dyn FnMut(Event)) -> Result<(), Garbled> {
     if mask & OVERFLOW != 0 {
         sink(Event::Overflow);
         return Ok(());

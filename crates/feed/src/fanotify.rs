@@ -14,9 +14,9 @@ use fanotify_fid::{Fanotify, FanotifyError};
 use rustix::io::Errno;
 use tree::{Dir, RelPath, Stat};
 
+use crate::Spot;
 use crate::event::{self, Event, Handle};
 use crate::mounts::Mounts;
-use crate::Spot;
 
 /// Whatever may make a directory differ from what was seen of it. `CLOSE_WRITE` beside `MODIFY`:
 /// what is written through a mapping is told by the closing only.
@@ -42,7 +42,8 @@ pub(crate) fn refusal(error: &FanotifyError) -> String {
     match error.errno().map(Errno::from_raw_os_error) {
         Some(Errno::PERM) => "that takes the capability CAP_SYS_ADMIN".to_owned(),
         Some(Errno::XDEV) => {
-            "only a subvolume of it is mounted, and the kernel watches whole file systems".to_owned()
+            "only a subvolume of it is mounted, and the kernel watches whole file systems"
+                .to_owned()
         }
         Some(Errno::OPNOTSUPP | Errno::NODEV) => {
             "this kind of file system gives no file handles".to_owned()

@@ -119,7 +119,12 @@ impl Tree {
     /// Forgets what was below a directory that went away or moved.
     fn forget(&mut self, top: &Path) {
         let below = |path: &PathBuf| path.starts_with(top);
-        let gone: Vec<i32> = self.dirs.iter().filter(|(_, path)| below(path)).map(|(wd, _)| *wd).collect();
+        let gone: Vec<i32> = self
+            .dirs
+            .iter()
+            .filter(|(_, path)| below(path))
+            .map(|(wd, _)| *wd)
+            .collect();
         for wd in gone {
             self.dirs.remove(&wd);
             // It may be gone with its directory; what it still has to say is about a path that
@@ -139,7 +144,10 @@ impl Tree {
                 Ok(event) => steps.push(Step {
                     flags: event.events(),
                     wd: event.wd(),
-                    name: event.file_name().map(|name| name.to_bytes().to_vec()).unwrap_or_default(),
+                    name: event
+                        .file_name()
+                        .map(|name| name.to_bytes().to_vec())
+                        .unwrap_or_default(),
                 }),
                 Err(Errno::AGAIN | Errno::INTR) => break Ok(()),
                 Err(error) => break Err(error),

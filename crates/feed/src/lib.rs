@@ -136,13 +136,8 @@ pub trait Feed: Send + Sync {
     /// What may have changed below `root`, which lies at `base`, since the scan that ended with
     /// `since`. All that was done before the call is in it. `cross_mounts`: whether the dataset
     /// goes on below other file systems' mount points.
-    fn look(
-        &self,
-        root: &Dir,
-        base: &Path,
-        cross_mounts: bool,
-        since: Option<&Position>,
-    ) -> Answer;
+    fn look(&self, root: &Dir, base: &Path, cross_mounts: bool, since: Option<&Position>)
+    -> Answer;
 
     /// No scan will ask for what was noted up to these positions: all that have been recorded.
     /// To be called after the transaction that recorded them.
@@ -151,19 +146,5 @@ pub trait Feed: Send + Sync {
     /// The tracker's last sign of life, if there ever was one.
     fn status(&self) -> Option<TrackerStatus> {
         None
-    }
-}
-
-/// No tracker: everything may have changed.
-#[derive(Debug, Default)]
-pub struct FullWalk;
-
-impl Feed for FullWalk {
-    fn look(&self, _: &Dir, _: &Path, _: bool, _: Option<&Position>) -> Answer {
-        Answer::walk("there is no change tracker")
-    }
-
-    fn used(&self, _: &[Position]) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -197,19 +197,26 @@ impl Tracker {
             });
             return Ok(None);
         }
-        Ok(Some(why.unwrap_or_else(|| "it is mounted nowhere".to_owned())))
+        Ok(Some(
+            why.unwrap_or_else(|| "it is mounted nowhere".to_owned()),
+        ))
     }
 
     /// Listens and answers until `cancel` is set. Errors: [`Error::Io`], when what it hears cannot
     /// be written down.
     pub fn run(&mut self, cancel: &AtomicBool) -> Result<()> {
         let feed = self.feed.clone();
-        let failed = |source| Error::Io { path: feed.clone(), source };
+        let failed = |source| Error::Io {
+            path: feed.clone(),
+            source,
+        };
         while !cancel.load(Ordering::Relaxed) {
             if self.beat.is_none_or(|beat| beat.elapsed() >= HEARTBEAT) {
                 self.heartbeat()?;
             }
-            let asked = self.wait(true, Duration::from_millis(500)).map_err(failed)?;
+            let asked = self
+                .wait(true, Duration::from_millis(500))
+                .map_err(failed)?;
             if !asked && self.drain().map_err(failed)? {
                 // Whatever comes now waits a little, but for a run that asks.
                 if self.wait(false, PAUSE).map_err(failed)? {
@@ -226,7 +233,10 @@ impl Tracker {
 
     /// Waits until a run asks (then true) or, if `events`, until something happened.
     fn wait(&self, events: bool, patience: Duration) -> io::Result<bool> {
-        let mut fds = vec![PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN)];
+        let mut fds = vec![PollFd::from_borrowed_fd(
+            self.listener.as_fd(),
+            PollFlags::IN,
+        )];
         if events {
             let group = self.group.as_ref().ok().map(Group::fd);
             let trees = self.trees.iter().map(|watched| watched.tree.fd());
@@ -325,7 +335,9 @@ impl Tracker {
     }
 
     fn drain_tree(&mut self, at: usize) -> io::Result<bool> {
-        let Watched { tree, out, seen, .. } = &mut self.trees[at];
+        let Watched {
+            tree, out, seen, ..
+        } = &mut self.trees[at];
         let mut any = false;
         loop {
             let mut failure = None;
@@ -475,7 +487,9 @@ impl Tracker {
         let deadline = Instant::now() + MARK_PATIENCE;
         while !is_seen(self) {
             if Instant::now() > deadline {
-                return Err(io::Error::other("the kernel does not tell the tracker's own mark"));
+                return Err(io::Error::other(
+                    "the kernel does not tell the tracker's own mark",
+                ));
             }
             if !self.drain()? {
                 self.wait(true, Duration::from_millis(20))?;
@@ -512,7 +526,9 @@ impl Tracker {
 /// What a run asks for: a directory.
 fn asked(stream: &UnixStream) -> Option<PathBuf> {
     stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-    stream.set_write_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream
+        .set_write_timeout(Some(Duration::from_secs(2)))
+        .ok()?;
     let mut path = Vec::new();
     BufReader::new(stream).read_until(0, &mut path).ok()?;
     path.pop_if(|last| *last == 0)?;

@@ -1,6 +1,7 @@
 //! Configuration as meant.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::diagnostic::Mark;
 use crate::pattern::Pattern;
@@ -28,8 +29,11 @@ pub struct Config {
 pub struct Host {
     /// Defaults to the machine's host name.
     pub name: String,
-    /// Catalog and locks. Default `/var/lib/thrice`.
+    /// Catalog, change feed and locks. Default `/var/lib/thrice`.
     pub state: PathBuf,
+    /// Within this time every directory is looked at, whatever the change tracker says.
+    /// Default 7 days.
+    pub audit: Duration,
 }
 
 /// `[store.NAME]`.

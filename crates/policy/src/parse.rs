@@ -17,6 +17,8 @@ use crate::written::{self, Common, Written, WrittenDataset, WrittenRoot, Written
 pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
 /// Where the configuration is looked for when nothing is said.
+/// `audit` of `[host]` where it says none.
+const AUDIT: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 const PLACES: [&str; 2] = ["thrice.toml", "/etc/thrice/thrice.toml"];
 
 /// No configuration was found.
@@ -159,6 +161,7 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
                 .host_name
                 .map_or_else(machine_name, |name| name.value),
             state,
+            audit: written.audit.map_or(AUDIT, |audit| audit.value),
         },
         stores: written.stores.iter().map(|at| at.value.clone()).collect(),
         roots,

@@ -3,18 +3,20 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::fields::{At, Fields, Sink};
 use crate::meant::{Keep, Metrics, RootEach, Schedule, StoreKind, StoreSpec};
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
-use crate::units::{STEPS, When, parse_percent, parse_rate, parse_when};
+use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse_when};
 
 /// The file, table by table. What had an error in it is left out; the names of stores are
 /// all there, so that a route to a wrong one is not said to lead nowhere.
 pub(crate) struct Written {
     pub host_name: Option<At<String>>,
     pub state: Option<At<PathBuf>>,
+    pub audit: Option<At<Duration>>,
     pub stores: Vec<At<StoreSpec>>,
     pub store_names: Vec<At<String>>,
     /// Of every root and dataset, those left out too: so that their routes are checked.
@@ -66,16 +68,17 @@ const PATH_BYTES_MAX: usize = 4096;
 
 /// Reads every table of `top`.
 pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
-    let (host_name, state) = match top.table("host", "[host]".into()) {
+    let (host_name, state, audit) = match top.table("host", "[host]".into()) {
         Some(mut host) => {
             let read = (
                 host.parsed("name", check_name),
                 host.parsed("state", clean_path),
+                host.parsed("audit", parse_duration),
             );
             host.finish();
             read
         }
-        None => (None, None),
+        None => (None, None, None),
     };
     let stores = top.tables("store");
     let names = stores.iter().map(|(name, fields)| At {
@@ -106,6 +109,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
     Written {
         host_name,
         state,
+        audit,
         stores,
         store_names,
         commons,

@@ -32,5 +32,5 @@ pub use filesystem::{FsIdentity, Space, is_mount_point, is_read_only, space, syn
 pub use hasher::ContentHasher;
 pub use node::{Extent, Flags, Kind, Node, Stat, Time, Xattr};
 pub use path::{PathBytes, PathError, RelPath, escape};
-pub use walk::{Judge, Judgement, Listing, WalkOptions, walk};
+pub use walk::{Judge, Judgement, Listing, WalkOptions, list, walk, walk_below};
 pub use xattr::read_xattrs;

@@ -128,18 +128,23 @@ pub fn walk(
     judge_all: bool,
     sink: &mut dyn FnMut(Listing) -> ControlFlow<()>,
 ) -> io::Result<()> {
+    walk_below(root, &RelPath::root(), options, judge, judge_all, sink)
+}
+
+/// The same of the directory `top` below `root` and everything below that. All paths are relative
+/// to `root`. A `top` that is not there is an error; one that another file system is mounted on
+/// is listed as such.
+pub fn walk_below(
+    root: &Dir,
+    top: &RelPath,
+    options: &WalkOptions,
+    judge: Judge<'_>,
+    judge_all: bool,
+    sink: &mut dyn FnMut(Listing) -> ControlFlow<()>,
+) -> io::Result<()> {
     let open = AtomicUsize::new(0);
-    let walk = Walk {
-        root,
-        device: root.stat_self()?.dev,
-        cross_mounts: options.cross_mounts,
-        judge: judge_all.then_some(judge),
-        open: &open,
-        state: Mutex::new(State::default()),
-        work: Condvar::new(),
-        news: Condvar::new(),
-    };
-    walk.list_root()?;
+    let walk = Walk::new(root, options, judge_all.then_some(judge), &open)?;
+    walk.list_top(top)?;
     std::thread::scope(|scope| {
         for _ in 0..options.threads.max(1) {
             scope.spawn(|| walk.work());
@@ -155,6 +160,22 @@ pub fn walk(
         }
     });
     Ok(())
+}
+
+/// Lists one directory below `root`, as [`walk`] would, and nothing below it. An error only
+/// where the root itself cannot be looked at.
+pub fn list(
+    root: &Dir,
+    dir: &RelPath,
+    options: &WalkOptions,
+    judge: Judge<'_>,
+    judge_all: bool,
+) -> io::Result<Listing> {
+    let open = AtomicUsize::new(0);
+    let walk = Walk::new(root, options, judge_all.then_some(judge), &open)?;
+    let (opened, stat) = (root.open_dir(dir), root.stat_self()?);
+    let (listing, _) = walk.list(opened, Place::top(dir), dir.clone(), stat);
+    Ok(listing)
 }
 
 struct Walk<'a> {
@@ -232,6 +253,17 @@ impl Drop for Place {
 }
 
 impl Place {
+    /// Where a walk begins.
+    fn top(path: &RelPath) -> Option<Arc<Self>> {
+        let name = || path.as_bytes().into();
+        (!path.is_root()).then(|| {
+            Arc::new(Self {
+                above: None,
+                name: name(),
+            })
+        })
+    }
+
     fn path(&self) -> RelPath {
         let mut names: Vec<&[u8]> = vec![&self.name];
         let mut place = self;
@@ -280,6 +312,24 @@ impl<'a> State<'a> {
 
 /// Who does what.
 impl<'a> Walk<'a> {
+    fn new(
+        root: &'a Dir,
+        options: &WalkOptions,
+        judge: Option<Judge<'a>>,
+        open: &'a AtomicUsize,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            root,
+            device: root.stat_self()?.dev,
+            cross_mounts: options.cross_mounts,
+            judge,
+            open,
+            state: Mutex::new(State::default()),
+            work: Condvar::new(),
+            news: Condvar::new(),
+        })
+    }
+
     /// What the lock holds is whole whenever it is free, panics or not.
     fn state(&self) -> MutexGuard<'_, State<'a>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -314,10 +364,10 @@ impl<'a> Walk<'a> {
     }
 
     /// By the caller, before there are workers.
-    fn list_root(&self) -> io::Result<()> {
-        let dir = self.root.open_dir(&RelPath::root())?;
+    fn list_top(&self, top: &RelPath) -> io::Result<()> {
+        let dir = self.root.open_dir(top)?;
         let stat = dir.stat_self()?;
-        let (listing, children) = self.list(Ok(dir), None, RelPath::root(), stat);
+        let (listing, children) = self.list(Ok(dir), Place::top(top), top.clone(), stat);
         if listing.vanished {
             return Err(Errno::NOENT.into());
         }

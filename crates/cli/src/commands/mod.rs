@@ -11,6 +11,7 @@ mod run;
 mod status;
 mod target;
 mod verify;
+mod watch;
 
 use anyhow::Result;
 
@@ -24,6 +25,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Check => check::check(global, printer),
         Command::Plan(args) => plan::plan(global, printer, args),
         Command::Run(args) => run::run(global, printer, args),
+        Command::Watch(args) => watch::watch(global, printer, args),
         Command::Status => status::status(global, printer),
         Command::Versions { target } => browse::versions(global, printer, target),
         Command::Ls(args) => browse::ls(global, printer, args),

@@ -1,0 +1,233 @@
+//! What the change feed says to a dataset's scan, and what is recorded of it.
+
+use std::time::Duration;
+
+use catalog::{Catalog, DatasetId, FeedRow, Replica};
+use feed::{Answer, Coverage, Feed, OpenFile, Position, Spot};
+use jiff::Timestamp;
+use policy::Dataset;
+use serde::{Deserialize, Serialize};
+use tree::RelPath;
+
+use crate::dirty::{Missed, Slice, Where};
+use crate::error::{Error, Result};
+use crate::scan::{Scan, Walk};
+
+/// The longest that one scan's audit takes.
+const AUDIT_TIME: Duration = Duration::from_secs(60);
+const MISSED: &str = "the audit found a change that the change tracker had not told of";
+
+/// A position, and under what it was true.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    position: Position,
+    /// The dataset's scope and the store that it was compared with: when one of them is another,
+    /// paths have come that did not change.
+    context: String,
+}
+
+/// What a scan is to go by.
+pub(crate) struct Watch<'a> {
+    feed: &'a dyn Feed,
+    walk: &'a Walk<'a>,
+    meant: &'a Dataset,
+    /// Within this time everything is looked at, whatever the feed says.
+    audit: Duration,
+    dataset: DatasetId,
+    context: String,
+    row: FeedRow,
+    answer: Answer,
+    /// Why everything is to be looked at; `None`: the answer says where.
+    pub(crate) why: Option<String>,
+    doubtful: Vec<(RelPath, bool)>,
+    open: Vec<(RelPath, bool)>,
+    now: Timestamp,
+}
+
+impl<'a> Watch<'a> {
+    /// Asks the feed. All that was done before is in its answer, or in the walk that follows.
+    #[expect(clippy::too_many_arguments, reason = "all that a scan goes by")]
+    pub(crate) fn ask(
+        catalog: &Catalog,
+        feed: &'a dyn Feed,
+        walk: &'a Walk<'a>,
+        meant: &'a Dataset,
+        audit: Duration,
+        replica: &Replica,
+        open: &[OpenFile],
+        now: Timestamp,
+    ) -> Result<Self> {
+        let policy::Source::Tree { base, scope } = &meant.source;
+        let dataset = replica.dataset;
+        let row = catalog.feed(dataset)?;
+        let context = format!(
+            "{}:{}:{}",
+            scope.fingerprint(),
+            walk.cross_mounts,
+            replica.store_name
+        );
+        let mark = row.position.as_deref().map(serde_json::from_str::<Mark>);
+        let mark = mark.transpose().ok().flatten();
+        let since = mark.as_ref().map(|mark| &mark.position);
+        let answer = feed.look(walk.root, base, walk.cross_mounts, since);
+        let changed = mark.as_ref().is_some_and(|mark| mark.context != context);
+        let why = match (&replica.reconcile, &answer.coverage) {
+            (Some(reason), _) => Some(reason.clone()),
+            (None, Coverage::Walk { why }) => Some(why.clone()),
+            (None, Coverage::Dirty(_)) if changed => {
+                Some("what belongs to the dataset, or its first store, is another".to_owned())
+            }
+            (None, Coverage::Dirty(_)) => None,
+        };
+        // The feed's own word where it gave one: the reason for what it knows not to know.
+        let why = why.map(
+            |why| match (&row.broken, answer.position.is_some(), since) {
+                (Some(broken), true, None) if replica.reconcile.is_none() => broken.clone(),
+                _ => why,
+            },
+        );
+        let doubtful = catalog.open_files(dataset)?;
+        let open = crate::dirty::in_dataset(walk, base, catalog, replica, open)?;
+        Ok(Self {
+            feed,
+            walk,
+            meant,
+            audit,
+            dataset,
+            context,
+            row,
+            answer,
+            why,
+            doubtful,
+            open,
+            now,
+        })
+    }
+
+    fn spots(&self) -> &[Spot] {
+        match &self.answer.coverage {
+            Coverage::Dirty(spots) => spots,
+            Coverage::Walk { .. } => &[],
+        }
+    }
+
+    /// Files open for writing at the last scan or now.
+    fn doubtful(&self) -> Vec<(RelPath, bool)> {
+        let mut all = [&self.doubtful[..], &self.open].concat();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Scans, and records what the next scan may start from: in the caller's transaction.
+    pub(crate) fn scan(
+        &self,
+        catalog: &Catalog,
+        replica: &Replica,
+        tell: crate::scan::Tell<'_>,
+    ) -> Result<(Scan, Vec<Missed>)> {
+        let doubtful = self.doubtful();
+        let mut row = FeedRow {
+            audit_at: Some(self.now),
+            broken: None,
+            ..self.row.clone()
+        };
+        let (scan, missed) = if self.why.is_some() {
+            let scan = self.walk.compare(catalog, self.dataset, replica, tell)?;
+            (row.audit_dir, row.audited) = (None, Some(self.now));
+            crate::dirty::reread_mapped(catalog, replica, &doubtful)?;
+            (scan, Vec::new())
+        } else {
+            let places = Where {
+                spots: self.spots(),
+                doubtful: &doubtful,
+                audit: self.slice(catalog)?,
+            };
+            let looked =
+                crate::dirty::look(self.walk, catalog, self.dataset, replica, &places, tell)?;
+            row.audit_dir = looked.audited_to;
+            if looked.audited_to.is_none() {
+                row.audited = Some(self.now);
+            }
+            let missed = self.really_missed(looked.missed);
+            (looked.scan, missed)
+        };
+        row.missed += missed.len() as u64;
+        row.position = None;
+        if !missed.is_empty() {
+            row.broken = Some(MISSED.to_owned());
+        } else if !scan.unreadable.is_empty() {
+            row.broken = Some("some of it could not be read at the last scan".to_owned());
+        } else if let Some(position) = self.answer.position.clone() {
+            let context = self.context.clone();
+            let mark = Mark { position, context };
+            row.position = Some(to_json(&mark)?);
+        }
+        catalog.set_feed(self.dataset, &row)?;
+        catalog.set_open_files(self.dataset, &self.open)?;
+        Ok((scan, missed))
+    }
+
+    /// How much of the rest to look at: all of it within the period.
+    fn slice(&self, catalog: &Catalog) -> Result<Slice> {
+        let period = self.audit.as_secs_f64().max(1.0);
+        let since = self.row.audit_at.map_or(period, |at| {
+            // The clock may have been set back.
+            self.now.duration_since(at).as_secs_f64().clamp(0.0, period)
+        });
+        let all = catalog.dir_count(self.dataset)?;
+        let share = (all as f64 * since / period).ceil();
+        Ok(Slice {
+            after: self.row.audit_dir,
+            dirs: (share as u64).clamp(1, all.max(1)),
+            time: AUDIT_TIME,
+        })
+    }
+
+    /// What differed in the meantime is no miss: the feed is asked once more.
+    fn really_missed(&self, missed: Vec<Missed>) -> Vec<Missed> {
+        let Some(position) = self.answer.position.as_ref().filter(|_| !missed.is_empty()) else {
+            return Vec::new();
+        };
+        let policy::Source::Tree { base, .. } = &self.meant.source;
+        let again = self
+            .feed
+            .look(self.walk.root, base, self.walk.cross_mounts, Some(position));
+        let Coverage::Dirty(spots) = again.coverage else {
+            // It cannot say, and so nobody can: the next scan walks.
+            return Vec::new();
+        };
+        let is_told = |missed: &Missed| {
+            spots.iter().any(|spot| match spot {
+                Spot::Dir(path) => missed.dir.is_in(path),
+                Spot::File(path) => missed.path.is_in(path),
+                Spot::Inode(_) | Spot::Elsewhere => true,
+            })
+        };
+        missed
+            .into_iter()
+            .filter(|missed| !is_told(missed))
+            .collect()
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|_| Error::Internal("a position that is no JSON"))
+}
+
+/// Lets go of what no dataset needs any more, and records the tracker's sign of life. To be called
+/// after the transaction in which a scan recorded its position.
+pub(crate) fn settle(catalog: &Catalog, feed: &dyn Feed) -> Result<()> {
+    let mut positions = Vec::new();
+    for json in catalog.feed_positions()? {
+        if let Ok(mark) = serde_json::from_str::<Mark>(&json) {
+            positions.push(mark.position);
+        }
+    }
+    feed.used(&positions)
+        .map_err(Error::io("removing what the change tracker had noted"))?;
+    if let Some(status) = feed.status() {
+        catalog.set_tracker(&to_json(&status)?)?;
+    }
+    Ok(())
+}
