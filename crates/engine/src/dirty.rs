@@ -109,9 +109,13 @@ pub(crate) fn look(
     tell: &mut dyn FnMut(&Catalog, Difference<'_>) -> Result<()>,
 ) -> Result<Looked> {
     let mut missed = Vec::new();
+    // The listing of a directory shows again what was told of one in it.
+    let mut told: HashSet<(DirId, Vec<u8>)> = HashSet::new();
     let auditing = std::cell::Cell::new(false);
     let mut listen = |catalog: &Catalog, difference: Difference<'_>| {
-        if auditing.get()
+        let spot = (difference.note.dir, difference.note.name.clone());
+        if told.insert(spot)
+            && auditing.get()
             && let Some(class) = Class::of(&difference)
         {
             let dir = difference.dir_path.clone();

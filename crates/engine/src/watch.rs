@@ -72,6 +72,7 @@ impl<'a> Watch<'a> {
         let answer = feed.look(walk.root, base, walk.cross_mounts, since);
         let changed = mark.as_ref().is_some_and(|mark| mark.context != context);
         let why = match (&replica.reconcile, &answer.coverage) {
+            (Some(_), _) if replica.sealed == 0 => Some("first scan".to_owned()),
             (Some(reason), _) => Some(reason.clone()),
             (None, Coverage::Walk { why }) => Some(why.clone()),
             (None, Coverage::Dirty(_)) if changed => {

@@ -62,7 +62,7 @@ impl Tracked {
             })
         };
         let Some(since) = since else {
-            return walk("no scan has used the change tracker before");
+            return walk("the last scan was made without the change tracker");
         };
         if since.epoch != sealed.epoch {
             let ended = answer.ended.iter().find(|ended| ended.epoch == since.epoch);

@@ -139,6 +139,7 @@ impl Tracker {
         if self.trees.iter().any(|watched| watched.tree.base() == base) {
             return Ok(How::Inotify);
         }
+        self.beat = None;
         let (dev, points) = fanotify::points(&Mounts::read()?, &dir)?;
         let why = match self.watch_whole(&dev, &points)? {
             None => return Ok(How::Fanotify),
@@ -164,19 +165,13 @@ impl Tracker {
 
     /// `None` when it is watched, else why not.
     fn watch_whole(&mut self, dev: &str, points: &[PathBuf]) -> io::Result<Option<String>> {
+        self.forget_unmounted()?;
+        if self.marks.iter().any(|mark| mark.dev == dev) {
+            return Ok(None);
+        }
         let group = match &self.group {
             Ok(group) => group,
             Err(why) => return Ok(Some(why.clone())),
-        };
-        if let Some(at) = self.marks.iter().position(|mark| mark.dev == dev) {
-            if group.is_watched(&self.marks[at].point) {
-                return Ok(None);
-            }
-            let mark = self.marks.swap_remove(at);
-            self.end(mark.out, "it was unmounted")?;
-        }
-        let Ok(group) = &self.group else {
-            return Ok(None);
         };
         let mut why = None;
         for point in points {
@@ -200,6 +195,19 @@ impl Tracker {
         Ok(Some(
             why.unwrap_or_else(|| "it is mounted nowhere".to_owned()),
         ))
+    }
+
+    /// What comes back after an unmount, under whatever number, was not watched meanwhile.
+    fn forget_unmounted(&mut self) -> io::Result<()> {
+        for at in (0..self.marks.len()).rev() {
+            let point = &self.marks[at].point;
+            let group = self.group.as_ref();
+            if group.is_ok_and(|group| !group.is_watched(point)) {
+                let mark = self.marks.swap_remove(at);
+                self.end(mark.out, "it was unmounted")?;
+            }
+        }
+        Ok(())
     }
 
     /// Listens and answers until `cancel` is set. Errors: [`Error::Io`], when what it hears cannot
@@ -439,15 +447,11 @@ impl Tracker {
         let before = self.seen;
         group.mark(&self.marks[mark].point)?;
         self.wait_for_marker(|tracker| tracker.seen > before)?;
-        let (Some(mark), Ok(group)) = (at(self), &self.group) else {
+        // Only now: it was watched all the time until everything before was heard.
+        self.forget_unmounted()?;
+        let Some(mark) = at(self) else {
             return Ok(None);
         };
-        // Only now: it was watched all the time until everything before was heard.
-        if !group.is_watched(&self.marks[mark].point) {
-            let mark = self.marks.swap_remove(mark);
-            self.end(mark.out, "it was unmounted")?;
-            return Ok(None);
-        }
         let out = &mut self.marks[mark].out;
         Ok(Some(Sealed {
             epoch: out.epoch(),

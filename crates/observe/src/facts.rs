@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use catalog::{Catalog, Finding, FindingRow, Replica, Run, RunStatus, Severity};
 use engine::{Expectation, Result};
+use feed::Feed;
 use jiff::Timestamp;
 use policy::{Config, Coverage, Schedule};
 
@@ -19,6 +20,10 @@ pub struct Facts {
     pub schedule: Schedule,
     pub datasets: Vec<DatasetFacts>,
     pub stores: Vec<StoreFacts>,
+    /// The change tracker's last sign of life; `None`: it has never run.
+    pub tracker: Option<feed::TrackerStatus>,
+    /// Changes that it did not tell, ever.
+    pub missed: u64,
     /// Those open, the worst first.
     pub findings: Vec<report::Finding>,
 }
@@ -85,8 +90,19 @@ pub fn gather(config: &Config, catalog: &Catalog, expectation: &Expectation) -> 
         schedule: config.schedule.clone(),
         datasets,
         stores: stores(config, catalog, &runs)?,
+        tracker: tracker(config, catalog)?,
+        missed: catalog.feed_missed()?,
         findings,
     })
+}
+
+/// What the tracker says itself, or said to the last run that met it.
+fn tracker(config: &Config, catalog: &Catalog) -> Result<Option<feed::TrackerStatus>> {
+    if let Some(status) = feed::Tracked::new(&config.host.state).status() {
+        return Ok(Some(status));
+    }
+    let json = catalog.tracker()?;
+    Ok(json.and_then(|json| serde_json::from_str(&json).ok()))
 }
 
 fn datasets(catalog: &Catalog, expectation: &Expectation) -> Result<Vec<DatasetFacts>> {

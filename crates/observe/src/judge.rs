@@ -2,11 +2,14 @@
 
 use catalog::RunStatus;
 use engine::rfc3339;
+use feed::TrackerStatus;
 use jiff::Timestamp;
 use policy::{STEPS, Schedule, When};
 
 use crate::facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts};
-use crate::report::{DatasetStatus, Replica, State, StatusReport, StoreStatus};
+use crate::report::{
+    DatasetStatus, FeedStatus, Replica, State, StatusReport, StoreStatus, WatchedPlace,
+};
 
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
@@ -36,7 +39,31 @@ pub fn judge(facts: &Facts, now: Timestamp) -> StatusReport {
         ok,
         datasets,
         stores: facts.stores.iter().map(store).collect(),
+        feed: facts
+            .tracker
+            .as_ref()
+            .map(|tracker| feed(tracker, facts.missed, now)),
         findings: facts.findings.clone(),
+    }
+}
+
+/// Six signs of life have not come: it is dead, or hangs.
+const SILENCE_MAX: i64 = 60;
+
+fn feed(tracker: &TrackerStatus, missed: u64, now: Timestamp) -> FeedStatus {
+    let watched = tracker.streams.iter().map(|stream| WatchedPlace {
+        place: tree::escape(stream.place.as_os_str().as_encoded_bytes()).into_owned(),
+        how: stream.how.as_str(),
+        since: rfc3339(stream.since),
+        why: stream.why.clone(),
+    });
+    let silent = now.as_second() - tracker.heartbeat.as_second();
+    FeedStatus {
+        alive: silent <= SILENCE_MAX,
+        heartbeat: rfc3339(tracker.heartbeat),
+        overflows: tracker.overflows,
+        missed,
+        watched: watched.collect(),
     }
 }
 

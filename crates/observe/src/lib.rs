@@ -14,7 +14,9 @@ use policy::Config;
 
 pub use facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts, gather};
 pub use judge::{OBJECTIVE_DEFAULT, judge, objective};
-pub use report::{DatasetStatus, Finding, Replica, State, StatusReport, StoreStatus};
+pub use report::{
+    DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus, WatchedPlace,
+};
 
 /// What is known at `now` of everything that should be backed up. Asks no store: what is said of
 /// one is what the last run met.

@@ -13,7 +13,35 @@ pub struct StatusReport {
     pub ok: bool,
     pub datasets: Vec<DatasetStatus>,
     pub stores: Vec<StoreStatus>,
+    /// Null while no change tracker has ever run.
+    pub feed: Option<FeedStatus>,
     pub findings: Vec<Finding>,
+}
+
+/// The change tracker.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FeedStatus {
+    /// Whether it has given a sign of life within the last minute.
+    pub alive: bool,
+    pub heartbeat: String,
+    /// How often the kernel dropped events, ever: each made a run look at everything.
+    pub overflows: u64,
+    /// Changes that it did not tell and the audit found, ever.
+    pub missed: u64,
+    pub watched: Vec<WatchedPlace>,
+}
+
+/// A file system, or a tree, under watch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WatchedPlace {
+    pub place: String,
+    /// `fanotify` or `inotify`.
+    pub how: &'static str,
+    /// Since when without a gap.
+    pub since: String,
+    /// Why the whole file system is not watched, where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// A dataset.

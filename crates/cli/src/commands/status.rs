@@ -78,6 +78,20 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
     });
     let header = ["STORE", "REACHABLE", "SIZE", "AVAILABLE"];
     printer.data(&format!("\n{}", table(&header, rows.collect())));
+    if let Some(feed) = &report.feed {
+        let word = if feed.alive {
+            "watching"
+        } else {
+            "not running"
+        };
+        printer.data(&format!(
+            "\nchange tracker: {}, last sign of life {}, {} overflows, {} changes missed\n",
+            printer.paint(word, feed.alive),
+            feed.heartbeat,
+            feed.overflows,
+            feed.missed
+        ));
+    }
     if let Some(run) = catalog.runs(1)?.first() {
         let when = run.started.to_zoned(jiff::tz::TimeZone::system());
         let when = when.strftime("%Y-%m-%d %H:%M");
