@@ -9,27 +9,32 @@ use super::measure::{mib, quiet};
 use super::peers::{Peer, Route, World};
 use super::place::{Far, Place};
 use super::table::{Line, Outcome, took};
-use super::{Bench, limits};
+use super::{Bench, Page, limits};
 
 const BOTH: [Peer; 2] = [Peer::Thrice, Peer::Rsync];
 /// Bytes of one file of the folder that is renamed.
 const FILM: u64 = 8 << 20;
 
-pub fn relay_lan(bench: &Bench) -> Result<Vec<Line>> {
-    relay(bench, "relay-lan", Speed::LAN, ("loopback", 0.8))
+pub fn relay_lan(bench: &Bench, page: &mut Page) -> Result<()> {
+    relay((bench, page), "relay-lan", Speed::LAN, ("loopback", 0.8))
 }
 
-pub fn relay_wan(bench: &Bench) -> Result<Vec<Line>> {
-    relay(bench, "relay-wan", Speed::WAN, ("20 ms, 100 Mbit/s", 0.5))
+pub fn relay_wan(bench: &Bench, page: &mut Page) -> Result<()> {
+    relay(
+        (bench, page),
+        "relay-wan",
+        Speed::WAN,
+        ("20 ms, 100 Mbit/s", 0.5),
+    )
 }
 
 /// From the local store to the far one, against rsync over the same link.
 fn relay(
-    bench: &Bench,
+    (bench, page): (&Bench, &mut Page),
     row: &'static str,
     speed: Speed,
     (link, most): (&str, f64),
-) -> Result<Vec<Line>> {
+) -> Result<()> {
     let size = bench.size;
     let place = Place::new(size.image, size.files * (80 << 10))?;
     Files::small(size.files).text().make(&place.data())?;
@@ -46,11 +51,12 @@ fn relay(
         took(&copy, copy.run(&["offsite"]))
     })?;
     line.share(Peer::Rsync, most);
-    Ok(vec![line])
+    page.add(line.row, Ok(vec![line]));
+    Ok(())
 }
 
 /// One of a hundred bytes of a large file changes.
-pub fn image(bench: &Bench) -> Result<Vec<Line>> {
+pub fn image(bench: &Bench, page: &mut Page) -> Result<()> {
     let size = bench.size;
     let place = Place::new(size.image, 5 * size.large)?;
     std::fs::create_dir_all(place.data())?;
@@ -83,11 +89,12 @@ pub fn image(bench: &Bench) -> Result<Vec<Line>> {
     let sent = |cost: &super::measure::Cost| cost.link.map(|(sent, _)| sent / changed);
     line.at_most("times the changed bytes sent", 1.2, sent);
     line.share(Peer::Rsync, 0.5);
-    Ok(vec![line])
+    page.add(line.row, Ok(vec![line]));
+    Ok(())
 }
 
 /// A folder gets another name, with all that is in it.
-pub fn rename(bench: &Bench) -> Result<Vec<Line>> {
+pub fn rename(bench: &Bench, page: &mut Page) -> Result<()> {
     let size = bench.size;
     let place = Place::new(size.image, 4 * size.folder)?;
     let folder = |round: usize| place.data().join(format!("films-{round}"));
@@ -109,7 +116,9 @@ pub fn rename(bench: &Bench) -> Result<Vec<Line>> {
     let mut line = Line::new("rename", what);
     for round in 0..size.long_rounds {
         std::fs::rename(folder(round), folder(round + 1))?;
-        line.rounds(1, &BOTH, |peer, _| {
+        // rsync sends all of it again, which takes minutes: once is enough to see.
+        let who = if round == 0 { &BOTH[..] } else { &BOTH[..1] };
+        line.rounds(1, who, |peer, _| {
             if peer == Peer::Rsync {
                 return took(&rsync, rsync.update());
             }
@@ -131,5 +140,6 @@ pub fn rename(bench: &Bench) -> Result<Vec<Line>> {
     }
     line.at_most("MiB sent", 1.0, |cost| cost.link.map(|(sent, _)| sent));
     line.at_most("s", 1.0, |cost| Some(cost.seconds));
-    Ok(vec![line])
+    page.add(line.row, Ok(vec![line]));
+    Ok(())
 }

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Bench;
 use super::data::Files;
 use super::local::summary;
 use super::measure::{Cost, Measured, quiet};
 use super::peers::{Copy, Peer, World};
 use super::place::Place;
 use super::table::{Check, Line, Outcome};
+use super::{Bench, Page};
 
 /// How long the tracker may take until it watches.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -106,7 +106,7 @@ pub fn fed(copy: &Copy, bytes: u64) -> Result<Outcome> {
 }
 
 /// What a program that creates and writes files pays for being watched.
-pub fn cost(bench: &Bench) -> Result<Vec<Line>> {
+pub fn cost(bench: &Bench, page: &mut Page) -> Result<()> {
     let size = bench.size;
     let place = Place::new(size.image, size.files * (100 << 10))?;
     std::fs::create_dir_all(place.data())?;
@@ -144,7 +144,8 @@ pub fn cost(bench: &Bench) -> Result<Vec<Line>> {
         most: 5.0,
         value: more,
     });
-    Ok(vec![alone, watched])
+    page.add("feed-cost", Ok(vec![alone, watched]));
+    Ok(())
 }
 
 /// The time of what this program does itself.

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::Bench;
 use super::data::Files;
 use super::place::Place;
 use super::table::Line;
+use super::{Bench, Page};
 
 /// The lines, by what they say.
 pub const CREATE: &str = "create files of 1 B to 8 KiB, one thread";
@@ -26,17 +26,16 @@ const ALIGNMENT: usize = 4096;
 
 /// # Errors
 /// When a file cannot be written or read.
-pub fn row(bench: &Bench) -> Result<Vec<Line>> {
+pub fn row(bench: &Bench, page: &mut Page) -> Result<()> {
     let (place, count) = (
         Place::new(bench.size.image, 2 * bench.size.large)?,
         bench.size.files,
     );
-    let mut lines = Vec::new();
     let mut add = |what: &str, unit, value| {
         let line = Line::new("limits", what.to_owned());
         println!("  {value:.0} {unit}");
         let rate = Some((value, unit));
-        lines.push(Line { rate, ..line });
+        page.add("limits", Ok(vec![Line { rate, ..line }]));
     };
     let start = Instant::now();
     Files::small(count).make(&place.data())?;
@@ -57,7 +56,7 @@ pub fn row(bench: &Bench) -> Result<Vec<Line>> {
     let start = Instant::now();
     read(&file)?;
     add(READ, "MiB/s", per_second(size >> 20, start));
-    Ok(lines)
+    Ok(())
 }
 
 fn per_second(count: u64, start: Instant) -> f64 {

@@ -8,10 +8,10 @@ use super::data::{self, Files};
 use super::peers::{Copy, Peer, World};
 use super::place::Place;
 use super::table::{Line, Outcome, took};
-use super::{Bench, here, limits};
+use super::{Bench, Page, here, limits};
 
 /// Mixed files: their first copies, what changes, and the way back.
-pub fn mixed(bench: &Bench) -> Result<Vec<Line>> {
+pub fn mixed(bench: &Bench, page: &mut Page) -> Result<()> {
     let size = bench.size;
     // 20 KiB a file: the data, six copies, and what was just restored.
     let place = Place::new(size.image, size.files * (160 << 10))?;
@@ -19,32 +19,35 @@ pub fn mixed(bench: &Bench) -> Result<Vec<Line>> {
     files.make(&place.data())?;
     let world = World::local(bench, &place);
     let (first, copies) = first_copies(&world)?;
-    let mut lines = vec![first];
+    if bench.wants(first.row) {
+        page.add(first.row, Ok(vec![first]));
+    }
     if bench.wants("changed1") {
-        lines.push(changed(&world, &files, &copies)?);
+        page.add("changed1", changed(&world, &files, &copies));
     }
     if bench.wants("restore-one") {
         let what = format!("restore of one file of {} mixed files", size.files);
-        let mut line = Line::new("restore-one", what);
         let one = (Some(size.files / 2 + 1), false);
-        restores(&mut line, size.rounds, &world, &copies, one)?;
-        lines.push(line);
+        let line = restores(Line::new("restore-one", what), &world, &copies, one);
+        page.add("restore-one", line);
     }
     if bench.wants("restore") {
         let what = |cache| format!("restore of {} mixed files, {cache}", size.files);
-        let mut line = Line::new("restore", what("warm"));
-        restores(&mut line, size.rounds, &world, &copies, (None, false))?;
-        line.share(Peer::Rsync, 0.9);
-        line.share(Peer::Restic, 0.5);
-        lines.push(line);
+        let line = Line::new("restore", what("warm"));
+        let warm = restores(line, &world, &copies, (None, false)).map(|mut lines| {
+            for line in &mut lines {
+                line.share(Peer::Rsync, 0.9);
+                line.share(Peer::Restic, 0.5);
+            }
+            lines
+        });
+        page.add("restore", warm);
         if place.forget()? {
-            let mut line = Line::new("restore", what("cold"));
-            restores(&mut line, 1, &world, &copies, (None, true))?;
-            lines.push(line);
+            let line = Line::new("restore", what("cold"));
+            page.add("restore", restores(line, &world, &copies, (None, true)));
         }
     }
-    lines.retain(|line| bench.wants(line.row));
-    Ok(lines)
+    Ok(())
 }
 
 /// Makes first copies, and keeps the last of each.
@@ -75,11 +78,11 @@ fn first_copies<'a>(world: &World<'a>) -> Result<(Line, BTreeMap<Peer, Copy<'a>>
 }
 
 /// One of a hundred files changes, and each copy is brought up to date.
-fn changed(world: &World, files: &Files, copies: &BTreeMap<Peer, Copy>) -> Result<Line> {
+fn changed(world: &World, files: &Files, copies: &BTreeMap<Peer, Copy>) -> Result<Vec<Line>> {
     let what = format!("1 % of {} mixed files changed, full walk", files.count);
     let mut line = Line::new("changed1", what);
     let peers: Vec<Peer> = copies.keys().copied().collect();
-    for round in 0..world.bench.size.rounds {
+    for round in 0..world.bench.size.long_rounds {
         let numbers = files.some(files.count / 100, round);
         let bytes = files.change(&world.data, &numbers, round)?;
         line.rounds(1, &peers, |peer, _| {
@@ -89,7 +92,7 @@ fn changed(world: &World, files: &Files, copies: &BTreeMap<Peer, Copy>) -> Resul
             Ok(outcome)
         })?;
     }
-    Ok(line)
+    Ok(vec![line])
 }
 
 /// A run of Thrice that has not copied what changed, and that alone, is no measurement.
@@ -123,14 +126,19 @@ pub fn summary(stdout: &str) -> Result<serde_json::Value> {
 /// Restores everything from each copy, or only the file of that number, and looks whether it is
 /// there.
 fn restores(
-    line: &mut Line,
-    rounds: usize,
+    mut line: Line,
     world: &World,
     copies: &BTreeMap<Peer, Copy>,
     (number, cold): (Option<u64>, bool),
-) -> Result<()> {
+) -> Result<Vec<Line>> {
+    let size = world.bench.size;
+    let rounds = match (number, cold) {
+        (Some(_), _) => size.rounds,
+        (None, false) => size.long_rounds,
+        (None, true) => 1,
+    };
     let peers: Vec<Peer> = copies.keys().copied().collect();
-    let path = Files::path(number.unwrap_or(world.bench.size.files / 3));
+    let path = Files::path(number.unwrap_or(size.files / 3));
     let wanted = number.map(|_| path.as_path());
     line.rounds(rounds, &peers, |peer, _| {
         let (copy, to) = (&copies[&peer], world.place.path("back"));
@@ -147,11 +155,12 @@ fn restores(
         ensure!(came == live, "{} is not what it was", back.display());
         world.place.remove(&to)?;
         Ok(outcome)
-    })
+    })?;
+    Ok(vec![line])
 }
 
 /// One large file.
-pub fn large(bench: &Bench) -> Result<Vec<Line>> {
+pub fn large(bench: &Bench, page: &mut Page) -> Result<()> {
     let size = bench.size;
     let place = Place::new(size.image, 3 * size.large)?;
     std::fs::create_dir_all(place.data())?;
@@ -167,5 +176,6 @@ pub fn large(bench: &Bench) -> Result<Vec<Line>> {
         Ok(outcome)
     })?;
     line.share(Peer::Rsync, 1.0);
-    Ok(vec![line])
+    page.add(line.row, Ok(vec![line]));
+    Ok(())
 }

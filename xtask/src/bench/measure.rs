@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(15);
 const TICKS_PER_SECOND: f64 = 100.0;
 const MIB: f64 = 1_048_576.0;
 /// How long the far side may take to end after the near one.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a command took, both sides of a link together. What could not be measured is missing.
 #[derive(Clone, Copy, Debug, Default)]

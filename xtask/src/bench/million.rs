@@ -12,7 +12,7 @@ use super::measure::quiet;
 use super::peers::{Copy, Peer, Route, World};
 use super::place::{Far, Place};
 use super::table::{Check, Line, Outcome, took};
-use super::{Bench, here, limits};
+use super::{Bench, Page, here, limits};
 
 /// Files that change in the row `ten`.
 const TEN: u64 = 10;
@@ -37,7 +37,7 @@ struct Million<'a> {
     copies: BTreeMap<Peer, Copy<'a>>,
 }
 
-pub fn rows(bench: &Bench) -> Result<Vec<Line>> {
+pub fn rows(bench: &Bench, page: &mut Page) -> Result<()> {
     let size = bench.size;
     let most = size.growth.iter().sum::<u64>() * (10 << 10);
     let place = Place::new(size.image, size.many * FILE + most)?;
@@ -46,30 +46,31 @@ pub fn rows(bench: &Bench) -> Result<Vec<Line>> {
     let files = Files::tiny(size.many);
     files.make(&place.data())?;
     let (first, copies) = first(&world, &far)?;
-    let mut million = Million {
+    let million = Million {
         world,
         files,
         copies,
     };
-    let mut lines = vec![first];
+    let peak = first.series[&Peer::Thrice].least(|cost| cost.peak);
+    if bench.wants(first.row) {
+        page.add(first.row, Ok(vec![first]));
+    }
     if bench.wants("memory") {
-        let peak = lines[0].series[&Peer::Thrice].least(|cost| cost.peak);
-        lines.extend(million.memory(peak)?);
+        page.add("memory", million.memory(peak));
     }
     if bench.wants("unchanged") {
-        lines.push(million.unchanged(false)?);
+        page.add("unchanged", million.unchanged(false));
         if million.world.place.forget()? {
-            lines.push(million.unchanged(true)?);
+            page.add("unchanged", million.unchanged(true));
         }
     }
     if bench.wants("ten") {
-        lines.push(million.ten()?);
+        page.add("ten", million.ten());
     }
     if bench.wants("growth") {
-        lines.extend(million.growth()?);
+        page.add("growth", million.growth());
     }
-    lines.retain(|line| bench.wants(line.row));
-    Ok(lines)
+    Ok(())
 }
 
 /// A first copy by everybody who is in a row that was asked for.
@@ -144,7 +145,7 @@ impl Million<'_> {
     }
 
     /// Everybody looks at everything and finds nothing.
-    fn unchanged(&self, cold: bool) -> Result<Line> {
+    fn unchanged(&self, cold: bool) -> Result<Vec<Line>> {
         let (rounds, peers, cache, limit) = if cold {
             (1, COLD, "cold", limits::LOOK_COLD)
         } else {
@@ -172,11 +173,11 @@ impl Million<'_> {
         })?;
         line.share(Peer::Rsync, 0.25);
         line.share(Peer::Restic, 0.2);
-        Ok(line)
+        Ok(vec![line])
     }
 
     /// A few files change while the tracker runs.
-    fn ten(&mut self) -> Result<Line> {
+    fn ten(&self) -> Result<Vec<Line>> {
         let count = self.files.count;
         let what = format!("{TEN} of {count} files changed, feed running");
         let mut line = Line::new("ten", what);
@@ -198,7 +199,7 @@ impl Million<'_> {
         line.share(Peer::Rsync, 1.0 / 50.0);
         line.share(Peer::Restic, 1.0 / 20.0);
         line.share(Peer::Borg, 1.0 / 20.0);
-        Ok(line)
+        Ok(vec![line])
     }
 
     /// Starts the tracker, and lets a run look at everything once: from there on it can tell.

@@ -102,8 +102,29 @@ fn here(peers: &[Peer]) -> Vec<Peer> {
         .collect()
 }
 
+/// What has been measured so far, and what could not be.
+#[derive(Default)]
+pub struct Page {
+    lines: Vec<Line>,
+    left_out: Vec<String>,
+}
+
+impl Page {
+    /// Notes what came of a row. One that failed does not take the others with it.
+    pub fn add(&mut self, row: &str, found: Result<Vec<Line>>) {
+        match found {
+            Ok(found) => self.lines.extend(found),
+            Err(error) => {
+                println!("{error:#}");
+                self.left_out
+                    .push(format!("{row}: {}", table::brief(&error)));
+            }
+        }
+    }
+}
+
 /// Rows that share their data, and what measures them.
-type Group = (&'static [&'static str], fn(&Bench) -> Result<Vec<Line>>);
+type Group = (&'static [&'static str], fn(&Bench, &mut Page) -> Result<()>);
 
 const GROUPS: &[Group] = &[
     (&["limits"], limits::row),
@@ -141,7 +162,7 @@ pub fn run(root: &Path, arguments: &[String]) -> Result<bool> {
         size,
         rows,
     };
-    let (mut lines, mut left_out) = (Vec::new(), Vec::new());
+    let mut page = Page::default();
     let machine = report::machine();
     for (names, rows) in GROUPS {
         let wanted: Vec<&str> = names
@@ -154,25 +175,18 @@ pub fn run(root: &Path, arguments: &[String]) -> Result<bool> {
         }
         println!("=== {} ===", wanted.join(", "));
         let start = std::time::Instant::now();
-        match rows(&bench) {
-            Ok(found) => lines.extend(found),
-            Err(error) => {
-                let error = format!("{error:#}");
-                println!("{error}");
-                let first = error.lines().next().unwrap_or_default();
-                left_out.push(format!("{}: {first}", wanted.join(", ")));
-            }
-        }
+        let found = rows(&bench, &mut page).map(|()| Vec::new());
+        page.add(&wanted.join(", "), found);
         println!("    {:.0} s", start.elapsed().as_secs_f64());
     }
-    let text = report::render(&bench, &machine, &lines, &left_out)?;
+    let text = report::render(&bench, &machine, &page.lines, &page.left_out)?;
     println!("\n{text}");
     let file = report::write(root, &bench, &text)?;
     println!(
         "written to {}",
         file.strip_prefix(root).unwrap_or(&file).display()
     );
-    Ok(left_out.is_empty())
+    Ok(page.left_out.is_empty())
 }
 
 fn parse(arguments: &[String]) -> Result<(Size, Vec<String>, bool)> {
@@ -209,6 +223,15 @@ fn build(root: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_that_fails_is_left_out_and_said() {
+        let mut page = Page::default();
+        page.add("ten", Ok(vec![Line::new("ten", "x".into())]));
+        page.add("growth", Err(anyhow::anyhow!("exit 3\nno room\n")));
+        assert_eq!(page.lines.len(), 1);
+        assert_eq!(page.left_out, ["growth: no room"]);
+    }
 
     #[test]
     fn rows_and_sizes_are_known_by_name() {

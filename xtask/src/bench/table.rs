@@ -93,7 +93,10 @@ impl Line {
                     continue;
                 }
                 let outcome = match one(peer, round) {
-                    Err(error) if peer != Peer::Thrice => Outcome::No(failed(&error)),
+                    Err(error) if peer != Peer::Thrice => {
+                        println!("{error:#}");
+                        Outcome::No(format!("failed: {}", brief(&error)))
+                    }
                     outcome => outcome?,
                 };
                 self.add(peer, outcome);
@@ -192,12 +195,11 @@ pub fn took(copy: &Copy, command: std::process::Command) -> Result<Outcome> {
     Ok(Outcome::Took(copy.measure(command)?, shown))
 }
 
-/// How a failure begins; its whole story goes to the screen.
-fn failed(error: &anyhow::Error) -> String {
-    println!("{error:#}");
+/// How a failure ends, which is where programs say why.
+pub fn brief(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     let last = text.lines().rfind(|line| !line.trim().is_empty());
-    format!("failed: {}", last.unwrap_or_default().trim())
+    last.unwrap_or_default().trim().to_owned()
 }
 
 fn least(values: impl Iterator<Item = f64>) -> Option<f64> {
