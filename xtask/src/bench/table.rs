@@ -7,6 +7,10 @@ use anyhow::Result;
 use super::measure::{Cost, Measured};
 use super::peers::{Copy, Peer};
 
+/// A peer that takes longer is not run again: the bench has to end, and what takes minutes is
+/// not decided by noise.
+const LONG_SECONDS: f64 = 45.0;
+
 /// One line of the result.
 #[derive(Clone, Debug, Default)]
 pub struct Line {
@@ -73,7 +77,7 @@ impl Line {
     }
 
     /// Runs `one` for each of `peers` in turn, `rounds` times. A peer that fails is out, and
-    /// the line says so; Thrice may not fail.
+    /// the line says so; Thrice may not fail. One that takes long runs once.
     ///
     /// # Errors
     /// When Thrice fails.
@@ -88,7 +92,7 @@ impl Line {
                 if self
                     .series
                     .get(&peer)
-                    .is_some_and(|series| series.note.is_some())
+                    .is_some_and(|series| series.is_over(peer))
                 {
                     continue;
                 }
@@ -157,6 +161,12 @@ impl Line {
 }
 
 impl Series {
+    /// Whether it is not to be measured again.
+    fn is_over(&self, peer: Peer) -> bool {
+        let long = |cost: &Cost| cost.seconds > LONG_SECONDS;
+        self.note.is_some() || peer != Peer::Thrice && self.costs.iter().any(long)
+    }
+
     /// The least of its times.
     pub fn best(&self) -> Option<f64> {
         least(self.costs.iter().map(|cost| cost.seconds))
@@ -300,6 +310,18 @@ mod tests {
         assert_eq!(line.series[&Peer::Thrice].costs.len(), 3);
         let failed = line.rounds(1, &[Peer::Thrice], |_, _| anyhow::bail!("no"));
         assert!(failed.is_err());
+    }
+
+    #[test]
+    fn a_peer_that_takes_long_runs_once() {
+        let mut line = Line::new("first", "x".into());
+        line.rounds(3, &[Peer::Thrice, Peer::Rsync, Peer::Borg], |peer, _| {
+            let seconds = if peer == Peer::Rsync { 1.0 } else { 100.0 };
+            Ok(measured(seconds))
+        })
+        .unwrap();
+        let runs = |peer| line.series[&peer].costs.len();
+        assert_eq!([Peer::Thrice, Peer::Rsync, Peer::Borg].map(runs), [3, 3, 1]);
     }
 
     #[test]
