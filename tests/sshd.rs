@@ -53,6 +53,16 @@ impl Sshd {
         self.dir.join("ssh_config")
     }
 
+    /// Where it listens, on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The server's own process, while it is up: every connection's is a child of it.
+    pub fn pid(&self) -> Option<Pid> {
+        self.child.as_ref().map(Pid::from_child)
+    }
+
     /// Starts it again on the same port, with the same keys.
     ///
     /// # Errors

@@ -20,8 +20,8 @@ usage: cargo xtask COMMAND
 
   test [STAGE…]    the whole gate, or these stages of it
   tidy             the house rules
-  bench [ROW…] [--size small|full] [--no-build]
-                   Thrice beside rsync on this machine
+  bench [ROW…] [--size small|full|huge] [--no-build]
+                   Thrice beside rsync, restic, borg and others on this machine
   fuzz [TARGET…] [--iterations N] [--seed N]
                    seeded garbage into the decoders";
 
@@ -40,9 +40,6 @@ fn main() -> ExitCode {
 /// Runs one command; `false` when it found something wrong.
 fn dispatch(arguments: &[String]) -> Result<bool> {
     let (command, rest) = arguments.split_first().context(USAGE)?;
-    if command == "peak" {
-        return bench::peak_command(rest);
-    }
     let root = checkout()?;
     match command.as_str() {
         "test" => gate::run(&root, rest),

@@ -8,8 +8,10 @@ use anyhow::Result;
 use crate::run;
 use crate::tally::Tally;
 
-/// A program that must be there, and the package that brings it.
-const NEEDED: &[(&str, &str)] = &[
+/// Programs that must be there, each with the package that brings it.
+type Needed = &'static [(&'static str, &'static str)];
+
+const NEEDED: Needed = &[
     ("rsync", "rsync"),
     ("sshd", "openssh-server"),
     ("ssh", "openssh-client"),
@@ -28,10 +30,31 @@ const NEEDED: &[(&str, &str)] = &[
     ("cc", "gcc"),
 ];
 
-/// Installs what is missing. What cannot be installed is a skip: the tests that need it
-/// say so themselves.
+/// What only the bench drives, for comparison.
+pub const PEERS: Needed = &[
+    ("rsync", "rsync"),
+    ("restic", "restic"),
+    ("borg", "borgbackup"),
+    ("rclone", "rclone"),
+    ("sshd", "openssh-server"),
+    ("mkfs.ext4", "e2fsprogs"),
+];
+
+/// Installs what the gate needs and is missing. What cannot be installed is a skip: the tests
+/// that need it say so themselves.
+///
+/// # Errors
+/// When apt-get does not end in time.
 pub fn run() -> Result<Tally> {
-    let missing = missing();
+    install(NEEDED)
+}
+
+/// Installs what is missing of these.
+///
+/// # Errors
+/// When apt-get does not end in time.
+pub fn install(needed: Needed) -> Result<Tally> {
+    let missing = missing(needed);
     if missing.is_empty() {
         println!("nothing to install");
         return Ok(Tally::one(true));
@@ -40,7 +63,7 @@ pub fn run() -> Result<Tally> {
         "not root"
     } else if !run::exists("apt-get") {
         "not Debian"
-    } else if !install(&missing)? {
+    } else if !apt(&missing)? || !self::missing(needed).is_empty() {
         "apt-get failed"
     } else {
         return Ok(Tally::one(true));
@@ -51,16 +74,16 @@ pub fn run() -> Result<Tally> {
     )))
 }
 
-fn missing() -> Vec<&'static str> {
+fn missing(needed: Needed) -> Vec<&'static str> {
     let absent = |(program, _): &&(&str, _)| !run::exists(program);
-    NEEDED
+    needed
         .iter()
         .filter(absent)
         .map(|(_, package)| *package)
         .collect()
 }
 
-fn install(packages: &[&str]) -> Result<bool> {
+fn apt(packages: &[&str]) -> Result<bool> {
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command
@@ -75,5 +98,5 @@ fn install(packages: &[&str]) -> Result<bool> {
             .env("DEBIAN_FRONTEND", "noninteractive");
         run::shown(&mut command, Duration::from_secs(600), |_| true)
     };
-    Ok(apt(&["update"])? && apt(&[&["install"], packages].concat())? && missing().is_empty())
+    Ok(apt(&["update"])? && apt(&[&["install"], packages].concat())?)
 }

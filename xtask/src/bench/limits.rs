@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::measure::forget;
-use super::place::{Bench, Place};
-use super::{Line, Target, data};
+use super::data::Files;
+use super::place::Place;
+use super::table::Line;
+use super::{Bench, Page};
 
 /// The lines, by what they say.
 pub const CREATE: &str = "create files of 1 B to 8 KiB, one thread";
@@ -23,42 +24,39 @@ pub const READ: &str = "sequential read past the cache";
 const BLOCK: usize = 4 << 20;
 const ALIGNMENT: usize = 4096;
 
-pub fn row(bench: &Bench) -> Result<Vec<Line>> {
-    let (place, count) = (Place::new()?, bench.size.small_files);
-    let mut lines = Vec::new();
+/// # Errors
+/// When a file cannot be written or read.
+pub fn row(bench: &Bench, page: &mut Page) -> Result<()> {
+    let (place, count) = (
+        Place::new(bench.size.image, 2 * bench.size.large)?,
+        bench.size.files,
+    );
     let mut add = |what: &str, unit, value| {
-        println!("  {what}: {value:.0} {unit}");
-        lines.push(Line {
-            row: "limits",
-            what: what.to_owned(),
-            unit,
-            thrice: vec![value],
-            rsync: Vec::new(),
-            rsync_synced: Vec::new(),
-            target: Target::None,
-            limit: None,
-        });
+        let line = Line::new("limits", what.to_owned());
+        println!("  {value:.0} {unit}");
+        let rate = Some((value, unit));
+        page.add("limits", Ok(vec![Line { rate, ..line }]));
     };
     let start = Instant::now();
-    data::files(&place.data(), count, 8 << 10)?;
+    Files::small(count).make(&place.data())?;
     add(CREATE, "/s", per_second(count, start));
     place.settle()?;
     let start = Instant::now();
     let seen = look(&place.data())?;
     add(LOOK_WARM, "/s", per_second(seen, start));
-    if forget(&place.path(""))? {
+    if place.forget()? {
         let start = Instant::now();
         let seen = look(&place.data())?;
         add(LOOK_COLD, "/s", per_second(seen, start));
     }
-    let (file, size) = (place.path("raw"), bench.size.large_bytes);
+    let (file, size) = (place.path("raw"), bench.size.large);
     let start = Instant::now();
     write(&file, size)?;
     add(WRITE, "MiB/s", per_second(size >> 20, start));
     let start = Instant::now();
     read(&file)?;
     add(READ, "MiB/s", per_second(size >> 20, start));
-    Ok(lines)
+    Ok(())
 }
 
 fn per_second(count: u64, start: Instant) -> f64 {

@@ -1,4 +1,4 @@
-//! The result as a page: the machine, the table, every measurement.
+//! The result as a page: the machine, the tables, the commands, every measurement.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -6,109 +6,205 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::measure::best;
-use super::place::Bench;
-use super::{Line, Target};
-use crate::run;
+use super::Bench;
+use super::peers::Peer;
+use super::table::{Line, Series, number, seconds};
 
 /// The page, in Markdown. No host name stands in it.
-pub fn render(bench: &Bench, lines: &[Line]) -> Result<String> {
+///
+/// # Errors
+/// None that can happen: writing to a string.
+pub fn render(
+    bench: &Bench,
+    machine: &[(&str, String)],
+    lines: &[Line],
+    left_out: &[String],
+) -> Result<String> {
     let mut out = format!("# Bench, size {}, {}\n\n", bench.size.name, today());
-    for (what, value) in machine(bench) {
+    for (what, value) in machine {
         writeln!(out, "- {what}: {value}")?;
     }
-    out += "\nBest of the runs. `ratio` is Thrice's time by rsync's; `durable` by that of rsync\n\
-            and `sync -f`, which is what Thrice has done when it ends.\n\n\
-            | row | what | thrice | rsync | rsync, synced | ratio | durable | target | |\n\
-            | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n";
-    for line in lines {
-        writeln!(out, "{}", table_row(line))?;
+    for peer in Peer::ALL {
+        let version = if peer.is_here() {
+            peer.version(&bench.program)
+        } else {
+            "not here".into()
+        };
+        writeln!(out, "- {}: {version}", peer.name())?;
     }
+    for row in left_out {
+        writeln!(out, "- **left out**: {row}")?;
+    }
+    out += &times(lines);
+    out += &costs(lines);
     let near: Vec<String> = lines.iter().filter_map(|line| limit(line, lines)).collect();
-    if !near.is_empty() {
-        out += "\nHow far the machine's own limit is:\n\n";
-        for one in near {
-            writeln!(out, "- {one}")?;
-        }
-    }
-    out += "\nEvery measurement, in order:\n\n";
-    for line in lines {
-        write!(
-            out,
-            "- {}: thrice {}",
-            line.what,
-            list(&line.thrice, line.unit)
-        )?;
-        if !line.rsync.is_empty() {
-            write!(out, "; rsync {}", list(&line.rsync, line.unit))?;
-            write!(out, "; synced {}", list(&line.rsync_synced, line.unit))?;
-        }
-        out.push('\n');
-    }
+    out += &list("How far the machine's own limit is", &near);
+    out += &list("The commands", &commands(lines));
+    out += &list("Every measurement, in order, seconds", &measurements(lines));
     Ok(out)
+}
+
+fn list(title: &str, items: &[String]) -> String {
+    if items.is_empty() {
+        return String::new();
+    }
+    let items: String = items.iter().map(|item| format!("- {item}\n")).collect();
+    format!("\n## {title}\n\n{items}")
+}
+
+/// Who is in any of the lines.
+fn columns(lines: &[Line]) -> Vec<Peer> {
+    let seen = |peer: &Peer| lines.iter().any(|line| line.series.contains_key(peer));
+    Peer::ALL.into_iter().filter(seen).collect()
+}
+
+fn times(lines: &[Line]) -> String {
+    let peers = columns(lines);
+    let names: String = peers
+        .iter()
+        .map(|peer| format!(" {} |", peer.name()))
+        .collect();
+    let rule = " ---: |".repeat(peers.len());
+    let mut out = format!(
+        "\n## Time, and what is promised\n\nThe best of the runs. `met` or `NOT met` is said of \
+         each promise.\n\n| row | what |{names} promise |\n| --- | --- |{rule} --- |\n"
+    );
+    for line in lines.iter().filter(|line| line.rate.is_none()) {
+        let times: String = peers
+            .iter()
+            .map(|peer| format!(" {} |", time(line.series.get(peer))))
+            .collect();
+        let checks: Vec<String> = line.checks.iter().map(super::table::Check::said).collect();
+        out += &format!(
+            "| `{}` | {} |{times} {} |\n",
+            line.row,
+            line.what,
+            checks.join("<br>")
+        );
+    }
+    out
+}
+
+fn time(series: Option<&Series>) -> String {
+    let Some(series) = series else {
+        return String::new();
+    };
+    match &series.note {
+        Some(why) => why.replace('|', "/"),
+        None => series.best().map(seconds).unwrap_or_default(),
+    }
+}
+
+/// CPU, memory and bytes of each program in each line.
+fn costs(lines: &[Line]) -> String {
+    let mut out = String::from(
+        "\n## CPU, memory, bytes\n\nThe least of the runs. `synced`: until `sync -f` was back as \
+         well. `memory`: the largest process; on the far side behind the `+`. `asked`: of read(2), \
+         pipes too. `disk`: read and written, of the image's device. `link`: sent and received.\n\n\
+         | row | what | program | synced, s | CPU, s | memory, MiB | asked, MiB | disk, MiB \
+         | link, MiB |\n| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    for line in lines {
+        for (peer, series) in &line.series {
+            if series.least(|cost| cost.cpu).is_none() {
+                continue;
+            }
+            out += &format!(
+                "| `{}` | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+                line.row,
+                line.what,
+                peer.name(),
+                short(series.least(|cost| cost.synced)),
+                short(series.least(|cost| cost.cpu)),
+                pair(
+                    series.least(|cost| cost.peak),
+                    "+",
+                    series.least(|cost| cost.far_peak)
+                ),
+                short(series.least(|cost| cost.asked)),
+                pair(
+                    series.least(|cost| Some(cost.disk?.0)),
+                    "/",
+                    series.least(|cost| Some(cost.disk?.1))
+                ),
+                pair(
+                    series.least(|cost| Some(cost.link?.0)),
+                    "/",
+                    series.least(|cost| Some(cost.link?.1))
+                ),
+            );
+        }
+    }
+    out
+}
+
+fn short(value: Option<f64>) -> String {
+    value.map(number).unwrap_or_default()
+}
+
+fn pair(one: Option<f64>, sign: &str, other: Option<f64>) -> String {
+    match other {
+        Some(other) => format!("{} {sign} {}", short(one), number(other)),
+        None => short(one),
+    }
 }
 
 /// How a line's time stands to what the machine needs for the bare minimum of it.
 fn limit(line: &Line, lines: &[Line]) -> Option<String> {
-    let limit = line.limit?;
-    let rate = lines.iter().find(|rate| rate.what == limit.what)?;
-    let least = limit.amount / best(&rate.thrice)?;
-    let took = best(&line.thrice)?;
+    let limit = line.limit.as_ref()?;
+    let rate = lines
+        .iter()
+        .filter(|rate| rate.what == limit.what)
+        .find_map(|rate| rate.rate)?;
+    let least = limit.amount / rate.0;
+    let took = line.time(Peer::Thrice).ok()?;
     Some(format!(
-        "{}: {} s, where the machine alone ({}) takes {} s: {:.2} times that",
+        "{}: {}, where the machine alone ({}, {:.0} {}) takes {}: {:.2} times that",
         line.what,
-        number(took),
+        seconds(took),
         limit.what,
-        number(least),
+        rate.0,
+        rate.1,
+        seconds(least),
         took / least
     ))
 }
 
-fn table_row(line: &Line) -> String {
-    let thrice = best(&line.thrice);
-    let (rsync, synced) = (best(&line.rsync), best(&line.rsync_synced));
-    let share = |of: Option<f64>| Some(thrice? / of?);
-    let (target, met) = match line.target {
-        Target::Share(most) => (
-            format!("{most:.2}"),
-            share(rsync).map(|share| share <= most),
-        ),
-        Target::Most(most) => (
-            format!("{most:.0} {}", line.unit),
-            thrice.map(|value| value <= most),
-        ),
-        Target::None => (String::new(), None),
-    };
-    let verdict = met.map_or("", |met| if met { "met" } else { "**missed**" });
-    let value = |value: Option<f64>| {
-        value.map_or(String::new(), |value| {
-            format!("{} {}", number(value), line.unit)
-        })
-    };
-    let ratio = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
-    format!(
-        "| {} | {} | {} | {} | {} | {} | {} | {target} | {verdict} |",
-        line.row,
-        line.what,
-        value(thrice),
-        value(rsync),
-        value(synced),
-        ratio(share(rsync)),
-        ratio(share(synced)),
-    )
-}
-
-fn number(value: f64) -> String {
-    if value < 100.0 {
-        format!("{value:.2}")
-    } else {
-        format!("{value:.0}")
+fn commands(lines: &[Line]) -> Vec<String> {
+    let mut out = Vec::new();
+    for line in lines {
+        for (peer, series) in &line.series {
+            let Some(command) = &series.command else {
+                continue;
+            };
+            let item = format!("{}: `{command}`", peer.name());
+            if !out.contains(&item) {
+                out.push(item);
+            }
+        }
     }
+    out.sort();
+    out
 }
 
-fn list(values: &[f64], unit: &str) -> String {
-    let all: Vec<_> = values.iter().map(|value| number(*value)).collect();
-    format!("{} {unit}", all.join(", "))
+fn measurements(lines: &[Line]) -> Vec<String> {
+    let mut out = Vec::new();
+    for line in lines {
+        if let Some((value, unit)) = line.rate {
+            out.push(format!("{}: {value:.0} {unit}", line.what));
+        }
+        let each = |(peer, series): (&Peer, &Series)| {
+            let costs = series.costs.iter();
+            let all: Vec<String> = costs.map(|cost| number(cost.seconds)).collect();
+            let note = series.note.as_deref().unwrap_or_default();
+            format!("{} {}{note}", peer.name(), all.join(", "))
+        };
+        let all: Vec<String> = line.series.iter().map(each).collect();
+        if !all.is_empty() {
+            out.push(format!("{}: {}", line.what, all.join("; ")));
+        }
+    }
+    out
 }
 
 fn today() -> jiff::civil::Date {
@@ -117,42 +213,25 @@ fn today() -> jiff::civil::Date {
         .date()
 }
 
-fn machine(bench: &Bench) -> Vec<(&'static str, String)> {
+/// What has to be known of the machine, before anything is measured.
+pub fn machine() -> Vec<(&'static str, String)> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let first = |command: &mut Command| {
-        let text = run::output(command).unwrap_or_default();
-        text.lines().next().unwrap_or("unknown").trim().to_owned()
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let load = read("/proc/loadavg");
+    let place = if rustix::process::geteuid().is_root() {
+        "ext4 in a sparse image on a loop device"
+    } else {
+        "the temporary directory"
     };
-    let root = rustix::process::geteuid().is_root();
     vec![
         ("processor", format!("{}, {} cores", processor(), cores())),
         ("memory", format!("{} GiB", memory_gib())),
-        (
-            "kernel",
-            read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        ),
+        ("kernel", kernel.trim().to_owned()),
         (
             "load before",
-            read("/proc/loadavg")
-                .split(' ')
-                .next()
-                .unwrap_or("")
-                .to_owned(),
+            load.split(' ').next().unwrap_or_default().to_owned(),
         ),
-        (
-            "file system",
-            if root {
-                "ext4 in a sparse image on a loop device"
-            } else {
-                "the temporary directory"
-            }
-            .to_owned(),
-        ),
-        (
-            "thrice",
-            first(Command::new(&bench.program).arg("--version")),
-        ),
-        ("rsync", first(Command::new("rsync").arg("--version"))),
+        ("file system", place.to_owned()),
         ("ssh", ssh_version()),
     ]
 }
@@ -217,41 +296,65 @@ pub fn write(root: &Path, bench: &Bench, text: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Limit;
+    use super::super::measure::{Cost, Measured};
+    use super::super::table::{Limit, Outcome};
     use super::*;
 
+    fn line() -> Line {
+        let mut line = Line::new("first", "x".into()).limited("create", 30);
+        for (peer, seconds) in [(Peer::Thrice, 3.0), (Peer::Rsync, 4.0), (Peer::Thrice, 2.0)] {
+            let cost = Cost {
+                seconds,
+                cpu: Some(seconds / 2.0),
+                peak: Some(12.0),
+                far_peak: Some(7.0),
+                disk: Some((0.0, 3.5)),
+                ..Cost::default()
+            };
+            let stdout = String::new();
+            let command = format!("{} LIVE COPY", peer.name());
+            line.add(peer, Outcome::Took(Measured { cost, stdout }, command));
+        }
+        line.share(Peer::Rsync, 0.7);
+        line
+    }
+
     #[test]
-    fn the_best_runs_are_compared_and_a_missed_target_is_said() {
-        let mut line = Line {
-            row: "first",
-            what: "x".into(),
-            unit: "s",
-            thrice: vec![3.0, 2.0],
-            rsync: vec![4.0, 5.0],
-            rsync_synced: vec![8.0, 9.0],
-            target: Target::Share(0.8),
-            limit: None,
-        };
-        let row = "| first | x | 2.00 s | 4.00 s | 8.00 s | 0.50 | 0.25 | 0.80 | met |";
-        assert_eq!(table_row(&line), row);
-        line.thrice = vec![3.9];
-        assert!(table_row(&line).ends_with("| 0.97 | 0.49 | 0.80 | **missed** |"));
-        line.target = Target::Most(1.0);
-        assert!(table_row(&line).contains("**missed**"));
-        line.limit = Some(Limit {
-            what: "create",
-            amount: 30.0,
-        });
+    fn the_tables_have_a_column_or_a_row_for_each_program() {
+        let mut line = line();
+        line.add(Peer::Borg, Outcome::No("failed: no | room".into()));
+        let lines = [line];
+        let times = times(&lines);
+        let row = "| `first` | x | 2.00 s | 4.00 s | failed: no / room | \
+                   0.50 of rsync's time, at most 0.70: met |\n";
+        assert!(times.ends_with(row), "{times}");
+        assert!(times.contains("| row | what | thrice | rsync | borg | promise |"));
+        let costs = costs(&lines);
+        let row = "| `first` | x | thrice |  | 1.00 | 12.0 + 7.00 |  | 0 / 3.50 |  |\n";
+        assert!(costs.contains(row), "{costs}");
+        assert!(!costs.contains("borg"));
+        assert_eq!(
+            commands(&lines),
+            ["rsync: `rsync LIVE COPY`", "thrice: `thrice LIVE COPY`"]
+        );
+        let all = "x: thrice 3.00, 2.00; rsync 4.00; borg failed: no | room";
+        assert_eq!(measurements(&lines), [all]);
+    }
+
+    #[test]
+    fn the_machines_limit_is_said_where_it_was_measured() {
         let rate = Line {
-            what: "create".into(),
-            thrice: vec![10.0],
-            ..line.clone()
+            rate: Some((60.0, "/s")),
+            ..Line::new("limits", "create".into())
         };
+        let line = line();
         let said = limit(&line, &[rate]).unwrap();
-        assert!(said.ends_with("takes 3.00 s: 1.30 times that"), "{said}");
+        assert!(said.ends_with("takes 0.50 s: 4.00 times that"), "{said}");
         assert_eq!(limit(&line, &[]), None);
-        line.rsync.clear();
-        line.target = Target::Share(1.0);
-        assert!(!table_row(&line).contains("met"));
+        let without = Line {
+            limit: None::<Limit>,
+            ..line
+        };
+        assert_eq!(limit(&without, &[]), None);
     }
 }
