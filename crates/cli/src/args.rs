@@ -108,8 +108,8 @@ pub struct WatchArgs {
     /// Watch trees directory by directory (inotify), also where file systems could be watched whole
     #[arg(long)]
     pub inotify: bool,
-    /// Let the kernel drop events beyond fs.fanotify.max_queued_events, rather than keep them all in
-    /// memory until they are read; the next run then looks at everything
+    /// Let the kernel drop events beyond fs.fanotify.max_queued_events, rather than keep them all
+    /// in memory until they are read; the next run then looks at everything
     #[arg(long)]
     pub bounded_queue: bool,
 }

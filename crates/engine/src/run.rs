@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use capture::View;
 use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus};
 use feed::{OpenFile, Tracked};
 use jiff::Timestamp;
@@ -448,21 +449,7 @@ impl Run<'_, '_> {
             return self.source_gone(expected, dataset.id, &accepted);
         };
         let source = shown(&expected.source_path);
-        let view = capture::view(&meant.source).map_err(|error| {
-            Error::Held(Stop::new(
-                "source-missing",
-                error.to_string(),
-                "mount it or put it back; the copies are untouched",
-            ))
-        })?;
-        let before = dataset
-            .fs_identity
-            .as_deref()
-            .and_then(|j| serde_json::from_str(j).ok());
-        let moved = guard::other_filesystem(&meant.name, &source, before.as_ref(), &view.identity);
-        if let Some(stop) = moved.filter(|stop| !accepted.passes(stop)) {
-            return Err(Error::Held(stop));
-        }
+        let view = view(meant, &source, &dataset, &accepted)?;
         let store_name = &expected.route[0];
         self.open(store_name)?;
         self.look_for_open_files()?;
@@ -1012,6 +999,29 @@ impl Run<'_, '_> {
             prune::note_append_only(self.engine, opened);
         }
         Ok(())
+    }
+}
+
+/// The dataset's live data, if it is there and lies where it lay before.
+fn view(
+    meant: &Dataset,
+    source: &str,
+    dataset: &catalog::Dataset,
+    accepted: &Accepted,
+) -> Result<View> {
+    let view = capture::view(&meant.source).map_err(|error| {
+        Error::Held(Stop::new(
+            "source-missing",
+            error.to_string(),
+            "mount it or put it back; the copies are untouched",
+        ))
+    })?;
+    let before = dataset.fs_identity.as_deref();
+    let before = before.and_then(|json| serde_json::from_str(json).ok());
+    let moved = guard::other_filesystem(&meant.name, source, before.as_ref(), &view.identity);
+    match moved.filter(|stop| !accepted.passes(stop)) {
+        Some(stop) => Err(Error::Held(stop)),
+        None => Ok(view),
     }
 }
 

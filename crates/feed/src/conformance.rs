@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -199,76 +200,67 @@ fn first(running: &Running, base: &Path) -> Position {
 }
 
 /// One change at a time; each is found, and so is the quiet between them.
-type Change = (&'static str, fn(&Path));
+type Change = (&'static str, fn(&Path) -> io::Result<()>);
 
 const CHANGES: [Change; 22] = [
-    ("a file", |at| fs::write(at.join("file"), "one").unwrap()),
+    ("a file", |at| fs::write(at.join("file"), "one")),
     ("appending", |at| {
-        let file = fs::File::options()
-            .append(true)
-            .open(at.join("file"))
-            .unwrap();
-        file.write_at(b"two", 3).map(drop).unwrap();
+        let file = fs::File::options().append(true).open(at.join("file"))?;
+        file.write_at(b"two", 3).map(drop)
     }),
-    ("truncating by path", |at| {
-        let path = at.join("file");
-        rustix::fs::ftruncate(fs::File::options().write(true).open(path).unwrap(), 2).unwrap();
+    ("truncating", |at| {
+        let file = fs::File::options().write(true).open(at.join("file"))?;
+        file.set_len(2)
     }),
-    ("mode", |at| {
-        fs::set_permissions(at.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
-    }),
+    ("mode", |at| mode(&at.join("file"), 0o600)),
     ("times", |at| {
-        let file = fs::File::open(at.join("file")).unwrap();
-        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        let file = fs::File::open(at.join("file"))?;
+        file.set_modified(std::time::UNIX_EPOCH)
     }),
-    ("mode of the top", |at| {
-        fs::set_permissions(at, fs::Permissions::from_mode(0o711)).unwrap();
-    }),
+    ("mode of the top", |at| mode(at, 0o711)),
     ("a name that is not UTF-8", |at| {
-        fs::write(at.join(std::ffi::OsStr::from_bytes(b"\xff\n")), "x").unwrap();
+        fs::write(at.join(std::ffi::OsStr::from_bytes(b"\xff\n")), "x")
     }),
-    ("a directory", |at| fs::create_dir(at.join("dir")).unwrap()),
-    ("a file in it", |at| {
-        fs::write(at.join("dir/file"), "x").unwrap()
-    }),
+    ("a directory", |at| fs::create_dir(at.join("dir"))),
+    ("a file in it", |at| fs::write(at.join("dir/file"), "x")),
     ("deep directories", |at| {
-        fs::create_dir_all(at.join("a/b/c/d")).unwrap()
+        fs::create_dir_all(at.join("a/b/c/d"))
     }),
     ("a file far down", |at| {
-        fs::write(at.join("a/b/c/d/file"), "x").unwrap()
+        fs::write(at.join("a/b/c/d/file"), "x")
     }),
-    ("mode of a directory", |at| {
-        fs::set_permissions(at.join("a/b/c"), fs::Permissions::from_mode(0o700)).unwrap();
-    }),
-    ("a link", |at| symlink("file", at.join("a/link")).unwrap()),
+    ("mode of a directory", |at| mode(&at.join("a/b/c"), 0o700)),
+    ("a link", |at| symlink("file", at.join("a/link"))),
     ("a hard link", |at| {
-        fs::hard_link(at.join("file"), at.join("a/b/hard")).unwrap()
+        fs::hard_link(at.join("file"), at.join("a/b/hard"))
     }),
     ("writing by another name", |at| {
-        fs::write(at.join("a/b/hard"), "longer").unwrap()
+        fs::write(at.join("a/b/hard"), "longer")
     }),
     ("renaming a file", |at| {
-        fs::rename(at.join("file"), at.join("a/moved")).unwrap()
+        fs::rename(at.join("file"), at.join("a/moved"))
     }),
     ("unlinking one name of two", |at| {
-        fs::remove_file(at.join("a/b/hard")).unwrap()
+        fs::remove_file(at.join("a/b/hard"))
     }),
     ("renaming a tree", |at| {
-        fs::rename(at.join("a/b"), at.join("dir/b")).unwrap()
+        fs::rename(at.join("a/b"), at.join("dir/b"))
     }),
     ("writing in the renamed tree", |at| {
-        fs::write(at.join("dir/b/c/d/file"), "yy").unwrap()
+        fs::write(at.join("dir/b/c/d/file"), "yy")
     }),
     ("making the same name again", |at| {
-        fs::create_dir_all(at.join("a/b/c")).unwrap()
+        fs::create_dir_all(at.join("a/b/c"))
     }),
-    ("removing a tree", |at| {
-        fs::remove_dir_all(at.join("dir/b")).unwrap()
-    }),
+    ("removing a tree", |at| fs::remove_dir_all(at.join("dir/b"))),
     ("the same tree again, empty", |at| {
-        fs::create_dir_all(at.join("dir/b/c/d")).unwrap()
+        fs::create_dir_all(at.join("dir/b/c/d"))
     }),
 ];
+
+fn mode(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
 
 /// Runs all of it in `base`, an empty directory on the file system in question.
 pub fn suite(base: &Path, how: How) {
@@ -290,7 +282,7 @@ fn one_change_at_a_time(base: &Path, how: How) {
     let mut position = first(&running, base);
     for (name, change) in CHANGES {
         let before = snapshot(base);
-        change(base);
+        change(base).expect(name);
         let after = snapshot(base);
         assert_ne!(before, after, "{name} changes nothing that can be seen");
         let (next, spots) = dirty(&running, base, &position);

@@ -8,10 +8,10 @@
 //! record   kind u8  length u16  payload  crc32 of all before in this record
 //! ```
 //!
-//! Kinds: 1 a directory's handle, 2 another object's handle, 3 a directory's path (bytes, from the
-//! root of the machine), 255 the end, with the number of records before it (u64). A segment without its end
-//! is not sealed. Nothing is synced: after a power cut the machine has another boot id, and
-//! no epoch outlives that.
+//! Kinds: 1 a directory's handle, 2 another object's handle, 3 a directory's path (bytes, from
+//! the root of the machine), 255 the end, with the number of records before it (u64). A segment
+//! without its end is not sealed. Nothing is synced: after a power cut the machine has
+//! another boot id, and no epoch outlives that.
 
 use std::collections::HashSet;
 use std::fs::File;

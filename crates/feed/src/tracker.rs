@@ -182,7 +182,7 @@ impl Tracker {
                     continue;
                 }
             }
-            // What happened up to here belongs to no epoch: it is noted in this one, and is too much.
+            // What happened up to here is of no epoch; that it is noted in this one is no harm.
             self.marks.push(Mark {
                 dev: dev.to_owned(),
                 fsid: fanotify::fsid(point)?,

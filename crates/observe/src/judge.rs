@@ -187,6 +187,8 @@ mod tests {
     fn facts(replica: Option<ReplicaFacts>) -> Facts {
         let replicas = replica.map(|replica| ("sda".to_owned(), replica));
         Facts {
+            tracker: None,
+            missed: 0,
             host: "pve".into(),
             schedule: Schedule::default(),
             datasets: vec![DatasetFacts {
