@@ -232,6 +232,11 @@ mod tests {
             message: "m".into(),
             remedy: "r".into(),
         });
+        let tracker = r#"{"pid": 7, "started": "2026-11-23T01:00:00Z",
+            "heartbeat": "2026-11-23T06:09:55Z", "overflows": 1, "streams": [{"how": "fanotify",
+            "place": "/srv", "epoch": "01a21424-9ddd-769f-8871-61c445dd3440",
+            "since": "2026-11-23T02:00:00Z", "why": null}]}"#;
+        facts.tracker = serde_json::from_str(tracker).unwrap();
         let json = serde_json::to_string_pretty(&judge(&facts, now())).unwrap();
         insta::assert_snapshot!(json, @r#"
         {
@@ -279,6 +284,19 @@ mod tests {
               "days_to_full": 4.0
             }
           ],
+          "feed": {
+            "alive": true,
+            "heartbeat": "2026-11-23T06:09:55Z",
+            "overflows": 1,
+            "missed": 0,
+            "watched": [
+              {
+                "place": "/srv",
+                "how": "fanotify",
+                "since": "2026-11-23T02:00:00Z"
+              }
+            ]
+          },
           "findings": [
             {
               "id": "0011223344556677",
