@@ -45,6 +45,8 @@ pub(crate) struct Live {
     scope: Option<Arc<Scope>>,
     dirs: DirCache,
     buffer: Vec<u8>,
+    /// Bytes staged and thrown away, because the file changed meanwhile.
+    wasted: u64,
 }
 
 /// How a failure is to be understood.
@@ -79,7 +81,13 @@ impl Live {
             scope: (!scope.is_trivial()).then_some(scope),
             dirs: DirCache::new(root, 64),
             buffer: vec![0; 1 << 17],
+            wasted: 0,
         }
+    }
+
+    /// Bytes staged and thrown away since this was last asked.
+    pub(crate) fn take_wasted(&mut self) -> u64 {
+        std::mem::take(&mut self.wasted)
     }
 
     /// Looks at a path and brings its content to the session, if the replica lacks it.
@@ -115,6 +123,7 @@ impl Live {
                 links,
                 last,
                 &mut self.buffer,
+                &mut self.wasted,
             )? {
                 return Ok(look);
             }
@@ -280,6 +289,7 @@ fn bring_file(
     links: bool,
     last: bool,
     buffer: &mut [u8],
+    wasted: &mut u64,
 ) -> Result<Option<Look>, Trouble> {
     let before = names_known(dev, tree::stat_fd(file)?);
     if before.kind != Kind::File {
@@ -326,6 +336,7 @@ fn bring_file(
     bytes_read += staged.data_bytes;
     let still = is_still(&before, &tree::stat_fd(file)?) && !content.is_short();
     if !still && !last {
+        *wasted += staged.data_bytes - staged.resumed_bytes;
         session.discard(staged)?;
         return Ok(None);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus};
+use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus, Wear};
 use feed::{Coverage as FeedCoverage, Feed, FullWalk};
 use jiff::Timestamp;
 use policy::{Config, Dataset, Source};
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
 use crate::guard::{self, Stop};
-use crate::pipeline::Setting;
+use crate::pipeline::{Setting, WearCount};
 use crate::relay;
 use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summary};
 use crate::scan::{Scan, Walk};
@@ -76,6 +76,8 @@ struct Run<'a, 'e> {
     outcomes: BTreeMap<String, Vec<(Leg, Vec<Problem>)>>,
     findings: Findings<'a>,
     summary: Summary,
+    /// Of the leg under way.
+    wear: WearCount,
     /// Datasets that this run has let go of.
     retired: BTreeSet<String>,
     /// Datasets whose change a guard was told to let pass: what it is for one store it is for all.
@@ -120,6 +122,7 @@ impl Engine<'_> {
             outcomes: BTreeMap::new(),
             findings: Findings::new(self.catalog, self.now),
             summary: Summary::new(id.clone()),
+            wear: WearCount::default(),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
         };
@@ -290,16 +293,23 @@ impl Run<'_, '_> {
         let now = (engine.now)();
         engine
             .catalog
-            .attempted(replica.id, RunStatus::Running, 0, now)?;
+            .attempted(replica.id, RunStatus::Running, Wear::default(), now)?;
         let result = match moved {
             Some((_, stop)) => Err(Error::Held(stop)),
             None => work(self, expected, &replica),
         };
-        let (leg, problems, written) = self.judge(expected, &store, result)?;
-        let now = (engine.now)();
+        let (leg, problems) = self.judge(expected, &store, result)?;
+        let (now, wear) = ((engine.now)(), self.wear.take());
         engine
             .catalog
-            .attempted(replica.id, run_status(leg.status), written, now)?;
+            .attempted(replica.id, run_status(leg.status), wear, now)?;
+        let Summary {
+            bytes_written,
+            bytes_changed,
+            ..
+        } = &mut self.summary;
+        *bytes_written.entry(store.clone()).or_default() += wear.written;
+        *bytes_changed.entry(store.clone()).or_default() += wear.changed;
         engine.catalog.run_part(&RunPart {
             run: self.summary.run.clone(),
             dataset: expected.name.clone(),
@@ -316,7 +326,7 @@ impl Run<'_, '_> {
             status: leg.status,
             error: leg.error.clone(),
             files: 0,
-            bytes: written,
+            bytes: wear.written,
         });
         self.outcomes
             .entry(expected.name.clone())
@@ -337,7 +347,7 @@ impl Run<'_, '_> {
         expected: &Expected,
         store: &str,
         result: Result<Done>,
-    ) -> Result<(Leg, Vec<Problem>, u64)> {
+    ) -> Result<(Leg, Vec<Problem>)> {
         let mut leg = Leg {
             store: store.to_owned(),
             status: Status::Ok,
@@ -351,11 +361,6 @@ impl Run<'_, '_> {
                 self.summary.files_renamed += tally.renamed;
                 self.summary.files_deleted += tally.deleted;
                 self.summary.bytes_read += tally.bytes_read;
-                *self
-                    .summary
-                    .bytes_written
-                    .entry(store.to_owned())
-                    .or_default() += tally.bytes_written;
                 leg.version = seal.map(|seal| seal.version);
                 if let Some(first) = shipped.problems.first() {
                     leg.status = Status::Partial;
@@ -370,7 +375,7 @@ impl Run<'_, '_> {
                     };
                     leg.error = Some(format!("{path}{}{more}", first.message));
                 }
-                Ok((leg, shipped.problems, tally.bytes_written))
+                Ok((leg, shipped.problems))
             }
             Err(Error::Catalog(error)) => Err(error.into()),
             Err(error) => {
@@ -384,7 +389,7 @@ impl Run<'_, '_> {
                 self.forget_broken(store, &error);
                 self.record_hold(expected, &error)?;
                 leg.error = Some(error.to_string());
-                Ok((leg, Vec::new(), 0))
+                Ok((leg, Vec::new()))
             }
         }
     }
@@ -709,6 +714,7 @@ impl Run<'_, '_> {
             written: sync::written(replica, opened.store(), dataset)?,
             corrupt: Corrupt::open(self.engine.catalog, dataset, to, (self.engine.now)())?,
             workers: stores::workers(&opened.spec),
+            wear: &self.wear,
             cancel: self.engine.cancel,
             observer: self.engine.observer,
         })

@@ -127,8 +127,11 @@ impl Comparison<'_, '_> {
         }
     }
 
+    /// Where the catalog is only read, a directory that it does not know holds nothing.
     fn made_id(&self, path: &RelPath) -> Result<DirId> {
-        let id = self.catalog.dir_id(self.dataset, path, true)?;
+        let make = self.catalog.may_write();
+        let id = self.catalog.dir_id(self.dataset, path, make)?;
+        let id = id.or((!make).then_some(DirId::NONE));
         id.ok_or(Error::Internal("a directory was asked for and not made"))
     }
 
@@ -144,7 +147,7 @@ impl Comparison<'_, '_> {
         if !blind {
             let id = self.dir_id(path)?;
             let mut held = self.held_children(id)?;
-            let before = match path.is_root() {
+            let before = match path.is_root() && self.replica.files > 0 {
                 true => self.catalog.held(self.replica.id, path)?,
                 false => None,
             };
@@ -339,7 +342,7 @@ impl Comparison<'_, '_> {
 /// Whether the content, as far as statx tells, is not what it was. A new ctime alone counts not:
 /// that is a `chmod`, or someone who hides a change; copying reads it again, guards do not count
 /// it.
-fn content_moved_on(held: &Held, stat: &Stat) -> bool {
+pub(crate) fn content_moved_on(held: &Held, stat: &Stat) -> bool {
     held.node.kind != stat.kind
         || held.node.size != stat.size && stat.kind == Kind::File
         || held.node.mtime != stat.mtime

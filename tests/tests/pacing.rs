@@ -1,0 +1,319 @@
+//! What a backup costs: what is forecast, what is written, and how it lets others work.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use blackbox::{FileSystem, LoopFs, World, noise, same, skip};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// A second store behind an agent, without sshd; `more` are further keys of it.
+fn nas(world: &World, more: &str) -> String {
+    format!(
+        "[store.nas]\nkind = \"agent\"\nvia = [\"{}\"]\npath = \"{}\"\n{more}\n\n",
+        world.program().display(),
+        world.path("nas").display()
+    )
+}
+
+fn dataset(world: &World, name: &str, route: &[&str]) -> String {
+    let why = if route.is_empty() {
+        "why = \"scratch\"\n"
+    } else {
+        ""
+    };
+    format!(
+        "[dataset.{name}]\npath = \"{}\"\nroute = {route:?}\n{why}\n",
+        world.live().join(name).display()
+    )
+}
+
+fn plan(world: &World) -> Result<Value> {
+    let outcome = world.expect(&["plan", "--json"], 0)?;
+    serde_json::from_str(&outcome.stdout).with_context(|| outcome.to_string())
+}
+
+/// The entry of a list with that value under that key.
+fn named<'v>(list: &'v Value, key: &str, name: &str) -> Result<&'v Value> {
+    let mut all = list.as_array().into_iter().flatten();
+    all.find(|one| one[key] == name)
+        .with_context(|| format!("no {name} in {list:#}"))
+}
+
+/// Every file below, with its content and when it was written; SQLite's shared memory aside.
+fn contents(dir: &Path) -> Result<BTreeMap<PathBuf, (Vec<u8>, std::time::SystemTime)>> {
+    let mut found = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if !path.to_string_lossy().ends_with("-shm") {
+                let time = path.metadata()?.modified()?;
+                found.insert(path.clone(), (std::fs::read(&path)?, time));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A class change began to ship regenerable data: 670 GB in a week, and the NAS was 97 % full.
+#[test]
+fn r14_what_a_route_would_newly_ship_is_forecast_whole() -> Result<()> {
+    let world = World::new()?;
+    let head = format!("{}{}", world.head(), nas(&world, ""));
+    let of = |photos: &[&str], cache: &[&str]| {
+        let (photos, cache) = (
+            dataset(&world, "photos", photos),
+            dataset(&world, "cache", cache),
+        );
+        world.configure(&format!("{head}{photos}{cache}"))
+    };
+    for n in 0..5 {
+        world.write(&format!("photos/p{n}"), noise(n, 50_000))?;
+    }
+    for n in 0..3 {
+        world.write(&format!("cache/tiles/c{n}"), noise(n, 56_000))?;
+    }
+    std::fs::hard_link(
+        world.live().join("cache/tiles/c0"),
+        world.live().join("cache/c0"),
+    )?;
+    of(&["sda"], &[])?;
+    world.expect(&["run"], 0)?;
+    let before = plan(&world)?;
+    let sda = named(&before["stores"], "store", "sda")?;
+    ensure!(sda["bytes"] == 0 && sda["files"] == 0, "{before:#}");
+    ensure!(sda["used_after"].is_f64(), "{before:#}");
+
+    of(&["sda", "nas"], &["sda"])?;
+    let untouched = contents(&world.path("state"))?;
+    let after = plan(&world)?;
+    ensure!(
+        contents(&world.path("state"))? == untouched,
+        "the state changed"
+    );
+    ensure!(std::fs::read_dir(world.path("nas"))?.count() == 0);
+    let (sda, nas) = (
+        named(&after["stores"], "store", "sda")?,
+        named(&after["stores"], "store", "nas")?,
+    );
+    // The top folder is a path too; what has two names is one content.
+    ensure!(nas["bytes"] == 250_000 && nas["files"] == 6, "{after:#}");
+    ensure!(sda["bytes"] == 168_000 && sda["files"] == 6, "{after:#}");
+    ensure!(
+        sda["bytes_a_day"] == 24_000.0 && sda["days_to_full"].is_f64(),
+        "{after:#}"
+    );
+    let photos = named(&after["datasets"], "dataset", "photos")?;
+    ensure!(photos["stores"][0]["whole"] == false, "{photos:#}");
+    ensure!(photos["stores"][1]["whole"] == true, "{photos:#}");
+
+    let done = world.expect(&["run", "--json"], 0)?.summary()?;
+    ensure!(done["bytes_written"]["nas"] == 250_000, "{done:#}");
+    ensure!(done["bytes_written"]["sda"] == 168_000, "{done:#}");
+    let nothing = plan(&world)?;
+    for store in ["sda", "nas"] {
+        let store = named(&nothing["stores"], "store", store)?;
+        ensure!(store["bytes"] == 0 && store["files"] == 0, "{nothing:#}");
+    }
+
+    // A store that comes back to the route is given only what it lacks.
+    of(&["sda"], &["sda"])?;
+    world.expect(&["run"], 0)?;
+    world.write("photos/new", noise(9, 40_000))?;
+    world.expect(&["run"], 0)?;
+    of(&["sda", "nas"], &["sda"])?;
+    let again = plan(&world)?;
+    let nas = named(&again["stores"], "store", "nas")?;
+    ensure!(nas["bytes"] == 40_000, "{again:#}");
+    Ok(())
+}
+
+/// Before the first run the plan made an empty catalog, and whatever read it later believed that
+/// there had been a run.
+#[test]
+fn r14_the_plan_of_a_first_run_leaves_nothing_behind() -> Result<()> {
+    let world = World::one_store()?;
+    world.write("docs/a", "12345")?;
+    std::fs::remove_dir(world.path("state"))?;
+    let first = plan(&world)?;
+    let sda = named(&first["stores"], "store", "sda")?;
+    ensure!(sda["bytes"] == 5 && sda["files"] == 2, "{first:#}");
+    ensure!(
+        first["datasets"][0]["stores"][0]["whole"] == true,
+        "{first:#}"
+    );
+    ensure!(!world.path("state").exists(), "the plan made a state");
+    ensure!(std::fs::read_dir(world.path("sda"))?.count() == 0);
+    let text = world.expect(&["plan"], 0)?;
+    ensure!(text.stdout.contains("NEW TO"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn the_plan_can_be_looked_at_during_a_run() -> Result<()> {
+    let world = World::new()?;
+    let head = format!(
+        "{}{}",
+        world.head(),
+        nas(&world, "limit = { up = \"1MB/s\" }")
+    );
+    world.configure(&format!("{head}{}", dataset(&world, "docs", &["nas"])))?;
+    world.write("docs/a", noise(1, 3_000_000))?;
+    let mut run = world.spawn(&["run"])?;
+    while run.is_running() && !world.path("nas/.thrice/tmp").exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    run.signal(Signal::STOP)?;
+    let during = plan(&world);
+    run.signal(Signal::CONT)?;
+    ensure!(run.wait()?.code == Some(0));
+    let during = during?;
+    let nas = named(&during["stores"], "store", "nas")?;
+    ensure!(nas["bytes"] == 3_000_000, "{during:#}");
+    Ok(())
+}
+
+/// Retention on the NAS did nothing for ten weeks: 99 % full, one day from stopping.
+#[test]
+fn r17_the_plan_says_which_mark_a_first_run_would_pass() -> Result<()> {
+    let fs = match LoopFs::new(FileSystem::Ext4, 64 << 20) {
+        Ok(fs) => fs,
+        Err(reason) => return skip(reason),
+    };
+    let world = World::new()?;
+    let head = world.head_at(&world.path("state"), &fs.path());
+    let full = "full = { warn = \"45%\", stop = \"85%\" }\n\n";
+    world.configure(&format!(
+        "{}\n{full}{}",
+        head.trim_end(),
+        world.root(&["sda"])
+    ))?;
+    for (name, expected) in [
+        ("a", Value::Null),
+        ("b", "warn".into()),
+        ("c", "stop".into()),
+    ] {
+        world.write(&format!("docs/{name}"), noise(1, 17 << 20))?;
+        let plan = plan(&world)?;
+        let sda = named(&plan["stores"], "store", "sda")?;
+        ensure!(sda["passes"] == expected, "after {name}: {sda:#}");
+    }
+    let text = world.expect(&["plan"], 0)?;
+    ensure!(text.stdout.contains("above its stop mark"), "{text}");
+    Ok(())
+}
+
+/// One run, and what it wrote to, changed in and sent to the stores.
+fn cost(world: &World) -> Result<(Value, Value, u64)> {
+    let done = world.expect(&["run", "--json"], 0)?.summary()?;
+    let sent = done["bytes_sent"]["nas"].as_u64().context("bytes_sent")?;
+    Ok((
+        done["bytes_written"].clone(),
+        done["bytes_changed"].clone(),
+        sent,
+    ))
+}
+
+/// Every night's dump was a new file with yesterday's content, and each was copied, twice.
+#[test]
+fn r18_an_artifact_with_the_same_content_is_neither_written_nor_sent() -> Result<()> {
+    let world = World::new()?;
+    let root = world.root(&["sda", "nas"]);
+    world.configure(&format!("{}{}{root}", world.head(), nas(&world, "")))?;
+    let dump = noise(7, 6_000_000);
+    for name in ["rewritten", "renamed", "touched", "changed"] {
+        world.write(&format!("dumps/{name}"), &dump)?;
+    }
+    let (written, changed, sent) = cost(&world)?;
+    let all = serde_json::json!({ "sda": 24_000_000, "nas": 24_000_000 });
+    ensure!(written == all && changed == all, "{written} {changed}");
+    ensure!(sent > 24_000_000, "{sent}");
+
+    let live = world.live().join("dumps");
+    std::thread::sleep(Duration::from_millis(10));
+    std::fs::write(live.join("rewritten"), &dump)?;
+    std::fs::write(live.join(".new"), &dump)?;
+    std::fs::rename(live.join(".new"), live.join("renamed"))?;
+    let touched = std::fs::File::options()
+        .write(true)
+        .open(live.join("touched"))?;
+    touched.set_modified(std::time::SystemTime::UNIX_EPOCH)?;
+    let inode = |store: &str| {
+        let path = world.path(store).join("dumps/renamed");
+        Ok::<_, anyhow::Error>(std::os::unix::fs::MetadataExt::ino(&path.metadata()?))
+    };
+    let inodes = (inode("sda")?, inode("nas")?);
+    let (written, changed, sent) = cost(&world)?;
+    let none = serde_json::json!({ "sda": 0, "nas": 0 });
+    ensure!(written == none && changed == none, "{written} {changed}");
+    ensure!(sent < 20_000, "{sent} bytes were sent for nothing");
+    ensure!((inode("sda")?, inode("nas")?) == inodes, "it was put anew");
+
+    world.write("dumps/changed", noise(8, 1_000_000))?;
+    let (written, changed, sent) = cost(&world)?;
+    let one = serde_json::json!({ "sda": 1_000_000, "nas": 1_000_000 });
+    ensure!(written == one && changed == one, "{written} {changed}");
+    ensure!((1_000_000..1_100_000).contains(&sent), "{sent}");
+    for store in ["sda", "nas"] {
+        same(&live, &world.path(store).join("dumps"))?;
+        let row = world.status("dumps", store)?;
+        ensure!(row["bytes_written"] == 25_000_000, "{row:#}");
+        ensure!(row["bytes_changed"] == 25_000_000, "{row:#}");
+    }
+    Ok(())
+}
+
+/// What was written before somebody pressed Ctrl-C was written.
+#[test]
+fn what_an_interrupted_run_wrote_is_counted() -> Result<()> {
+    let world = World::new()?;
+    let head = format!(
+        "{}{}",
+        world.head(),
+        nas(&world, "limit = { up = \"2MB/s\" }")
+    );
+    world.configure(&format!("{head}{}", dataset(&world, "docs", &["nas"])))?;
+    for n in 0..30 {
+        world.write(&format!("docs/f{n:02}"), noise(n, 1_000_000))?;
+    }
+    let mut run = world.spawn(&["run", "--json"])?;
+    while run.is_running() && !world.path("nas/.thrice/tmp").exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_millis(1_500));
+    run.signal(Signal::INT)?;
+    let outcome = run.wait()?;
+    ensure!(outcome.code == Some(130), "{outcome}");
+    let first = outcome.summary()?["bytes_written"]["nas"].as_u64();
+    let first = first.context("bytes_written")?;
+    ensure!((1_000_000..20_000_000).contains(&first), "{first}");
+    let row = world.status("docs", "nas")?;
+    ensure!(row["bytes_written"] == first, "{row:#}");
+    Ok(())
+}
+
+/// `limit` was once parsed, passed on and never asked.
+#[test]
+fn r18_a_limit_holds() -> Result<()> {
+    let world = World::new()?;
+    let head = format!(
+        "{}{}",
+        world.head(),
+        nas(&world, "limit = { up = \"2MB/s\" }")
+    );
+    world.configure(&format!("{head}{}", dataset(&world, "docs", &["nas"])))?;
+    world.write("docs/a", noise(1, 4_000_000))?;
+    let start = Instant::now();
+    world.expect(&["run"], 0)?;
+    ensure!(
+        start.elapsed() >= Duration::from_millis(1_800),
+        "{:?}",
+        start.elapsed()
+    );
+    same(&world.live().join("docs"), &world.path("nas/docs"))
+}
