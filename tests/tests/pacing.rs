@@ -317,3 +317,108 @@ fn r18_a_limit_holds() -> Result<()> {
     );
     same(&world.live().join("docs"), &world.path("nas/docs"))
 }
+
+/// The datasets at which work was begun, in that order, at one store.
+fn begun(events: &[Value], store: &str) -> Vec<String> {
+    let begins = events.iter().filter(|event| event["event"] == "begin");
+    let begins = begins.filter(|event| event["store"] == store);
+    begins
+        .filter_map(|event| event["dataset"].as_str().map(str::to_owned))
+        .collect()
+}
+
+/// The alphabet decided: a run that was killed at the letter *m* was killed there every night.
+#[test]
+fn r18_what_did_not_fit_goes_first_next_time() -> Result<()> {
+    let world = World::new()?;
+    let head = format!(
+        "{}{}",
+        world.head(),
+        nas(&world, "limit = { up = \"1MB/s\" }")
+    );
+    world.configure(&format!("{head}{}", world.root(&["sda", "nas"])))?;
+    for name in ["a", "b", "c"] {
+        world.write(&format!("{name}/f"), name)?;
+        world.expect(&["run", "--dataset", name], 0)?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for n in 0..8 {
+        world.write(&format!("b/g{n}"), noise(n, 1_000_000))?;
+    }
+    let tonight = world.run(&["run", "--json", "--window", "2s"])?;
+    ensure!(tonight.code == Some(1), "{tonight}");
+    ensure!(tonight.time < Duration::from_secs(6), "{:?}", tonight.time);
+    let events = tonight.events()?;
+    ensure!(begun(&events, "nas") == ["a", "b"], "{tonight}");
+    ensure!(begun(&events, "sda") == ["a", "b"], "{tonight}");
+    let done = tonight.summary()?;
+    ensure!(done["status"] == "partial", "{done:#}");
+    let sent = done["bytes_written"]["nas"].as_u64().unwrap_or_default();
+    ensure!((1..8_000_000).contains(&sent), "{done:#}");
+    for (name, status, nas) in [
+        ("a", "ok", "ok"),
+        ("b", "partial", "aborted"),
+        ("c", "aborted", "aborted"),
+    ] {
+        let dataset = named(&done["datasets"], "name", name)?;
+        ensure!(dataset["status"] == status, "{dataset:#}");
+        ensure!(
+            named(&dataset["legs"], "store", "nas")?["status"] == nas,
+            "{dataset:#}"
+        );
+        let why = dataset["error"].as_str().unwrap_or_default();
+        ensure!((nas == "ok") == why.is_empty(), "{dataset:#}");
+        ensure!(
+            why.is_empty() || why.contains("did not fit in the window of 2s"),
+            "{why}"
+        );
+    }
+    ensure!(world.status("b", "nas")?["state"] == "behind");
+
+    let next = world.expect(&["run", "--json"], 0)?;
+    let events = next.events()?;
+    ensure!(begun(&events, "sda") == ["b", "c", "a"], "{next}");
+    ensure!(begun(&events, "nas") == ["b", "c", "a"], "{next}");
+    for (name, store) in ["a", "b", "c"]
+        .iter()
+        .flat_map(|n| [(n, "sda"), (n, "nas")])
+    {
+        same(&world.live().join(name), &world.path(store).join(name))?;
+        ensure!(world.status(name, store)?["state"] == "current");
+    }
+    Ok(())
+}
+
+/// One file of many is as long as the window: the run has to end all the same, and in the words
+/// that a service manager shows.
+#[test]
+fn r18_a_window_in_which_nothing_fits_says_what_did_not() -> Result<()> {
+    let world = World::new()?;
+    let head = format!(
+        "{}{}",
+        world.head(),
+        nas(&world, "limit = { up = \"1MB/s\" }")
+    );
+    let window = head.replacen("[store", "pace = { window = \"1s\" }\n\n[store", 1);
+    world.configure(&format!("{window}{}", world.root(&["nas"])))?;
+    for n in 0..6 {
+        world.write(&format!("docs/f{n}"), noise(n, 1_000_000))?;
+    }
+    world.write("later/f", "x")?;
+    let night = world.run(&["run"])?;
+    ensure!(night.code == Some(1), "{night}");
+    for name in ["docs", "later"] {
+        let said = night
+            .stderr
+            .lines()
+            .any(|line| line.contains(name) && line.contains("did not fit in the window of 1s"));
+        ensure!(said, "{night}");
+    }
+    // Bit by bit it gets there.
+    for _ in 0..8 {
+        if world.run(&["run", "--dataset", "docs"])?.code == Some(0) {
+            return same(&world.live().join("docs"), &world.path("nas/docs"));
+        }
+    }
+    anyhow::bail!("eight windows of a second were not enough for six files of a second")
+}

@@ -25,6 +25,7 @@ mod stores;
 mod sync;
 mod time;
 mod verify;
+mod window;
 
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus, Wear};
 use feed::{Coverage as FeedCoverage, Feed, FullWalk};
@@ -22,6 +22,7 @@ use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summ
 use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
 use crate::stores::{self, Opened, Pool, Purpose};
+use crate::window::{self, Window};
 use crate::{moves, prune, sync};
 
 /// Rows that an outbox holds for one replica before they collapse into "reconcile".
@@ -51,6 +52,8 @@ pub struct RunOptions {
     pub full: bool,
     /// Datasets whose guards are told to let the change pass, once.
     pub accept: Vec<String>,
+    /// How long it may take, instead of what the configuration says.
+    pub window: Option<Duration>,
     /// The command line, for the record.
     pub command: String,
 }
@@ -72,6 +75,8 @@ type Done = (Shipped, Option<Seal>);
 struct Run<'a, 'e> {
     engine: &'a Engine<'e>,
     options: &'a RunOptions,
+    /// In which it has to be done, where there is one.
+    window: Option<&'a Window>,
     pool: Pool,
     outcomes: BTreeMap<String, Vec<(Leg, Vec<Problem>)>>,
     findings: Findings<'a>,
@@ -102,6 +107,16 @@ impl Engine<'_> {
     /// Runs the pipeline. An error here means that the run could not even be recorded;
     /// everything else is in the summary.
     pub fn run(&self, options: &RunOptions) -> Result<Summary> {
+        match options.window.or(self.config.host.pace.window) {
+            None => self.run_in(None, options),
+            Some(allowed) => window::within(allowed, self.cancel, |window| {
+                let cancel = window.cancel();
+                Engine { cancel, ..*self }.run_in(Some(window), options)
+            }),
+        }
+    }
+
+    fn run_in(&self, window: Option<&Window>, options: &RunOptions) -> Result<Summary> {
         let started = Instant::now();
         let expectation = Expectation::of(self.config, self.catalog)?;
         expectation.check_filters(options)?;
@@ -118,6 +133,7 @@ impl Engine<'_> {
         let mut run = Run {
             engine: self,
             options,
+            window,
             pool: Pool::default(),
             outcomes: BTreeMap::new(),
             findings: Findings::new(self.catalog, self.now),
@@ -193,8 +209,26 @@ impl Run<'_, '_> {
             .into_iter()
             .filter(|e| self.options.datasets.is_empty() || self.options.datasets.contains(&e.name))
             .collect();
+        // Where the time is short, what is stalest comes to its last store before anything else
+        // begins: else the first legs could take every window, and the last ones never start.
+        let at_once = if self.window.is_some() {
+            1
+        } else {
+            chosen.len().max(1)
+        };
+        for some in chosen.chunks(at_once) {
+            self.legs(some)?;
+        }
+        // Pruning goes on when the time is over: it makes the room for the next run (R17).
+        if self.options.step("prune") && (!self.cancelled() || self.out_of_time().is_some()) {
+            self.prune(&chosen)?;
+        }
+        self.conclude(&chosen, !expectation.coverage.errors.is_empty())
+    }
+
+    fn legs(&mut self, chosen: &[&Expected]) -> Result<()> {
         if self.options.step("backup") {
-            for expected in &chosen {
+            for expected in chosen {
                 if self.cancelled() {
                     break;
                 }
@@ -202,12 +236,38 @@ impl Run<'_, '_> {
             }
         }
         if self.options.step("offsite") {
-            self.later_legs(&chosen)?;
+            self.later_legs(chosen)?;
         }
-        if self.options.step("prune") && !self.cancelled() {
-            self.prune(&chosen)?;
+        Ok(())
+    }
+
+    /// The window, when it is over and nobody else asked the run to end.
+    fn out_of_time(&self) -> Option<&Window> {
+        self.window.filter(|window| window.is_over())
+    }
+
+    /// Says of every leg that was not begun in time that it was not.
+    fn note_missed(&mut self, expected: &Expected) {
+        let Some(window) = self.window.filter(|window| window.is_over()) else {
+            return;
+        };
+        if self.retired.contains(&expected.name) {
+            return;
         }
-        self.conclude(&chosen, !expectation.coverage.errors.is_empty())
+        for (position, store) in expected.route.iter().enumerate() {
+            let step = if position == 0 { "backup" } else { "offsite" };
+            let wanted = self.options.step(step) && self.options.store(store);
+            let legs = self.outcomes.entry(expected.name.clone()).or_default();
+            if wanted && !legs.iter().any(|(leg, _)| leg.store == *store) {
+                let leg = Leg {
+                    store: store.clone(),
+                    status: Status::Aborted,
+                    error: Some(window.missed()),
+                    version: None,
+                };
+                legs.push((leg, Vec::new()));
+            }
+        }
     }
 
     fn cancelled(&self) -> bool {
@@ -217,9 +277,11 @@ impl Run<'_, '_> {
     fn conclude(&mut self, chosen: &[&Expected], contradictions: bool) -> Result<()> {
         let mut worst = Status::Ok;
         let mut any_done = false;
+        let in_time = self.out_of_time().is_none();
         for expected in chosen {
+            self.note_missed(expected);
             let legs = self.outcomes.remove(&expected.name).unwrap_or_default();
-            if legs.is_empty() && !self.cancelled() {
+            if legs.is_empty() && !(self.cancelled() && in_time) {
                 // The stores or steps asked for have nothing to do with it.
                 continue;
             }
@@ -229,10 +291,11 @@ impl Run<'_, '_> {
             self.summary.datasets.push(outcome);
         }
         self.summary.status = match worst {
-            _ if self.cancelled() => Status::Aborted,
+            _ if self.cancelled() && in_time => Status::Aborted,
             // Zero things is failure (R7).
             _ if self.summary.datasets.is_empty() => Status::Failed,
-            Status::Failed if any_done => Status::Partial,
+            Status::Failed | Status::Aborted if any_done => Status::Partial,
+            Status::Aborted => Status::Failed,
             // What has no route for now is in no dataset, and not done either.
             Status::Ok if contradictions => Status::Partial,
             other => other,
@@ -388,7 +451,9 @@ impl Run<'_, '_> {
                 };
                 self.forget_broken(store, &error);
                 self.record_hold(expected, &error)?;
-                leg.error = Some(error.to_string());
+                let missed = self.out_of_time().filter(|_| leg.status == Status::Aborted);
+                let missed = missed.map(Window::missed);
+                leg.error = missed.or_else(|| Some(error.to_string()));
                 Ok((leg, Vec::new()))
             }
         }
@@ -1018,7 +1083,7 @@ fn outcome_of(name: &str, legs: Vec<(Leg, Vec<Problem>)>) -> DatasetOutcome {
         .iter()
         .any(|leg| matches!(leg.status, Status::Ok | Status::Partial));
     let status = match worst {
-        Status::Failed if any_ok => Status::Partial,
+        Status::Failed | Status::Aborted if any_ok => Status::Partial,
         other => other,
     };
     let error = legs.iter().find_map(|leg| {

@@ -55,6 +55,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
             stores: args.store.clone(),
             full: args.full,
             accept: args.accept.clone(),
+            window: args.window,
             command,
         };
         let done = engine.run(&options)?;
