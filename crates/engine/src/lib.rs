@@ -2,6 +2,7 @@
 //! verify, retention. It is safe to stop at any instruction, because nothing is true until its
 //! proof is durable. It knows nothing of screens.
 
+mod brake;
 mod decide;
 mod error;
 mod expect;
@@ -9,6 +10,7 @@ mod findings;
 mod guard;
 mod live;
 mod moves;
+mod pace;
 mod pipeline;
 mod plan;
 mod process;
@@ -31,7 +33,7 @@ pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};
 pub use guard::{Counts, Stop};
 pub use plan::{Forecast, LegPlan, StorePlan, forecast, growth};
-pub use process::{boot_id, is_alive};
+pub use process::{boot_id, is_alive, set_io_class};
 pub use prune::{Pruned, note_append_only, prune};
 pub use rebuild::{Rebuilt, rebuild};
 pub use report::{DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary};

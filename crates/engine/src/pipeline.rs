@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use catalog::{Catalog, DirId, Held, Replica, Wear, What};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
@@ -18,6 +18,7 @@ use crate::decide::{self, Need};
 use crate::error::{Error, Result};
 use crate::findings::Corrupt;
 use crate::live::{Live, Look, Trouble};
+use crate::pace::Pace;
 use crate::relay::Carrier;
 use crate::report::{Notice, Observer, Problem};
 
@@ -190,6 +191,7 @@ pub(crate) struct Setting<'a> {
     pub(crate) corrupt: Corrupt,
     pub(crate) workers: usize,
     pub(crate) wear: &'a WearCount,
+    pub(crate) pace: Arc<Pace>,
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) observer: &'a dyn Observer,
 }
@@ -267,6 +269,7 @@ pub(crate) fn run<'a, T>(
                 written: &written,
                 wrote: None,
                 wear: setting.wear,
+                pace: &setting.pace,
             };
             let done = done_tx.clone();
             scope.spawn(move || worker.serve(&tasks, &done));
@@ -611,6 +614,7 @@ struct Worker<'a> {
     /// The directory noted last in `written`.
     wrote: Option<RelPath>,
     wear: &'a WearCount,
+    pace: &'a Pace,
 }
 
 impl Worker<'_> {
@@ -625,7 +629,10 @@ impl Worker<'_> {
                 let drop = self.cancel.load(Ordering::Relaxed) && !matches!(task, Task::Flush);
                 let done = match drop {
                     true => Done::Dropped,
-                    false => self.perform(task),
+                    false => {
+                        self.pace.wait();
+                        self.perform(task)
+                    }
                 };
                 self.count(&done);
                 answers.push(done);

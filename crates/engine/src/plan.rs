@@ -11,6 +11,7 @@ use store::Space;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::guard;
+use crate::pace::Pace;
 use crate::run::{Engine, source_moved};
 use crate::scan::{Difference, Scan, Walk, content_moved_on};
 use crate::stores::{self, Purpose};
@@ -241,6 +242,7 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         scope,
         cross_mounts: meant.cross_mounts,
         threads: 2,
+        pace: &Pace::default(),
         cancel: engine.cancel,
     };
     let row = catalog.find_dataset(&expected.name)?;

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
 use crate::guard::{self, Stop};
+use crate::pace::Pace;
 use crate::pipeline::{Setting, WearCount};
 use crate::relay;
 use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summary};
@@ -83,6 +84,7 @@ struct Run<'a, 'e> {
     summary: Summary,
     /// Of the leg under way.
     wear: WearCount,
+    pace: Pace,
     /// Datasets that this run has let go of.
     retired: BTreeSet<String>,
     /// Datasets whose change a guard was told to let pass: what it is for one store it is for all.
@@ -139,9 +141,18 @@ impl Engine<'_> {
             findings: Findings::new(self.catalog, self.now),
             summary: Summary::new(id.clone()),
             wear: WearCount::default(),
+            pace: Pace::new(self.config.host.pace.brake),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
         };
+        if run.pace.is_blind() {
+            self.observer.notice(&Notice::Note {
+                dataset: None,
+                message: "the brake is off: this kernel does not tell the pressure on I/O \
+                          (/proc/pressure/io)"
+                    .into(),
+            });
+        }
         let result = run.all(&expectation);
         run.summary.seconds = started.elapsed().as_secs_f64();
         if let Err(error) = result {
@@ -556,6 +567,7 @@ impl Run<'_, '_> {
             scope,
             cross_mounts: meant.cross_mounts,
             threads: 2,
+            pace: &self.pace,
             cancel: engine.cancel,
         };
         let scan = self.scan(
@@ -780,6 +792,7 @@ impl Run<'_, '_> {
             corrupt: Corrupt::open(self.engine.catalog, dataset, to, (self.engine.now)())?,
             workers: stores::workers(&opened.spec),
             wear: &self.wear,
+            pace: Arc::new(self.pace.towards(&opened.spec)),
             cancel: self.engine.cancel,
             observer: self.engine.observer,
         })

@@ -13,6 +13,7 @@ use tree::{Dir, Judgement, Kind, Listing, RelPath, Stat, WalkOptions};
 
 use crate::error::{Error, Result};
 use crate::guard::Counts;
+use crate::pace::Pace;
 use crate::pipeline::Note;
 
 /// What a scan saw.
@@ -49,6 +50,7 @@ pub(crate) struct Walk<'a> {
     pub(crate) scope: &'a Scope,
     pub(crate) cross_mounts: bool,
     pub(crate) threads: usize,
+    pub(crate) pace: &'a Pace,
     pub(crate) cancel: &'a AtomicBool,
 }
 
@@ -93,6 +95,7 @@ impl Walk<'_> {
                 failure = Some(Error::Interrupted);
                 return ControlFlow::Break(());
             }
+            self.pace.wait();
             match comparison.listing(listing) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(error) => {
