@@ -598,3 +598,41 @@ fn r19_a_limit_holds_for_a_disk_too() -> Result<()> {
     ensure!(again.time < done.time, "{:?}", again.time);
     Ok(())
 }
+
+/// A nightly image of 228 GB fits into no window, and a run that waited for its end would be no
+/// run in a window.
+#[test]
+fn r18_a_file_longer_than_the_window_is_gone_on_with() -> Result<()> {
+    let world = World::new()?;
+    let head = format!(
+        "{}{}",
+        world.head(),
+        nas(&world, "limit = { up = \"8MB/s\" }")
+    );
+    world.configure(&format!("{head}{}", dataset(&world, "vm", &["nas"])))?;
+    let image = noise(3, 24_000_000);
+    world.write("vm/disk", &image)?;
+    let (mut sent, mut written, mut nights) = (0, 0, 0);
+    loop {
+        nights += 1;
+        ensure!(nights < 12, "{nights} windows were not enough");
+        let night = world.run(&["run", "--json", "--window", "1s"])?;
+        ensure!(night.time < Duration::from_secs(5), "{:?}", night.time);
+        let done = night.summary()?;
+        sent += done["bytes_sent"]["nas"].as_u64().unwrap_or_default();
+        written += done["bytes_written"]["nas"].as_u64().unwrap_or_default();
+        if night.code == Some(0) {
+            break;
+        }
+        ensure!(night.code == Some(1), "{night}");
+        let copy = std::fs::read(world.path("nas/vm/disk")).ok();
+        ensure!(copy.is_none_or(|copy| copy == image), "half a file");
+    }
+    ensure!(nights > 1, "it fitted into one window");
+    ensure!(written == 24_000_000, "{written} bytes in {nights} nights");
+    ensure!(sent < 30_000_000, "{sent} bytes in {nights} nights");
+    same(&world.live().join("vm"), &world.path("nas/vm"))?;
+    let parts = std::fs::read_dir(world.path("nas/.thrice/tmp"))?.count();
+    ensure!(parts == 0, "{parts} things were left in tmp");
+    Ok(())
+}

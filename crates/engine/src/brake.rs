@@ -163,7 +163,10 @@ mod tests {
         /// every cycle is for the run.
         #[test]
         fn r09_the_brake_stops_no_run_for_ever(
-            steps in prop::collection::vec((0u64..2_000_000, prop::option::of(any::<u32>())), 1..200),
+            steps in prop::collection::vec(
+                (0u64..2_000_000, prop::option::of(any::<u32>())),
+                1..200,
+            ),
             allowed in 0.01f64..=1.0,
         ) {
             let mut brake = Brake::new(allowed);

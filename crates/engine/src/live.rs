@@ -341,11 +341,11 @@ fn bring_file(
         node: node.clone(),
         resume_key,
     };
-    let staged = session.stage(&job, &mut pace.over(&mut content))?;
+    let staged = session.stage(&job, &mut pace.over(&mut content, job.resume_key.is_some()))?;
     bytes_read += staged.data_bytes;
     let still = is_still(&before, &tree::stat_fd(file)?) && !content.is_short();
     if !still && !last {
-        *wasted += staged.data_bytes - staged.resumed_bytes;
+        *wasted += staged.data_bytes;
         session.discard(staged)?;
         return Ok(None);
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,21 @@ const BURST: Duration = Duration::from_millis(100);
 pub(crate) struct Pace {
     brake: Option<Arc<Braked>>,
     limit: Option<Limit>,
+    /// Whether the store is behind a connection. Only there is content broken off: to go on, all
+    /// that is there is read again, and a disk's own file might never come to its end.
+    far: bool,
+    /// Set when the run is to end.
+    cancel: Arc<AtomicBool>,
+}
+
+/// The run is to end, and a later one goes on with the content from where this one came to.
+#[derive(Debug, thiserror::Error)]
+#[error("the run is to end")]
+struct BrokenOff;
+
+/// Whether reading content ended for no other reason than that the run is to end.
+pub(crate) fn is_broken_off(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<BrokenOff>())
 }
 
 struct Braked {
@@ -35,7 +51,7 @@ struct Limit {
 
 impl Pace {
     /// With a brake, where one is asked for: `allowed` as [`policy::Pace::brake`] has it.
-    pub(crate) fn new(allowed: Option<f64>) -> Self {
+    pub(crate) fn new(allowed: Option<f64>, cancel: &Arc<AtomicBool>) -> Self {
         let brake = allowed.map(|allowed| {
             Arc::new(Braked {
                 file: pressure_file(),
@@ -43,7 +59,12 @@ impl Pace {
                 brake: Mutex::new(Brake::new(allowed)),
             })
         });
-        Self { brake, limit: None }
+        Self {
+            brake,
+            limit: None,
+            far: false,
+            cancel: cancel.clone(),
+        }
     }
 
     /// Whether there is to be a brake and the kernel does not tell what it needs to know.
@@ -62,6 +83,8 @@ impl Pace {
                 rate: rate.max(1),
                 due: Mutex::new(Instant::now()),
             }),
+            far: spec.kind != StoreKind::Disk,
+            cancel: self.cancel.clone(),
         }
     }
 
@@ -77,12 +100,19 @@ impl Pace {
         }
     }
 
-    /// Content that is read no faster than this allows.
-    pub(crate) fn over<'a, C: Content + ?Sized>(&'a self, content: &'a mut C) -> Paced<'a, C> {
+    /// Content on its way to the store, read no faster than this allows. `resumable`: it can be
+    /// gone on with later, so a far store is left with its
+    /// beginning when the run is to end ([`is_broken_off`]).
+    pub(crate) fn over<'a, C: Content + ?Sized>(
+        &'a self,
+        content: &'a mut C,
+        resumable: bool,
+    ) -> Paced<'a, C> {
         Paced {
             pace: self,
             content,
-            limited: true,
+            limit: self.limit.as_ref(),
+            resumable: resumable && self.far,
         }
     }
 
@@ -94,7 +124,8 @@ impl Pace {
         Paced {
             pace: self,
             content,
-            limited: false,
+            limit: None,
+            resumable: false,
         }
     }
 }
@@ -121,7 +152,8 @@ impl Limit {
 pub(crate) struct Paced<'a, C: ?Sized> {
     pace: &'a Pace,
     content: &'a mut C,
-    limited: bool,
+    limit: Option<&'a Limit>,
+    resumable: bool,
 }
 
 impl<C: Content + ?Sized> Content for Paced<'_, C> {
@@ -138,17 +170,19 @@ impl<C: Content + ?Sized> Content for Paced<'_, C> {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let limit = self.pace.limit.as_ref().filter(|_| self.limited);
-        let slice = limit.map_or(buffer.len(), Limit::slice);
+        let slice = self.limit.map_or(buffer.len(), Limit::slice);
         let mut filled = 0;
         while filled < buffer.len() {
+            if self.resumable && self.pace.cancel.load(Ordering::Relaxed) {
+                return Err(io::Error::other(BrokenOff));
+            }
             self.pace.wait();
             let end = buffer.len().min(filled + slice);
             match self.content.read(&mut buffer[filled..end])? {
                 0 => break,
                 n => {
                     filled += n;
-                    if let Some(limit) = limit {
+                    if let Some(limit) = self.limit {
                         limit.took(n);
                     }
                 }
@@ -211,18 +245,39 @@ mod tests {
             due: Mutex::new(Instant::now()),
         };
         let pace = Pace {
-            brake: None,
             limit: Some(limit),
+            ..Pace::default()
         };
         let start = Instant::now();
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                let read = || read_all(pace.over(&mut Zeros(300_000))).0;
+                let read = || read_all(pace.over(&mut Zeros(300_000), false)).0;
                 scope.spawn(move || assert_eq!(read(), 300_000));
             }
         });
         assert!(start.elapsed() >= Duration::from_millis(490));
         let (read, _) = read_all(pace.over_reading(&mut Zeros(300_000)));
         assert_eq!(read, 300_000);
+    }
+
+    #[test]
+    fn only_what_can_be_gone_on_with_is_broken_off() {
+        let pace = Pace {
+            far: true,
+            ..Pace::default()
+        };
+        pace.cancel.store(true, Ordering::Relaxed);
+        let mut buffer = [0; 100];
+        let mut zeros = Zeros(300_000);
+        let whole = pace.over(&mut zeros, false).read(&mut buffer);
+        assert_eq!(whole.unwrap(), 100);
+        let error = pace.over(&mut zeros, true).read(&mut buffer).unwrap_err();
+        assert!(is_broken_off(&error));
+        let disk = Pace {
+            cancel: pace.cancel.clone(),
+            ..Pace::default()
+        };
+        assert_eq!(disk.over(&mut zeros, true).read(&mut buffer).unwrap(), 100);
+        assert!(!is_broken_off(&io::Error::other("the disk")));
     }
 }

@@ -18,7 +18,7 @@ use crate::decide::{self, Need};
 use crate::error::{Error, Result};
 use crate::findings::Corrupt;
 use crate::live::{Live, Look, Trouble};
-use crate::pace::Pace;
+use crate::pace::{self, Pace};
 use crate::relay::Carrier;
 use crate::report::{Notice, Observer, Problem};
 
@@ -631,7 +631,10 @@ impl Worker<'_> {
                     true => Done::Dropped,
                     false => {
                         self.pace.wait();
-                        self.perform(task)
+                        match self.perform(task) {
+                            Done::Trouble(_, trouble) if is_broken_off(&trouble) => Done::Dropped,
+                            done => done,
+                        }
                     }
                 };
                 self.count(&done);
@@ -960,12 +963,22 @@ const SENT: Done = Done::Sent {
     },
 };
 
-/// Of content that a broken session had staged already, only the rest is written now.
+/// Content that an earlier session had begun counts when it is whole, and only then.
 fn wear_of(staged: Option<&Staged>) -> Wear {
     staged.map_or_else(Wear::default, |staged| Wear {
-        written: staged.data_bytes - staged.resumed_bytes,
+        written: staged.data_bytes,
         changed: staged.data_bytes,
     })
+}
+
+/// Whether it is no trouble but the end of the run.
+fn is_broken_off(trouble: &Trouble) -> bool {
+    match trouble {
+        Trouble::Source(error) | Trouble::Store(store::Error::Io { source: error, .. }) => {
+            pace::is_broken_off(error)
+        }
+        _ => false,
+    }
 }
 
 fn or_trouble(at: At, result: Result<Done, Trouble>) -> Done {

@@ -65,7 +65,10 @@ impl Carrier<'_> {
             node: (*node).clone(),
             resume_key,
         };
-        let staged = session.stage(&job, &mut self.pace.over(content.as_mut()))?;
+        let staged = session.stage(
+            &job,
+            &mut self.pace.over(content.as_mut(), job.resume_key.is_some()),
+        )?;
         if staged.hash != hash {
             session.discard(staged)?;
             return Err(damaged(path, "its bytes are not those that were written"));

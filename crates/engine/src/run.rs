@@ -141,7 +141,7 @@ impl Engine<'_> {
             findings: Findings::new(self.catalog, self.now),
             summary: Summary::new(id.clone()),
             wear: WearCount::default(),
-            pace: Pace::new(self.config.host.pace.brake),
+            pace: Pace::new(self.config.host.pace.brake, self.cancel),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
         };
