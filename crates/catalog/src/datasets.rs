@@ -10,7 +10,7 @@ use store::StoreInfo;
 use crate::node::{int, number};
 use crate::{
     Catalog, Dataset, DatasetId, Error, Hold, Replica, ReplicaId, Result, RunStatus, StoreId,
-    StoreRow,
+    StoreRow, Wear,
 };
 
 impl Catalog {
@@ -156,20 +156,26 @@ impl Catalog {
         }
     }
 
-    /// Records a run's attempt: its status, and the bytes that it wrote. The time of the last
+    /// Records a run's attempt: its status, and what it did to the store. The time of the last
     /// success moves only with [`RunStatus::Ok`].
     pub fn attempted(
         &self,
         replica: ReplicaId,
         status: RunStatus,
-        bytes_written: u64,
+        wear: Wear,
         at: Timestamp,
     ) -> Result<()> {
         self.conn.execute(
             "UPDATE replica SET last_attempt = ?2, last_status = ?3,
-                bytes_written = bytes_written + ?4,
+                bytes_written = bytes_written + ?4, bytes_changed = bytes_changed + ?5,
                 last_success = iif(?3 = 'ok', ?2, last_success) WHERE id = ?1",
-            params![replica, at.to_string(), status, int(bytes_written)],
+            params![
+                replica,
+                at.to_string(),
+                status,
+                int(wear.written),
+                int(wear.changed)
+            ],
         )?;
         Ok(())
     }
@@ -262,7 +268,8 @@ fn read_dataset(row: &Row<'_>) -> Result<Dataset> {
 
 const REPLICAS: &str = "SELECT replica.id, dataset, store, store.name, position, sealed,
         open_number, open_records, reconcile, est_files, est_bytes, last_success, last_attempt,
-        last_status, last_verified, files, bytes, bytes_written
+        last_status, last_verified, files, bytes, bytes_written,
+        bytes_changed
     FROM replica JOIN store ON store.id = replica.store";
 
 fn read_replica(row: &Row<'_>) -> Result<Replica> {
@@ -284,7 +291,10 @@ fn read_replica(row: &Row<'_>) -> Result<Replica> {
         last_verified: time(row, 14)?,
         files: number(row, 15)?,
         bytes: number(row, 16)?,
-        bytes_written: number(row, 17)?,
+        wear: Wear {
+            written: number(row, 17)?,
+            changed: number(row, 18)?,
+        },
     })
 }
 

@@ -30,7 +30,7 @@ pub use findings::finding_id;
 pub use types::{
     Change, Copy, Dataset, DatasetId, DirId, FeedRow, Finding, FindingRow, Held, Hold, HoldKind,
     Kept, Key, Order, Pending, PruneChunk, PruneCursor, PrunePlan, Replica, ReplicaId, Row, Run,
-    RunPart, RunStatus, Sealed, Severity, Spell, StoreId, StoreRow, Version, What,
+    RunPart, RunStatus, Sealed, Severity, Spell, StoreId, StoreRow, Version, Wear, What,
 };
 
 /// What can go wrong with the catalog.
@@ -99,6 +99,7 @@ pub struct Catalog {
     transaction: Cell<Transaction>,
     dirs: RefCell<entries::DirCache>,
     counters: RefCell<outbox::Counters>,
+    mode: Mode,
     /// Held for as long as this lives.
     _lock: Option<std::fs::File>,
 }
@@ -127,6 +128,11 @@ impl Catalog {
     /// `catalog.db.old` (with its journal), in the place of an older one of that name.
     pub fn open_afresh(state: &Path) -> Result<Self> {
         schema::open_afresh(state)
+    }
+
+    /// Whether it was opened for writing.
+    pub fn may_write(&self) -> bool {
+        self.mode == Mode::Write
     }
 
     /// Does everything in `work`, or, when it fails, none of it. Inside another

@@ -13,7 +13,11 @@ use rustix::fs::FlockOperation;
 use crate::{Catalog, Error, Mode, Result, Transaction};
 
 /// The steps from each version to the next; a new catalog takes them all.
-const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_feed.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("schema.sql"),
+    include_str!("schema_feed.sql"),
+    include_str!("schema_wear.sql"),
+];
 /// The version that this program writes, as `PRAGMA user_version`.
 const VERSION: u32 = MIGRATIONS.len() as u32;
 /// `PRAGMA application_id`: "thri".
@@ -66,13 +70,13 @@ fn open_for_writing(state: &Path, lock: File) -> Result<Catalog> {
          PRAGMA cache_size = -32768; PRAGMA journal_size_limit = 67108864;",
     )?;
     migrate(&conn, found)?;
-    Ok(catalog(conn, Some(lock)))
+    Ok(catalog(conn, Mode::Write, Some(lock)))
 }
 
 pub(crate) fn nothing() -> Result<Catalog> {
     let conn = Connection::open_in_memory()?;
     migrate(&conn, 0)?;
-    Ok(catalog(conn, None))
+    Ok(catalog(conn, Mode::Read, None))
 }
 
 fn migrate(conn: &Connection, found: u32) -> Result<()> {
@@ -103,7 +107,7 @@ fn open_for_reading(state: &Path) -> Result<Catalog> {
     };
     match found {
         0 => Err(Error::Absent(path)),
-        VERSION => Ok(catalog(conn, lock)),
+        VERSION => Ok(catalog(conn, Mode::Read, lock)),
         found if found > VERSION => Err(newer(&path, found)),
         found => Err(Error::Older {
             path,
@@ -166,13 +170,14 @@ fn connect_alone(state: &Path, path: &Path) -> Result<Option<(Connection, u32, F
     Ok(Some((conn, found, lock)))
 }
 
-fn catalog(conn: Connection, lock: Option<File>) -> Catalog {
+fn catalog(conn: Connection, mode: Mode, lock: Option<File>) -> Catalog {
     conn.set_prepared_statement_cache_capacity(128);
     Catalog {
         conn,
         transaction: Cell::new(Transaction::None),
         dirs: RefCell::default(),
         counters: RefCell::default(),
+        mode,
         _lock: lock,
     }
 }

@@ -43,6 +43,11 @@ ids! {
     DirId;
 }
 
+impl DirId {
+    /// No directory that the catalog knows: nothing is held there.
+    pub const NONE: Self = Self(0);
+}
+
 /// Defines enums that are stored as one word.
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident {
@@ -190,11 +195,44 @@ pub struct Replica {
     /// Paths that it holds now, and bytes of content in them.
     pub files: u64,
     pub bytes: u64,
-    /// Bytes ever written to it.
-    pub bytes_written: u64,
+    /// What all runs together have done to it.
+    pub wear: Wear,
+}
+
+/// What writing costs a store: what `written` has above `changed` bought nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Wear {
+    /// Bytes of content written.
+    pub written: u64,
+    /// Bytes of content that differed and had to get there.
+    pub changed: u64,
 }
 
 impl Replica {
+    /// What is known of a store that has never been in a dataset's route.
+    pub fn blank(store: &str) -> Self {
+        Self {
+            id: ReplicaId(0),
+            dataset: DatasetId(0),
+            store: StoreId(0),
+            store_name: store.to_owned(),
+            position: None,
+            sealed: 0,
+            open_number: 0,
+            open_records: 0,
+            reconcile: None,
+            est_files: 0,
+            est_bytes: 0,
+            last_success: None,
+            last_attempt: None,
+            last_status: None,
+            last_verified: None,
+            files: 0,
+            bytes: 0,
+            wear: Wear::default(),
+        }
+    }
+
     /// What becomes of what is held at a path when it is replaced or removed.
     pub fn old(&self, held: Option<&Held>) -> Old {
         match held {

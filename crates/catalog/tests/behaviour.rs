@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 
 use catalog::{
-    Catalog, Error, Finding, Hold, HoldKind, Mode, Order, RunPart, RunStatus, Severity, What,
+    Catalog, Error, Finding, Hold, HoldKind, Mode, Order, RunPart, RunStatus, Severity, Wear, What,
 };
 use common::{catalog, node, path, put, put_dir, seal};
 use jiff::Timestamp;
@@ -530,12 +530,34 @@ fn a_run_that_died_says_so() {
 }
 
 #[test]
+fn an_older_catalog_is_brought_up_to_date_by_whoever_writes() {
+    let (dir, catalog, _, replicas) = catalog(&["s"]);
+    drop(catalog);
+    let conn = rusqlite::Connection::open(dir.path().join("catalog.db")).unwrap();
+    let older = "ALTER TABLE replica DROP COLUMN bytes_changed; PRAGMA user_version = 1";
+    conn.execute_batch(older).unwrap();
+    drop(conn);
+    assert!(matches!(
+        Catalog::open(dir.path(), Mode::Read),
+        Err(Error::Older { found: 1, .. })
+    ));
+    drop(Catalog::open(dir.path(), Mode::Write).unwrap());
+    let catalog = Catalog::open(dir.path(), Mode::Read).unwrap();
+    let row = catalog.replica(replicas[0].id).unwrap();
+    assert_eq!(row.wear, Wear::default());
+}
+
+#[test]
 fn success_moves_only_on_success() {
     let (_dir, catalog, _, replicas) = catalog(&["s"]);
     let replica = replicas[0].id;
-    catalog.attempted(replica, RunStatus::Ok, 5, at(1)).unwrap();
+    let wear = |written, changed| Wear { written, changed };
+    let (first, second) = (wear(5, 4), wear(6, 3));
     catalog
-        .attempted(replica, RunStatus::Partial, 6, at(2))
+        .attempted(replica, RunStatus::Ok, first, at(1))
+        .unwrap();
+    catalog
+        .attempted(replica, RunStatus::Partial, second, at(2))
         .unwrap();
     let row = catalog.replica(replica).unwrap();
     assert_eq!(
@@ -543,8 +565,8 @@ fn success_moves_only_on_success() {
         (Some(at(1)), Some(at(2)))
     );
     assert_eq!(
-        (row.last_status, row.bytes_written),
-        (Some(RunStatus::Partial), 11)
+        (row.last_status, row.wear),
+        (Some(RunStatus::Partial), wear(11, 7))
     );
 }
 

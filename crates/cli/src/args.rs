@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -156,6 +157,9 @@ pub struct RunArgs {
     /// Compare everything, whatever is known to have changed
     #[arg(long)]
     pub full: bool,
+    /// Stop safely after this long, as `6h`; what did not fit goes first next time
+    #[arg(long, value_name = "DURATION", value_parser = policy::parse_duration)]
+    pub window: Option<Duration>,
     /// Let this dataset's guards pass once: what is gone or changed is meant to be
     #[arg(long, value_name = "DATASET")]
     pub accept: Vec<String>,

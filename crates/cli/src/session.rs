@@ -59,6 +59,26 @@ pub fn catalog_to_read(config: &Config) -> Result<Catalog> {
     Ok(reader?)
 }
 
+/// The same, and the empty one that there is before the first run, which is said.
+pub fn catalog_or_nothing(config: &Config, printer: &Printer) -> Result<Catalog> {
+    match catalog_to_read(config) {
+        Err(error) if matches!(error.downcast_ref(), Some(catalog::Error::Absent(_))) => {
+            printer.hint(&error.to_string());
+            Ok(Catalog::nothing()?)
+        }
+        catalog => catalog,
+    }
+}
+
+/// Lets others' I/O go first, as the configuration says; before any thread is begun.
+pub fn give_way(config: &Config, printer: &Printer) {
+    if let Err(why) = engine::set_io_class(config.host.pace.io) {
+        printer.hint(&format!(
+            "the I/O class is not set ({why}); to leave it as it is: pace = {{ io = \"none\" }}"
+        ));
+    }
+}
+
 /// The wall clock. Debug builds take `THRICE_NOW` (RFC 3339) for it: tests make clocks jump.
 pub fn now() -> Timestamp {
     #[cfg(debug_assertions)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use catalog::Catalog;
+use jiff::Timestamp;
 use policy::{Config, Coverage, Dataset, Source};
 
 use crate::error::{Error, Result};
@@ -22,8 +23,8 @@ pub struct Expected {
     pub gone: String,
     /// Why it must not be touched now, when the proof says so.
     pub held: Option<String>,
-    /// When all of its route last succeeded: the oldest of its replicas, in seconds since 1970.
-    staleness: i64,
+    /// When all of its route last succeeded: the oldest of its replicas. `None`: never.
+    staleness: Option<Timestamp>,
 }
 
 /// The coverage of this moment, and what follows from it.
@@ -54,14 +55,11 @@ impl Expectation {
     /// Looks at the disk and at the catalog.
     pub fn of(config: &Config, catalog: &Catalog) -> Result<Self> {
         let mut known = BTreeMap::new();
-        let mut routes: BTreeMap<String, (Vec<String>, i64)> = BTreeMap::new();
+        let mut routes: BTreeMap<String, (Vec<String>, Option<Timestamp>)> = BTreeMap::new();
         for row in catalog.datasets()? {
             let mut replicas = catalog.replicas(row.id)?;
             replicas.retain(|replica| replica.position.is_some());
-            let oldest = replicas
-                .iter()
-                .map(|r| r.last_success.map_or(i64::MIN, |t| t.as_second()));
-            let staleness = oldest.min().unwrap_or(i64::MIN);
+            let staleness = replicas.iter().map(|r| r.last_success).min().flatten();
             let stores = replicas.into_iter().map(|r| r.store_name).collect();
             known.insert(row.name.clone(), row.source);
             routes.insert(row.name, (stores, staleness));
@@ -85,7 +83,7 @@ impl Expectation {
                     dataset: Some(dataset.clone()),
                     gone: String::new(),
                     held: held.get(dataset.name.as_str()).map(|why| (*why).to_owned()),
-                    staleness: routes.get(&dataset.name).map_or(i64::MIN, |(_, at)| *at),
+                    staleness: routes.get(&dataset.name).and_then(|(_, at)| *at),
                 }
             })
             .collect();

@@ -2,6 +2,7 @@
 //! verify, retention. It is safe to stop at any instruction, because nothing is true until its
 //! proof is durable. It knows nothing of screens.
 
+mod brake;
 mod decide;
 mod dirty;
 mod error;
@@ -10,6 +11,7 @@ mod findings;
 mod guard;
 mod live;
 mod moves;
+mod pace;
 mod pipeline;
 mod plan;
 mod process;
@@ -27,12 +29,13 @@ mod sync;
 mod time;
 mod verify;
 mod watch;
+mod window;
 
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};
 pub use guard::{Counts, Stop};
 pub use plan::{Forecast, LegPlan, StorePlan, forecast, growth};
-pub use process::{boot_id, is_alive};
+pub use process::{boot_id, is_alive, set_io_class};
 pub use prune::{Pruned, note_append_only, prune};
 pub use rebuild::{Rebuilt, rebuild};
 pub use report::{DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary};

@@ -11,6 +11,7 @@ use tree::{Content, ContentHasher, Dir, DirCache, FileContent, Kind, Node, RelPa
 use catalog::Held;
 
 use crate::decide::{self, Need};
+use crate::pace::Pace;
 
 /// How often a file that changes while it is read is read again before it is taken as it is.
 const READS_MAX: u32 = 3;
@@ -45,6 +46,9 @@ pub(crate) struct Live {
     scope: Option<Arc<Scope>>,
     dirs: DirCache,
     buffer: Vec<u8>,
+    /// Bytes staged and thrown away, because the file changed meanwhile.
+    wasted: u64,
+    pace: Arc<Pace>,
 }
 
 /// How a failure is to be understood.
@@ -72,14 +76,21 @@ impl From<store::Error> for Trouble {
 
 impl Live {
     /// Reads what of the tree below `root` is in the scope.
-    pub(crate) fn new(root: Dir, scope: Arc<Scope>) -> Self {
+    pub(crate) fn new(root: Dir, scope: Arc<Scope>, pace: Arc<Pace>) -> Self {
         let dev = root.stat_self().map(|stat| stat.dev).ok();
         Self {
             dev,
             scope: (!scope.is_trivial()).then_some(scope),
             dirs: DirCache::new(root, 64),
             buffer: vec![0; 1 << 17],
+            wasted: 0,
+            pace,
         }
+    }
+
+    /// Bytes staged and thrown away since this was last asked.
+    pub(crate) fn take_wasted(&mut self) -> u64 {
+        std::mem::take(&mut self.wasted)
     }
 
     /// Looks at a path and brings its content to the session, if the replica lacks it.
@@ -115,6 +126,8 @@ impl Live {
                 links,
                 last,
                 &mut self.buffer,
+                &mut self.wasted,
+                &self.pace,
             )? {
                 return Ok(look);
             }
@@ -192,6 +205,7 @@ impl Live {
             &mut node,
             FileContent::from_stat(&file, &before)?,
             &mut self.buffer,
+            &self.pace,
         )?;
         Ok(is_still(&before, &tree::stat_fd(&file)?).then_some(node))
     }
@@ -253,8 +267,10 @@ fn hash_into(
     node: &mut Node,
     mut content: FileContent<&File>,
     buffer: &mut [u8],
+    pace: &Pace,
 ) -> io::Result<()> {
     node.extents = content.extents().map(<[_]>::to_vec);
+    let mut content = pace.over_reading(&mut content);
     let mut hasher = ContentHasher::new(content.size(), content.extents());
     loop {
         match content.read(buffer)? {
@@ -280,6 +296,8 @@ fn bring_file(
     links: bool,
     last: bool,
     buffer: &mut [u8],
+    wasted: &mut u64,
+    pace: &Pace,
 ) -> Result<Option<Look>, Trouble> {
     let before = names_known(dev, tree::stat_fd(file)?);
     if before.kind != Kind::File {
@@ -294,7 +312,8 @@ fn bring_file(
     // What lies there may be the same bytes: reading is cheap, writing them again is wear.
     let unlogged = held.is_none() && session.begun().unlogged;
     if decide::may_be_same(&node, held) || unlogged {
-        hash_into(&mut node, FileContent::from_stat(file, &before)?, buffer)?;
+        let content = FileContent::from_stat(file, &before)?;
+        hash_into(&mut node, content, buffer, pace)?;
         bytes_read += before.size;
         node.unsettled = !is_still(&before, &tree::stat_fd(file)?);
         if node.unsettled && !last {
@@ -322,10 +341,11 @@ fn bring_file(
         node: node.clone(),
         resume_key,
     };
-    let staged = session.stage(&job, &mut content)?;
+    let staged = session.stage(&job, &mut pace.over(&mut content, job.resume_key.is_some()))?;
     bytes_read += staged.data_bytes;
     let still = is_still(&before, &tree::stat_fd(file)?) && !content.is_short();
     if !still && !last {
+        *wasted += staged.data_bytes;
         session.discard(staged)?;
         return Ok(None);
     }

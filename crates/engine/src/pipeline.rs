@@ -7,9 +7,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use catalog::{Catalog, DirId, Held, Replica, What};
+use catalog::{Catalog, DirId, Held, Replica, Wear, What};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use store::{Event, Op, Place, Session, Staged};
 use tree::{Node, RelPath, Stat};
@@ -18,6 +18,7 @@ use crate::decide::{self, Need};
 use crate::error::{Error, Result};
 use crate::findings::Corrupt;
 use crate::live::{Live, Look, Trouble};
+use crate::pace::{self, Pace};
 use crate::relay::Carrier;
 use crate::report::{Notice, Observer, Problem};
 
@@ -102,7 +103,7 @@ pub(crate) enum Done {
     /// Everything submitted is on its way to be made durable.
     Flushing,
     /// An operation was submitted.
-    Sent { bytes_read: u64, wrote: u64 },
+    Sent { bytes_read: u64, wear: Wear },
     /// Origin and replica agree; nothing was to be done.
     Same(At),
     /// They agree but for what the catalog keeps to see changes.
@@ -117,6 +118,8 @@ pub(crate) enum Done {
     Replaced(At),
     /// The path is there after all; it will be brought.
     Stays,
+    /// The run is to end; it stays pending.
+    Dropped,
     /// It could not be done; it stays pending.
     Trouble(At, Trouble),
 }
@@ -147,10 +150,31 @@ pub(crate) struct Tally {
     pub(crate) renamed: u64,
     pub(crate) deleted: u64,
     pub(crate) bytes_read: u64,
-    pub(crate) bytes_written: u64,
     pub(crate) submitted: u64,
     /// Operations that the store made durable: a version is sealed when there are any.
     pub(crate) committed: u64,
+}
+
+/// What a leg has done to its store so far, whatever becomes of the leg.
+#[derive(Debug, Default)]
+pub(crate) struct WearCount {
+    written: AtomicU64,
+    changed: AtomicU64,
+}
+
+impl WearCount {
+    fn add(&self, wear: Wear) {
+        self.written.fetch_add(wear.written, Ordering::Relaxed);
+        self.changed.fetch_add(wear.changed, Ordering::Relaxed);
+    }
+
+    /// What has been counted since this was last asked.
+    pub(crate) fn take(&self) -> Wear {
+        Wear {
+            written: self.written.swap(0, Ordering::Relaxed),
+            changed: self.changed.swap(0, Ordering::Relaxed),
+        }
+    }
 }
 
 /// What a pipeline needs to know.
@@ -166,6 +190,8 @@ pub(crate) struct Setting<'a> {
     /// Copies found bad earlier; whatever is written over them heals them.
     pub(crate) corrupt: Corrupt,
     pub(crate) workers: usize,
+    pub(crate) wear: &'a WearCount,
+    pub(crate) pace: Arc<Pace>,
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) observer: &'a dyn Observer,
 }
@@ -201,6 +227,8 @@ pub(crate) struct Pipeline<'a> {
     settled: Vec<Settled>,
     progress: u64,
     flushes: u64,
+    /// Whether a task was dropped because the run is to end.
+    dropped: bool,
 }
 
 enum Settled {
@@ -236,9 +264,12 @@ pub(crate) fn run<'a, T>(
                 session,
                 tickets: &tickets,
                 stop: &stop,
+                cancel: setting.cancel,
                 sealed,
                 written: &written,
                 wrote: None,
+                wear: setting.wear,
+                pace: &setting.pace,
             };
             let done = done_tx.clone();
             scope.spawn(move || worker.serve(&tasks, &done));
@@ -267,6 +298,7 @@ pub(crate) fn run<'a, T>(
             settled: Vec::new(),
             progress: 0,
             flushes: 0,
+            dropped: false,
         };
         let answers = pipeline.done.clone();
         let result = body(&mut pipeline);
@@ -367,8 +399,14 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Waits until every task has been answered.
+    /// Waits until every task has been answered. Error: [`Error::Interrupted`] when some were
+    /// dropped, after what was done is durable.
     pub(crate) fn settle_tasks(&mut self) -> Result<()> {
+        self.answers()?;
+        if self.dropped { self.flush() } else { Ok(()) }
+    }
+
+    fn answers(&mut self) -> Result<()> {
         self.feed_bundle()?;
         while self.under_way > 0 {
             self.hear()?;
@@ -376,15 +414,20 @@ impl Pipeline<'_> {
         self.write_settled()
     }
 
-    /// Waits until everything is durable and the catalog knows.
+    /// Waits until everything is durable and the catalog knows. Error: [`Error::Interrupted`] when
+    /// some tasks were dropped, after that.
     pub(crate) fn flush(&mut self) -> Result<()> {
-        self.settle_tasks()?;
+        self.answers()?;
         let flushes = self.flushes;
         self.feed_ordered(Task::Flush)?;
         while self.flushes == flushes {
             self.hear()?;
         }
-        self.settle_tasks()
+        self.answers()?;
+        match self.dropped {
+            true => Err(Error::Interrupted),
+            false => Ok(()),
+        }
     }
 
     fn hear(&mut self) -> Result<()> {
@@ -407,9 +450,8 @@ impl Pipeline<'_> {
 
     fn take_one(&mut self, done: Done) -> Result<()> {
         match done {
-            Done::Sent { bytes_read, wrote } => {
+            Done::Sent { bytes_read, .. } => {
                 self.tally.bytes_read += bytes_read;
-                self.tally.bytes_written += wrote;
                 self.tally.submitted += 1;
                 self.tell_progress();
             }
@@ -423,6 +465,7 @@ impl Pipeline<'_> {
                 self.replaced.push(at);
             }
             Done::Stays => {}
+            Done::Dropped => self.dropped = true,
             Done::Trouble(at, trouble) => self.on_trouble(at, trouble)?,
         }
         if self.settled.len() >= SETTLE_ROWS {
@@ -565,10 +608,13 @@ struct Worker<'a> {
     session: &'a dyn Session,
     tickets: &'a AtomicU64,
     stop: &'a AtomicBool,
+    cancel: &'a AtomicBool,
     sealed: u64,
     written: &'a Mutex<BTreeSet<RelPath>>,
     /// The directory noted last in `written`.
     wrote: Option<RelPath>,
+    wear: &'a WearCount,
+    pace: &'a Pace,
 }
 
 impl Worker<'_> {
@@ -579,12 +625,36 @@ impl Worker<'_> {
                 if self.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                answers.push(self.perform(task));
+                // What was staged and submitted before is made durable all the same.
+                let drop = self.cancel.load(Ordering::Relaxed) && !matches!(task, Task::Flush);
+                let done = match drop {
+                    true => Done::Dropped,
+                    false => {
+                        self.pace.wait();
+                        match self.perform(task) {
+                            Done::Trouble(_, trouble) if is_broken_off(&trouble) => Done::Dropped,
+                            done => done,
+                        }
+                    }
+                };
+                self.count(&done);
+                answers.push(done);
             }
             if done.send(answers).is_err() {
                 return;
             }
         }
+    }
+
+    fn count(&mut self, done: &Done) {
+        let mut wear = match done {
+            Done::Sent { wear, .. } => *wear,
+            _ => Wear::default(),
+        };
+        if let Origin::Live(live) = &mut self.origin {
+            wear.written += live.take_wasted();
+        }
+        self.wear.add(wear);
     }
 
     fn perform(&mut self, task: Task) -> Done {
@@ -697,14 +767,12 @@ impl Worker<'_> {
                 staged,
                 bytes_read,
             } => {
-                let wrote = staged
-                    .as_ref()
-                    .map_or(0, |s| s.data_bytes - s.resumed_bytes);
+                let wear = wear_of(staged.as_ref());
                 let old = self.old(held);
                 if let Some(op) = decide::operation(need, at.path.clone(), *node, old) {
                     self.submit(op, staged)?;
                 }
-                Ok(Done::Sent { bytes_read, wrote })
+                Ok(Done::Sent { bytes_read, wear })
             }
         }
     }
@@ -723,9 +791,7 @@ impl Worker<'_> {
         else {
             return self.bring(at, Some(held), None, true, false);
         };
-        let wrote = staged
-            .as_ref()
-            .map_or(0, |s| s.data_bytes - s.resumed_bytes);
+        let wear = wear_of(staged.as_ref());
         let path = at.path.clone();
         let op = if node.same_content(&held.node) {
             Op::Repair {
@@ -740,7 +806,7 @@ impl Worker<'_> {
             }
         };
         self.submit(op, staged)?;
-        Ok(Done::Sent { bytes_read, wrote })
+        Ok(Done::Sent { bytes_read, wear })
     }
 
     /// The path vanished after the scan: a deletion like any other, but for directories, whose
@@ -825,10 +891,8 @@ impl Worker<'_> {
                 None,
             )?;
         }
-        Ok(Done::Sent {
-            bytes_read,
-            wrote: 0,
-        })
+        let wear = Wear::default();
+        Ok(Done::Sent { bytes_read, wear })
     }
 
     fn dir(
@@ -893,8 +957,29 @@ fn lock(paths: &Mutex<BTreeSet<RelPath>>) -> MutexGuard<'_, BTreeSet<RelPath>> {
 
 const SENT: Done = Done::Sent {
     bytes_read: 0,
-    wrote: 0,
+    wear: Wear {
+        written: 0,
+        changed: 0,
+    },
 };
+
+/// Content that an earlier session had begun counts when it is whole, and only then.
+fn wear_of(staged: Option<&Staged>) -> Wear {
+    staged.map_or_else(Wear::default, |staged| Wear {
+        written: staged.data_bytes,
+        changed: staged.data_bytes,
+    })
+}
+
+/// Whether it is no trouble but the end of the run.
+fn is_broken_off(trouble: &Trouble) -> bool {
+    match trouble {
+        Trouble::Source(error) | Trouble::Store(store::Error::Io { source: error, .. }) => {
+            pace::is_broken_off(error)
+        }
+        _ => false,
+    }
+}
 
 fn or_trouble(at: At, result: Result<Done, Trouble>) -> Done {
     result.unwrap_or_else(|trouble| Done::Trouble(at, trouble))

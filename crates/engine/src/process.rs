@@ -1,4 +1,9 @@
-//! Which processes are alive: to tell a run that died from one that goes on.
+//! This process among others: which are alive, to tell a run that died from one that goes on, and
+//! whose I/O goes first.
+
+use std::process::Command;
+
+use policy::IoClass;
 
 /// This boot's identity, or nothing where the kernel does not tell.
 pub fn boot_id() -> String {
@@ -14,6 +19,30 @@ pub fn is_alive(pid: u32, boot: &str) -> bool {
     }
     let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     name(&pid.to_string()).is_some_and(|comm| Some(comm) == name("self"))
+}
+
+/// Puts this process's I/O behind that of others, as ionice(1) does: for the calling thread, and
+/// for all that it begins from now on. One that is idle already stays so. Error: why not.
+pub fn set_io_class(class: IoClass) -> Result<(), String> {
+    let wanted: &[&str] = match class {
+        IoClass::None => return Ok(()),
+        IoClass::BestEffort => &["-c", "2", "-n", "7"],
+        IoClass::Idle => &["-c", "3"],
+    };
+    let pid = std::process::id().to_string();
+    let ionice = |words: &[&str]| {
+        let mut ionice = Command::new("ionice");
+        let done = ionice.args(words).args(["-p", &pid]).output();
+        let done = done.map_err(|error| format!("ionice: {error}"))?;
+        match done.status.success() {
+            true => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
+            false => Err(String::from_utf8_lossy(&done.stderr).trim().to_owned()),
+        }
+    };
+    if class == IoClass::BestEffort && ionice(&[])?.starts_with("idle") {
+        return Ok(());
+    }
+    ionice(wanted).map(drop)
 }
 
 /// Who has locked the inode, of those that this process can see; `None` when that is not clear.

@@ -13,6 +13,7 @@ use crate::decide::{self, Need};
 use crate::error::{Error, Result};
 use crate::guard::Counts;
 use crate::live::{Look, Trouble, resume_key};
+use crate::pace::Pace;
 use crate::pipeline::{self, At, Origin, Pipeline, Setting, Task};
 use crate::ship::{ROWS, Rows, Shipped, work_off};
 
@@ -23,6 +24,7 @@ const RESUME_BYTES_MIN: u64 = 16 << 20;
 pub(crate) struct Carrier<'a> {
     pub(crate) store: &'a dyn Store,
     pub(crate) dataset: &'a str,
+    pub(crate) pace: &'a Pace,
 }
 
 impl Carrier<'_> {
@@ -63,7 +65,10 @@ impl Carrier<'_> {
             node: (*node).clone(),
             resume_key,
         };
-        let staged = session.stage(&job, content.as_mut())?;
+        let staged = session.stage(
+            &job,
+            &mut self.pace.over(content.as_mut(), job.resume_key.is_some()),
+        )?;
         if staged.hash != hash {
             session.discard(staged)?;
             return Err(damaged(path, "its bytes are not those that were written"));
@@ -107,6 +112,7 @@ pub(crate) fn relay<'a>(
             Origin::Store(Carrier {
                 store: from,
                 dataset: setting.dataset,
+                pace: &setting.pace,
             })
         })
         .collect();

@@ -75,7 +75,10 @@ pub struct Summary {
     pub files_renamed: u64,
     pub files_deleted: u64,
     pub bytes_read: u64,
+    /// By store: bytes of content written.
     pub bytes_written: BTreeMap<String, u64>,
+    /// By store: bytes of content that differed and had to get there.
+    pub bytes_changed: BTreeMap<String, u64>,
     pub bytes_sent: BTreeMap<String, u64>,
     /// `dirty` when only directories known to have changed were looked at, else `all`.
     pub walked: &'static str,
@@ -95,6 +98,7 @@ impl Summary {
             files_deleted: 0,
             bytes_read: 0,
             bytes_written: BTreeMap::new(),
+            bytes_changed: BTreeMap::new(),
             bytes_sent: BTreeMap::new(),
             walked: "all",
             why_walked: None,

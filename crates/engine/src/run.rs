@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use capture::View;
-use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus};
+use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus, Wear};
 use feed::{OpenFile, Tracked};
 use jiff::Timestamp;
 use policy::{Config, Dataset, Source};
@@ -18,13 +18,15 @@ use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
 use crate::guard::{self, Stop};
-use crate::pipeline::Setting;
+use crate::pace::Pace;
+use crate::pipeline::{Setting, WearCount};
 use crate::relay;
 use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summary};
 use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
 use crate::stores::{self, Opened, Pool, Purpose};
 use crate::watch::{self, Watch};
+use crate::window::{self, Window};
 use crate::{moves, prune, sync};
 
 /// Rows that an outbox holds for one replica before they collapse into "reconcile".
@@ -54,6 +56,8 @@ pub struct RunOptions {
     pub full: bool,
     /// Datasets whose guards are told to let the change pass, once.
     pub accept: Vec<String>,
+    /// How long it may take, instead of what the configuration says.
+    pub window: Option<Duration>,
     /// The command line, for the record.
     pub command: String,
 }
@@ -75,6 +79,8 @@ type Done = (Shipped, Option<Seal>);
 struct Run<'a, 'e> {
     engine: &'a Engine<'e>,
     options: &'a RunOptions,
+    /// In which it has to be done, where there is one.
+    window: Option<&'a Window>,
     pool: Pool,
     outcomes: BTreeMap<String, Vec<(Leg, Vec<Problem>)>>,
     findings: Findings<'a>,
@@ -83,6 +89,9 @@ struct Run<'a, 'e> {
     feed: Tracked,
     /// Files that are open for writing, once they have been looked for.
     open: Option<Vec<OpenFile>>,
+    /// Of the leg under way.
+    wear: WearCount,
+    pace: Pace,
     /// Datasets that this run has let go of.
     retired: BTreeSet<String>,
     /// Datasets whose change a guard was told to let pass: what it is for one store it is for all.
@@ -107,6 +116,16 @@ impl Engine<'_> {
     /// Runs the pipeline. An error here means that the run could not even be recorded;
     /// everything else is in the summary.
     pub fn run(&self, options: &RunOptions) -> Result<Summary> {
+        match options.window.or(self.config.host.pace.window) {
+            None => self.run_in(None, options),
+            Some(allowed) => window::within(allowed, self.cancel, |window| {
+                let cancel = window.cancel();
+                Engine { cancel, ..*self }.run_in(Some(window), options)
+            }),
+        }
+    }
+
+    fn run_in(&self, window: Option<&Window>, options: &RunOptions) -> Result<Summary> {
         let started = Instant::now();
         let expectation = Expectation::of(self.config, self.catalog)?;
         expectation.check_filters(options)?;
@@ -123,15 +142,26 @@ impl Engine<'_> {
         let mut run = Run {
             engine: self,
             options,
+            window,
             pool: Pool::default(),
             outcomes: BTreeMap::new(),
             findings: Findings::new(self.catalog, self.now),
             summary: Summary::new(id.clone()),
             feed: Tracked::new(&self.config.host.state),
             open: None,
+            wear: WearCount::default(),
+            pace: Pace::new(self.config.host.pace.brake, self.cancel),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
         };
+        if run.pace.is_blind() {
+            self.observer.notice(&Notice::Note {
+                dataset: None,
+                message: "the brake is off: this kernel does not tell the pressure on I/O \
+                          (/proc/pressure/io)"
+                    .into(),
+            });
+        }
         let result = run.all(&expectation);
         run.summary.seconds = started.elapsed().as_secs_f64();
         if let Err(error) = result {
@@ -199,8 +229,26 @@ impl Run<'_, '_> {
             .into_iter()
             .filter(|e| self.options.datasets.is_empty() || self.options.datasets.contains(&e.name))
             .collect();
+        // Where the time is short, what is stalest comes to its last store before anything else
+        // begins: else the first legs could take every window, and the last ones never start.
+        let at_once = if self.window.is_some() {
+            1
+        } else {
+            chosen.len().max(1)
+        };
+        for some in chosen.chunks(at_once) {
+            self.legs(some)?;
+        }
+        // Pruning goes on when the time is over: it makes the room for the next run (R17).
+        if self.options.step("prune") && (!self.cancelled() || self.out_of_time().is_some()) {
+            self.prune(&chosen)?;
+        }
+        self.conclude(&chosen, !expectation.coverage.errors.is_empty())
+    }
+
+    fn legs(&mut self, chosen: &[&Expected]) -> Result<()> {
         if self.options.step("backup") {
-            for expected in &chosen {
+            for expected in chosen {
                 if self.cancelled() {
                     break;
                 }
@@ -208,12 +256,38 @@ impl Run<'_, '_> {
             }
         }
         if self.options.step("offsite") {
-            self.later_legs(&chosen)?;
+            self.later_legs(chosen)?;
         }
-        if self.options.step("prune") && !self.cancelled() {
-            self.prune(&chosen)?;
+        Ok(())
+    }
+
+    /// The window, when it is over and nobody else asked the run to end.
+    fn out_of_time(&self) -> Option<&Window> {
+        self.window.filter(|window| window.is_over())
+    }
+
+    /// Says of every leg that was not begun in time that it was not.
+    fn note_missed(&mut self, expected: &Expected) {
+        let Some(window) = self.window.filter(|window| window.is_over()) else {
+            return;
+        };
+        if self.retired.contains(&expected.name) {
+            return;
         }
-        self.conclude(&chosen, !expectation.coverage.errors.is_empty())
+        for (position, store) in expected.route.iter().enumerate() {
+            let step = if position == 0 { "backup" } else { "offsite" };
+            let wanted = self.options.step(step) && self.options.store(store);
+            let legs = self.outcomes.entry(expected.name.clone()).or_default();
+            if wanted && !legs.iter().any(|(leg, _)| leg.store == *store) {
+                let leg = Leg {
+                    store: store.clone(),
+                    status: Status::Aborted,
+                    error: Some(window.missed()),
+                    version: None,
+                };
+                legs.push((leg, Vec::new()));
+            }
+        }
     }
 
     fn cancelled(&self) -> bool {
@@ -223,9 +297,11 @@ impl Run<'_, '_> {
     fn conclude(&mut self, chosen: &[&Expected], contradictions: bool) -> Result<()> {
         let mut worst = Status::Ok;
         let mut any_done = false;
+        let in_time = self.out_of_time().is_none();
         for expected in chosen {
+            self.note_missed(expected);
             let legs = self.outcomes.remove(&expected.name).unwrap_or_default();
-            if legs.is_empty() && !self.cancelled() {
+            if legs.is_empty() && !(self.cancelled() && in_time) {
                 // The stores or steps asked for have nothing to do with it.
                 continue;
             }
@@ -235,10 +311,11 @@ impl Run<'_, '_> {
             self.summary.datasets.push(outcome);
         }
         self.summary.status = match worst {
-            _ if self.cancelled() => Status::Aborted,
+            _ if self.cancelled() && in_time => Status::Aborted,
             // Zero things is failure (R7).
             _ if self.summary.datasets.is_empty() => Status::Failed,
-            Status::Failed if any_done => Status::Partial,
+            Status::Failed | Status::Aborted if any_done => Status::Partial,
+            Status::Aborted => Status::Failed,
             // What has no route for now is in no dataset, and not done either.
             Status::Ok if contradictions => Status::Partial,
             other => other,
@@ -299,16 +376,23 @@ impl Run<'_, '_> {
         let now = (engine.now)();
         engine
             .catalog
-            .attempted(replica.id, RunStatus::Running, 0, now)?;
+            .attempted(replica.id, RunStatus::Running, Wear::default(), now)?;
         let result = match moved {
             Some((_, stop)) => Err(Error::Held(stop)),
             None => work(self, expected, &replica),
         };
-        let (leg, problems, written) = self.judge(expected, &store, result)?;
-        let now = (engine.now)();
+        let (leg, problems) = self.judge(expected, &store, result)?;
+        let (now, wear) = ((engine.now)(), self.wear.take());
         engine
             .catalog
-            .attempted(replica.id, run_status(leg.status), written, now)?;
+            .attempted(replica.id, run_status(leg.status), wear, now)?;
+        let Summary {
+            bytes_written,
+            bytes_changed,
+            ..
+        } = &mut self.summary;
+        *bytes_written.entry(store.clone()).or_default() += wear.written;
+        *bytes_changed.entry(store.clone()).or_default() += wear.changed;
         engine.catalog.run_part(&RunPart {
             run: self.summary.run.clone(),
             dataset: expected.name.clone(),
@@ -325,7 +409,7 @@ impl Run<'_, '_> {
             status: leg.status,
             error: leg.error.clone(),
             files: 0,
-            bytes: written,
+            bytes: wear.written,
         });
         self.outcomes
             .entry(expected.name.clone())
@@ -346,7 +430,7 @@ impl Run<'_, '_> {
         expected: &Expected,
         store: &str,
         result: Result<Done>,
-    ) -> Result<(Leg, Vec<Problem>, u64)> {
+    ) -> Result<(Leg, Vec<Problem>)> {
         let mut leg = Leg {
             store: store.to_owned(),
             status: Status::Ok,
@@ -360,11 +444,6 @@ impl Run<'_, '_> {
                 self.summary.files_renamed += tally.renamed;
                 self.summary.files_deleted += tally.deleted;
                 self.summary.bytes_read += tally.bytes_read;
-                *self
-                    .summary
-                    .bytes_written
-                    .entry(store.to_owned())
-                    .or_default() += tally.bytes_written;
                 leg.version = seal.map(|seal| seal.version);
                 if let Some(first) = shipped.problems.first() {
                     leg.status = Status::Partial;
@@ -379,7 +458,7 @@ impl Run<'_, '_> {
                     };
                     leg.error = Some(format!("{path}{}{more}", first.message));
                 }
-                Ok((leg, shipped.problems, tally.bytes_written))
+                Ok((leg, shipped.problems))
             }
             Err(Error::Catalog(error)) => Err(error.into()),
             Err(error) => {
@@ -392,8 +471,10 @@ impl Run<'_, '_> {
                 };
                 self.forget_broken(store, &error);
                 self.record_hold(expected, &error)?;
-                leg.error = Some(error.to_string());
-                Ok((leg, Vec::new(), 0))
+                let missed = self.out_of_time().filter(|_| leg.status == Status::Aborted);
+                let missed = missed.map(Window::missed);
+                leg.error = missed.or_else(|| Some(error.to_string()));
+                Ok((leg, Vec::new()))
             }
         }
     }
@@ -485,6 +566,7 @@ impl Run<'_, '_> {
             scope,
             cross_mounts: meant.cross_mounts,
             threads: 2,
+            pace: &self.pace,
             cancel: engine.cancel,
         };
         let audit = engine.config.host.audit;
@@ -720,6 +802,8 @@ impl Run<'_, '_> {
             written: sync::written(replica, opened.store(), dataset)?,
             corrupt: Corrupt::open(self.engine.catalog, dataset, to, (self.engine.now)())?,
             workers: stores::workers(&opened.spec),
+            wear: &self.wear,
+            pace: Arc::new(self.pace.towards(&opened.spec)),
             cancel: self.engine.cancel,
             observer: self.engine.observer,
         })
@@ -1046,7 +1130,7 @@ fn outcome_of(name: &str, legs: Vec<(Leg, Vec<Problem>)>) -> DatasetOutcome {
         .iter()
         .any(|leg| matches!(leg.status, Status::Ok | Status::Partial));
     let status = match worst {
-        Status::Failed if any_ok => Status::Partial,
+        Status::Failed | Status::Aborted if any_ok => Status::Partial,
         other => other,
     };
     let error = legs.iter().find_map(|leg| {

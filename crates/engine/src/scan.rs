@@ -16,6 +16,7 @@ use tree::{Dir, Judgement, Kind, Listing, RelPath, Stat, WalkOptions};
 
 use crate::error::{Error, Result};
 use crate::guard::Counts;
+use crate::pace::Pace;
 use crate::pipeline::Note;
 
 /// What a scan saw.
@@ -52,6 +53,7 @@ pub(crate) struct Walk<'a> {
     pub(crate) scope: &'a Scope,
     pub(crate) cross_mounts: bool,
     pub(crate) threads: usize,
+    pub(crate) pace: &'a Pace,
     pub(crate) cancel: &'a AtomicBool,
 }
 
@@ -111,6 +113,7 @@ impl Walk<'_> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
+        self.pace.wait();
         let (options, judge_all) = (self.options(), !self.scope.is_trivial());
         let judge = |path: &RelPath, kind: Kind| self.judge(path, kind);
         tree::list(self.root, dir, &options, &judge, judge_all)
@@ -191,8 +194,11 @@ impl Comparison<'_, '_> {
         }
     }
 
+    /// Where the catalog is only read, a directory that it does not know holds nothing.
     fn made_id(&self, path: &RelPath) -> Result<DirId> {
-        let id = self.catalog.dir_id(self.dataset, path, true)?;
+        let make = self.catalog.may_write();
+        let id = self.catalog.dir_id(self.dataset, path, make)?;
+        let id = id.or((!make).then_some(DirId::NONE));
         id.ok_or(Error::Internal("a directory was asked for and not made"))
     }
 
@@ -208,7 +214,7 @@ impl Comparison<'_, '_> {
         if !blind {
             let id = self.dir_id(path)?;
             let mut held = self.held_children(id)?;
-            let before = match path.is_root() {
+            let before = match path.is_root() && self.replica.files > 0 {
                 true => self.catalog.held(self.replica.id, path)?,
                 false => None,
             };
@@ -410,7 +416,7 @@ impl Comparison<'_, '_> {
 /// Whether the content, as far as statx tells, is not what it was. A new ctime alone counts not:
 /// that is a `chmod`, or someone who hides a change; copying reads it again, guards do not count
 /// it.
-fn content_moved_on(held: &Held, stat: &Stat) -> bool {
+pub(crate) fn content_moved_on(held: &Held, stat: &Stat) -> bool {
     held.node.kind != stat.kind
         || held.node.size != stat.size && stat.kind == Kind::File
         || held.node.mtime != stat.mtime

@@ -49,7 +49,11 @@ pub(crate) fn ship(
             .root
             .open_dir(&RelPath::root())
             .map_err(Error::io("opening the source"))?;
-        origins.push(Origin::Live(Live::new(root, scope.clone())));
+        origins.push(Origin::Live(Live::new(
+            root,
+            scope.clone(),
+            setting.pace.clone(),
+        )));
     }
     pipeline::run(setting, catalog, session, origins, |pipeline| {
         let reconcile = setting.replica.reconcile.is_some();

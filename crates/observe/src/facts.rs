@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use catalog::{Catalog, Finding, FindingRow, Replica, Run, RunStatus, Severity};
+use catalog::{Catalog, Finding, FindingRow, Replica, Run, RunStatus, Severity, Wear};
 use engine::{Expectation, Result};
 use feed::Feed;
 use jiff::Timestamp;
@@ -55,6 +55,7 @@ pub struct ReplicaFacts {
     pub last_attempt: Option<Timestamp>,
     pub last_status: Option<RunStatus>,
     pub last_verified: Option<Timestamp>,
+    pub wear: Wear,
 }
 
 /// What is known of a store.
@@ -160,6 +161,7 @@ fn replica_facts(catalog: &Catalog, replica: &Replica) -> Result<ReplicaFacts> {
         last_attempt: replica.last_attempt,
         last_status: replica.last_status,
         last_verified: replica.last_verified,
+        wear: replica.wear,
     })
 }
 

@@ -90,6 +90,8 @@ fn one(facts: &Facts, dataset: &DatasetFacts, now: Timestamp) -> DatasetStatus {
             age_seconds,
             version: replica.version.clone(),
             last_verified: replica.last_verified.map(rfc3339),
+            bytes_written: replica.wear.written,
+            bytes_changed: replica.wear.changed,
         }
     });
     DatasetStatus {
@@ -261,7 +263,9 @@ mod tests {
                   "objective_seconds": 90000,
                   "age_seconds": 3600,
                   "version": "000003-20261123T051000Z",
-                  "last_verified": null
+                  "last_verified": null,
+                  "bytes_written": 0,
+                  "bytes_changed": 0
                 }
               ],
               "last_drill": null

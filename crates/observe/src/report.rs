@@ -75,6 +75,9 @@ pub struct Replica {
     /// The newest that can be restored.
     pub version: Option<String>,
     pub last_verified: Option<String>,
+    /// Bytes of content that all runs together have written there, and of those that differed.
+    pub bytes_written: u64,
+    pub bytes_changed: u64,
 }
 
 /// How a replica stands; of several that hold, the first is said.

@@ -21,8 +21,8 @@ pub use coverage::{Because, Coverage, Held, Line, Unrouted, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
 pub use look::{Entry, Landscape, Seen, look};
 pub use meant::{
-    Config, Dataset, Declared, DeclaredSource, Guard, Host, Keep, Metrics, Root, RootEach,
-    Schedule, Source, StoreKind, StoreSpec,
+    Config, Dataset, Declared, DeclaredSource, Guard, Host, IoClass, Keep, Metrics, Pace, Root,
+    RootEach, Schedule, Source, StoreKind, StoreSpec,
 };
 pub use name::name_from;
 pub use parse::{CONFIG_BYTES_MAX, NotFound, find, load, parse};

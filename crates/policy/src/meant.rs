@@ -34,6 +34,30 @@ pub struct Host {
     /// Within this time every directory is looked at, whatever the change tracker says.
     /// Default 7 days.
     pub audit: Duration,
+    pub pace: Pace,
+}
+
+/// `pace`: how a run lets others work.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Pace {
+    pub io: IoClass,
+    /// Share of time, `0.0..=1.0`, in which anything on the machine may wait for I/O before a
+    /// run waits too; `None` without a brake.
+    pub brake: Option<f64>,
+    /// How long a run may take; `None` as long as it needs.
+    pub window: Option<Duration>,
+}
+
+/// Whose I/O goes first, where the disk's scheduler asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum IoClass {
+    /// After all others of the usual class.
+    #[default]
+    BestEffort,
+    /// Only when nobody else asks.
+    Idle,
+    /// As it was started.
+    None,
 }
 
 /// `[store.NAME]`.

@@ -162,6 +162,7 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
                 .map_or_else(machine_name, |name| name.value),
             state,
             audit: written.audit.map_or(AUDIT, |audit| audit.value),
+            pace: written.pace,
         },
         stores: written.stores.iter().map(|at| at.value.clone()).collect(),
         roots,
@@ -516,7 +517,7 @@ mod tests {
         #[test]
         fn no_value_breaks_the_decoder(
             table in "(host|store\\.a|root\\.\"/r\"|dataset\\.d|metrics|schedule)",
-            key in "(name|state|kind|path|match|route|why|keep|full|limit|each|exclude|backup)",
+            key in "(name|state|pace|kind|path|match|route|why|keep|full|limit|exclude|backup)",
             value in "(1|-1|1.5|true|\"\"|\"/\"|\"a\"|\\[\\]|\\[1\\]|\\{\\}|\\{a=1\\}|1979-05-27)",
         ) {
             let text = format!("[{table}]\n{key} = {value}\n");

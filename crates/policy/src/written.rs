@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::fields::{At, Fields, Sink};
-use crate::meant::{Keep, Metrics, RootEach, Schedule, StoreKind, StoreSpec};
+use crate::meant::{IoClass, Keep, Metrics, Pace, RootEach, Schedule, StoreKind, StoreSpec};
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
 use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse_when};
@@ -17,6 +17,7 @@ pub(crate) struct Written {
     pub host_name: Option<At<String>>,
     pub state: Option<At<PathBuf>>,
     pub audit: Option<At<Duration>>,
+    pub pace: Pace,
     pub stores: Vec<At<StoreSpec>>,
     pub store_names: Vec<At<String>>,
     /// Of every root and dataset, those left out too: so that their routes are checked.
@@ -68,17 +69,18 @@ const PATH_BYTES_MAX: usize = 4096;
 
 /// Reads every table of `top`.
 pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
-    let (host_name, state, audit) = match top.table("host", "[host]".into()) {
+    let (host_name, state, audit, pace) = match top.table("host", "[host]".into()) {
         Some(mut host) => {
             let read = (
                 host.parsed("name", check_name),
                 host.parsed("state", clean_path),
                 host.parsed("audit", parse_duration),
+                host.table("pace", "pace".into()).map(read_pace),
             );
             host.finish();
             read
         }
-        None => (None, None, None),
+        None => (None, None, None, None),
     };
     let stores = top.tables("store");
     let names = stores.iter().map(|(name, fields)| At {
@@ -110,6 +112,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
         host_name,
         state,
         audit,
+        pace: pace.unwrap_or_default(),
         stores,
         store_names,
         commons,
@@ -117,6 +120,47 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
         datasets,
         metrics,
         schedule,
+    }
+}
+
+fn read_pace(mut fields: Fields<'_, '_>) -> Pace {
+    let io = fields.parsed("io", parse_io_class);
+    let brake = fields.parsed("brake", parse_brake);
+    let window = fields.parsed("window", parse_duration);
+    fields.finish();
+    Pace {
+        io: io.map(|io| io.value).unwrap_or_default(),
+        brake: brake.and_then(|brake| brake.value),
+        window: window.map(|window| window.value),
+    }
+}
+
+/// In systemd's words.
+fn parse_io_class(text: &str) -> Result<IoClass, String> {
+    match text {
+        "best-effort" => Ok(IoClass::BestEffort),
+        "idle" => Ok(IoClass::Idle),
+        "none" => Ok(IoClass::None),
+        _ => {
+            let known = ["best-effort", "idle", "none"];
+            let near = crate::diagnostic::nearest(text, known).unwrap_or("best-effort");
+            Err(format!(
+                "`{}` is not an I/O class; write one of {}, as `{near}`",
+                tree::escape(text.as_bytes()),
+                known.map(|word| format!("`{word}`")).join(", ")
+            ))
+        }
+    }
+}
+
+/// `20%`, or `off`.
+fn parse_brake(text: &str) -> Result<Option<f64>, String> {
+    match text {
+        "off" => Ok(None),
+        _ => match parse_percent(text)? {
+            share if share > 0.0 => Ok(Some(share)),
+            _ => Err(format!("`{text}` would always brake; write `off` for none")),
+        },
     }
 }
 

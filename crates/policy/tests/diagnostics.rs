@@ -1130,3 +1130,38 @@ fn colour_is_not_the_message() {
     assert!(!report.render(false).contains('\u{1b}'));
     assert_eq!(report.to_string(), report.render(false));
 }
+
+#[test]
+fn a_pace_means_what_it_says_and_mistakes_are_pointed_at() {
+    let with = |pace: &str| {
+        let text = format!(
+            "[host]\nname = \"pve\"\npace = {{ {pace} }}\n\n[store.a]\nkind = \"disk\"\n\
+             path = \"/a\"\n\n[dataset.d]\npath = \"/d\"\nroute = [\"a\"]\n"
+        );
+        policy::parse(Path::new("thrice.toml"), &text)
+            .map(|(config, _)| config.host.pace)
+            .map_err(|report| report.render(false))
+    };
+    let hours = std::time::Duration::from_secs(6 * 3600);
+    let all = with("io = \"idle\", brake = \"20%\", window = \"6h\"").unwrap();
+    assert_eq!(
+        (all.io, all.brake, all.window),
+        (policy::IoClass::Idle, Some(0.2), Some(hours))
+    );
+    assert_eq!(with("").unwrap(), policy::Pace::default());
+    assert_eq!(with("brake = \"off\"").unwrap().brake, None);
+    for (pace, said) in [
+        ("windw = \"6h\"", "did you mean `window`?"),
+        ("io = \"ilde\"", "as `idle`"),
+        ("io = \"low\"", "`best-effort`, `idle`, `none`"),
+        ("brake = \"0%\"", "write `off` for none"),
+        ("brake = \"much\"", "not a percentage"),
+        ("window = \"6\"", "not a duration"),
+    ] {
+        let error = with(pace).unwrap_err();
+        assert!(
+            error.contains(said) && error.contains("3:"),
+            "{pace}: {error}"
+        );
+    }
+}

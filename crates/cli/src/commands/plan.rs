@@ -1,7 +1,7 @@
 //! `thrice plan`.
 
 use anyhow::Result;
-use engine::{Engine, Silent};
+use engine::{Engine, LegPlan, Silent, StorePlan};
 
 use crate::args::{Global, PlanArgs};
 use crate::exit;
@@ -12,7 +12,7 @@ use crate::session::{self, Interrupt};
 pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
     let interrupt = Interrupt::watch()?;
-    let catalog = session::catalog_to_write(&config)?;
+    let catalog = session::catalog_or_nothing(&config, printer)?;
     let engine = Engine {
         config: &config,
         catalog: &catalog,
@@ -33,6 +33,7 @@ pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
             plan.changed.to_string(),
             plan.gone.to_string(),
             bytes(plan.bytes),
+            new_to(plan),
             plan.held.clone().unwrap_or_default(),
         ]
     });
@@ -43,6 +44,7 @@ pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
         "CHANGED",
         "GONE",
         "TO READ",
+        "NEW TO",
         "WOULD BE REFUSED",
     ];
     printer.data(&table(&header, rows.collect()));
@@ -61,10 +63,28 @@ pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
             plan.files.to_string(),
             bytes(plan.bytes),
             room,
+            after(plan),
             days,
         ]
     });
-    let header = ["STORE", "FILES", "AT MOST", "ROOM", "DAYS TO FULL"];
+    let header = ["STORE", "FILES", "AT MOST", "ROOM", "AFTER", "DAYS TO FULL"];
     printer.data(&format!("\n{}", table(&header, rows.collect())));
     Ok(exit::OK)
+}
+
+/// The stores that would be given the whole of it.
+fn new_to(plan: &LegPlan) -> String {
+    let stores = plan.stores.iter().filter(|gets| gets.whole);
+    let stores: Vec<&str> = stores.map(|gets| gets.store.as_str()).collect();
+    stores.join(", ")
+}
+
+/// How full the store would be then.
+fn after(plan: &StorePlan) -> String {
+    let used = plan.used_after.map(|used| format!("{:.1}%", used * 100.0));
+    match (used, plan.passes) {
+        (None, _) => "-".into(),
+        (Some(used), None) => used,
+        (Some(used), Some(mark)) => format!("{used}, above its {mark} mark"),
+    }
 }

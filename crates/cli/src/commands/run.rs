@@ -29,6 +29,7 @@ fn event<T: Serialize>(printer: &Printer, event: &'static str, body: &T) {
 /// Runs.
 pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
+    session::give_way(&config, printer);
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_write(&config)?;
     let engine = Engine {
@@ -55,6 +56,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
             stores: args.store.clone(),
             full: args.full,
             accept: args.accept.clone(),
+            window: args.window,
             command,
         };
         let done = engine.run(&options)?;

@@ -1,7 +1,6 @@
 //! `thrice status`.
 
 use anyhow::Result;
-use catalog::Catalog;
 use engine::Expectation;
 
 use crate::args::Global;
@@ -12,14 +11,8 @@ use crate::session;
 /// Shows how everything stands; 3 when something is not as it should be.
 pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
     let config = session::config(global, printer)?;
-    let catalog = match session::catalog_to_read(&config) {
-        // What never ran is missing, and is to be seen as that (R8).
-        Err(error) if matches!(error.downcast_ref(), Some(catalog::Error::Absent(_))) => {
-            printer.hint(&error.to_string());
-            Catalog::nothing()?
-        }
-        catalog => catalog?,
-    };
+    // What never ran is missing, and is to be seen as that (R8).
+    let catalog = session::catalog_or_nothing(&config, printer)?;
     let expectation = Expectation::of(&config, &catalog)?;
     let report = observe::status(&config, &catalog, &expectation, session::now())?;
     let code = if report.ok { exit::OK } else { exit::ATTENTION };
@@ -34,6 +27,7 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
                 dataset.name.clone(),
                 "-".into(),
                 "not backed up".into(),
+                String::new(),
                 String::new(),
                 String::new(),
                 dataset.why.clone().unwrap_or_default(),
@@ -51,6 +45,7 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
                     store.pending_files,
                     bytes(store.pending_bytes)
                 ),
+                written(store),
                 store.version.clone().unwrap_or_else(|| "-".into()),
             ]);
         }
@@ -61,6 +56,7 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
         "STATE",
         "AGE",
         "PENDING",
+        "WRITTEN",
         "NEWEST VERSION",
     ];
     printer.data(&table(&header, rows));
@@ -104,4 +100,15 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
         ));
     }
     Ok(code)
+}
+
+/// What all runs have written there, and how much of it was needed where that is less.
+fn written(replica: &observe::Replica) -> String {
+    match replica.bytes_changed {
+        changed if changed < replica.bytes_written => {
+            let written = bytes(replica.bytes_written);
+            format!("{written} for {}", bytes(changed))
+        }
+        _ => bytes(replica.bytes_written),
+    }
 }

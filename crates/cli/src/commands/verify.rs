@@ -17,6 +17,7 @@ pub fn verify(global: &Global, printer: &Printer, args: &VerifyArgs) -> Result<u
         return Err(Usage(format!("--sample {} reads nothing", args.sample)).into());
     }
     let config = session::config(global, printer)?;
+    session::give_way(&config, printer);
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_write(&config)?;
     let engine = Engine {
