@@ -167,3 +167,241 @@ fn stores_that_swap_places_are_not_sent_what_they_hold() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a run came to: `ok`, or held where a folder that is gone waits for a person.
+fn run_some(world: &World, arguments: &[&str], code: i32) -> Result<Value> {
+    let arguments: Vec<&str> = ["run", "--json"].iter().chain(arguments).copied().collect();
+    world.expect(&arguments, code)?.summary()
+}
+
+fn mv(world: &World, from: &str, to: &str) -> Result<()> {
+    let to = world.live().join(to);
+    std::fs::create_dir_all(to.parent().context("a parent")?)?;
+    Ok(std::fs::rename(world.live().join(from), to)?)
+}
+
+/// Who runs first after a tree was moved from one dataset to another.
+enum Order {
+    Both,
+    OldFirst,
+    NewFirst,
+}
+
+/// Moves most of `docs` to `music`, and looks at what that costs.
+fn moved_between_datasets(order: &Order) -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    world.write("music/song", noise(9, 200_000))?;
+    run(&world)?;
+    let before = copy_of(&world, "first")?;
+    let first = versions(&world, "docs")?;
+    mv(&world, "docs/d0", "music/from/docs")?;
+    mv(&world, "docs/d1/big1", "music/one")?;
+
+    let runs: &[&[&str]] = match order {
+        Order::Both => &[&[]],
+        Order::OldFirst => &[&["--dataset", "docs"], &["--dataset", "music"]],
+        Order::NewFirst => &[&["--dataset", "music"], &["--dataset", "docs"]],
+    };
+    let mut total = 0;
+    for arguments in runs {
+        total += sent(&run_some(&world, arguments, 0)?);
+    }
+    ensure!(total < NEAR_ZERO, "{total} bytes were sent");
+    for store in ["sda", "nas"] {
+        for dataset in ["docs", "music"] {
+            same(
+                &world.live().join(dataset),
+                &world.path(store).join(dataset),
+            )?;
+        }
+        let to = format!("old-{store}");
+        restore_at(&world, "docs", store, &first[0], &to)?;
+        same(&before, &world.path("out").join(to))?;
+    }
+    world.expect(&["verify"], 0)?;
+    world.expect(&["catalog", "check"], 0)?;
+    // What the one lets go of the other has by itself.
+    world.write("docs/small1", "another version")?;
+    run(&world)?;
+    edit(
+        &world,
+        "[store.nas]\n",
+        "[store.nas]\nkeep = { last = 1 }\n",
+    )?;
+    run(&world)?;
+    same(&world.live().join("music"), &world.path("nas/music"))?;
+    world.expect(&["verify"], 0)?;
+    Ok(())
+}
+
+#[test]
+fn r14_a_tree_moved_between_datasets_is_not_sent_again() -> Result<()> {
+    moved_between_datasets(&Order::Both)
+}
+
+#[test]
+fn r14_nor_where_the_dataset_that_it_left_runs_first() -> Result<()> {
+    moved_between_datasets(&Order::OldFirst)
+}
+
+#[test]
+fn r14_nor_where_the_dataset_that_it_joined_runs_first() -> Result<()> {
+    moved_between_datasets(&Order::NewFirst)
+}
+
+#[test]
+fn what_moves_to_a_dataset_of_the_direct_leg_is_not_sent_again() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    world.write("photos/p", noise(9, 50_000))?;
+    run(&world)?;
+    mv(&world, "docs/d0", "photos/d0")?;
+    let summary = run(&world)?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    same(&world.live().join("photos"), &world.path("nas/photos"))?;
+    // And back, through the local disk, where it is still in history.
+    mv(&world, "photos/d0", "docs/again")?;
+    let summary = run(&world)?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    all_equal(&world, &["sda", "nas"])
+}
+
+/// Another file system gives the files other inodes; so does a copy.
+#[test]
+fn a_move_across_file_systems_is_known_by_content() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    world.write("music/song", "la")?;
+    run(&world)?;
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([docs(&world).join("d0"), world.live().join("music/d0")])
+        .status()?;
+    ensure!(copied.success(), "cp");
+    std::fs::remove_dir_all(docs(&world).join("d0"))?;
+    let summary = run(&world)?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    same(&world.live().join("music"), &world.path("nas/music"))
+}
+
+/// Size and mtime say where to look, and nothing more (R12).
+#[test]
+fn r12_what_only_looks_the_same_is_sent() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    world.write("music/song", "la")?;
+    run(&world)?;
+    let mtime = std::fs::metadata(docs(&world).join("d0/big0"))?.modified()?;
+    world.write("music/impostor", noise(77, 1_000_000))?;
+    let file = std::fs::File::options()
+        .write(true)
+        .open(world.live().join("music/impostor"))?;
+    file.set_modified(mtime)?;
+    let summary = run(&world)?;
+    ensure!(sent(&summary) > 1_000_000, "{summary:#}");
+    same(&world.live().join("music"), &world.path("nas/music"))?;
+    // Nor is a bad copy passed on: it is found out where it is read, and sent.
+    let bad = world.path("nas/docs/d0/big0");
+    let there = std::fs::metadata(&bad)?.modified()?;
+    std::fs::write(&bad, noise(78, 1_000_000))?;
+    std::fs::File::options()
+        .write(true)
+        .open(&bad)?
+        .set_modified(there)?;
+    mv(&world, "docs/d0/big0", "music/big0")?;
+    let summary = run(&world)?;
+    ensure!(sent(&summary) > 1_000_000, "{summary:#}");
+    same(&world.live().join("music"), &world.path("nas/music"))
+}
+
+#[test]
+fn many_files_that_move_to_another_dataset_cost_their_names() -> Result<()> {
+    const FILES: u64 = 400;
+    let world = two_legs!();
+    for number in 0..FILES {
+        let mut content = noise(3, 20_000);
+        content[..8].copy_from_slice(&number.to_le_bytes());
+        world.write(&format!("docs/set/file{number:05}"), content)?;
+    }
+    world.write("docs/stays", "here")?;
+    world.write("music/song", "la")?;
+    run(&world)?;
+    mv(&world, "docs/set", "music/set")?;
+    // That so much is gone from one dataset a person has to say; the other need not wait for it.
+    let summary = run_some(&world, &["--accept", "docs"], 0)?;
+    let each = sent(&summary) / FILES;
+    eprintln!("{each} bytes sent for each file moved to another dataset");
+    ensure!(each < 400, "{summary:#}");
+    same(&world.live().join("music"), &world.path("nas/music"))
+}
+
+#[test]
+fn r14_a_dataset_by_another_name_is_not_sent_again() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "photos")?;
+    world.write("docs/a", "a")?;
+    run(&world)?;
+    let first = versions(&world, "photos")?;
+    edit(&world, "[dataset.photos]", "[dataset.pictures]")?;
+    // The folder lies below a root, so somebody has to say that the old name is not missed.
+    let summary = run_some(&world, &[], 4)?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    same(&world.live().join("photos"), &world.path("nas/pictures"))?;
+    world.write("photos/small1", "by the new name")?;
+    let summary = run_some(&world, &["--accept", "photos"], 0)?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    // What there was by the old name is there by the old name.
+    ensure!(
+        versions(&world, "photos")? == first,
+        "its versions are gone"
+    );
+    restore_at(&world, "photos", "nas", &first[0], "old")?;
+    let old = |path: &str| std::fs::read(world.path("out/old").join(path));
+    ensure!(old("d0/big0")? == noise(0, 1_000_000) && old("small1")? == b"photos 1");
+    Ok(())
+}
+
+#[test]
+fn r14_a_folder_by_another_name_is_not_sent_again() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    world.write("music/song", "la")?;
+    run(&world)?;
+    let first = versions(&world, "docs")?;
+    mv(&world, "docs", "papers")?;
+    // That `docs` is gone a person has to know of; `papers` is backed up all the same.
+    let outcome = world.run(&["run", "--json"])?;
+    ensure!(matches!(outcome.code, Some(1 | 4)), "{outcome}");
+    let summary = outcome.summary()?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    for store in ["sda", "nas"] {
+        same(
+            &world.live().join("papers"),
+            &world.path(store).join("papers"),
+        )?;
+    }
+    run_some(&world, &["--accept", "docs"], 0)?;
+    for store in ["sda", "nas"] {
+        let to = format!("old-{store}");
+        restore_at(&world, "docs", store, &first[0], &to)?;
+        same(&world.live().join("papers"), &world.path("out").join(to))?;
+    }
+    Ok(())
+}
+
+/// A store that comes back compares everything, and finds what was moved meanwhile.
+#[test]
+fn what_was_moved_while_a_store_had_left_the_route_is_renamed_there() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    run(&world)?;
+    reroute(&world, &["sda", "nas"], &["sda"])?;
+    mv(&world, "docs/d0", "docs/elsewhere/d0")?;
+    mv(&world, "docs/d1/big1", "docs/big1")?;
+    run(&world)?;
+    reroute(&world, &["sda"], &["sda", "nas"])?;
+    let summary = run(&world)?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    all_equal(&world, &["sda", "nas"])
+}

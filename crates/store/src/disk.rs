@@ -100,7 +100,7 @@ impl Inner {
 
     /// Whether `dataset` can be one here, and has its own place and log: where names fold, those of
     /// `Docs` are not those of `docs`.
-    fn check_dataset(&self, dataset: &str) -> Result<()> {
+    pub(crate) fn check_dataset(&self, dataset: &str) -> Result<()> {
         check_dataset(dataset)?;
         if !self.folds {
             return Ok(());

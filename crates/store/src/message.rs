@@ -1,4 +1,4 @@
-//! What the frames mean: the messages of protocol version 1, and what either side checks
+//! What the frames mean: the messages of protocol version 2, and what either side checks
 //! before it believes one. `docs/protocol.md` is the specification.
 
 use std::collections::VecDeque;
@@ -8,7 +8,8 @@ use tree::{Content, Digest, Extent, Kind, Node, RelPath};
 
 use crate::place::check_version;
 use crate::{
-    Begun, Check, Checked, Error, LogRecord, Op, Place, Result, Seal, StageJob, StoreInfo, Want,
+    Begun, Check, Checked, Error, LogRecord, Op, Place, Result, Seal, Source, StageJob, StoreInfo,
+    Want,
 };
 
 /// Contents of at most so many data bytes travel inside the operation that needs them.
@@ -204,6 +205,11 @@ pub(crate) enum ToAgent {
     /// The answer is of no interest any more.
     Cancel {
         call: u32,
+    },
+    /// The session's next operation, with content that lies in the store already. Version 2.
+    SubmitFrom {
+        op: Op,
+        source: Source,
     },
 }
 

@@ -154,6 +154,13 @@ pub enum Checked {
     Unreadable(String),
 }
 
+/// Content that lies in the same store already, of this or another dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub dataset: String,
+    pub place: Place,
+}
+
 /// What is about to be staged.
 #[derive(Clone, Debug)]
 pub struct StageJob {
@@ -271,6 +278,21 @@ pub trait Session: Send + Sync {
     fn part(&self, resume_key: &str) -> Result<Option<std::fs::File>> {
         let _ = resume_key;
         Ok(None)
+    }
+
+    /// Whether content that lies in the store already had better come from there than from the
+    /// host: because it need not be sent then, or not be written.
+    fn is_better_from_store(&self) -> bool {
+        false
+    }
+
+    /// Brings content into the store's `tmp/` from where it lies in the same store. The job's
+    /// node says what it must be, with `hash` and `extents`; [`Error::Damaged`] where it is
+    /// something else, [`Error::Missing`] where nothing is, here or when the operation is
+    /// carried out. What it is taken from is only read.
+    fn stage_from(&self, job: &StageJob, source: &Source) -> Result<Staged> {
+        let _ = source;
+        Err(Error::Missing(job.path.to_string()))
     }
 
     /// Gives up staged content.
