@@ -390,6 +390,52 @@ fn r14_a_folder_by_another_name_is_not_sent_again() -> Result<()> {
     Ok(())
 }
 
+/// The same dataset, declared elsewhere: what lies there is compared, not sent.
+#[test]
+fn r14_a_dataset_whose_folder_has_moved_is_not_sent_again() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "photos")?;
+    world.write("docs/a", "a")?;
+    run(&world)?;
+    let first = versions(&world, "photos")?;
+    let there = world.path("elsewhere");
+    std::fs::rename(world.live().join("photos"), &there)?;
+    let from = format!("path = \"{}\"", world.live().join("photos").display());
+    edit(&world, &from, &format!("path = \"{}\"", there.display()))?;
+    run_some(&world, &[], 4)?;
+    let summary = run_some(&world, &["--accept", "photos"], 0)?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    same(&there, &world.path("nas/photos"))?;
+    restore_at(&world, "photos", "nas", &first[0], "old")?;
+    same(&there, &world.path("out/old"))
+}
+
+/// One store by two names: its only copy is not the other's second one.
+#[test]
+fn r14_one_store_by_two_names_is_one_copy() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    reroute(&world, &["sda", "nas"], &["sda"])?;
+    run(&world)?;
+    let there = world.path("sda").display().to_string();
+    let link = world.path("link").display().to_string();
+    std::os::unix::fs::symlink(&there, &link)?;
+    let config = std::fs::read_to_string(world.path("thrice.toml"))?;
+    world.configure(&format!(
+        "{config}\n[store.again]\nkind = \"disk\"\npath = \"{link}\"\n"
+    ))?;
+    reroute(&world, &["sda"], &["again"])?;
+    run(&world)?;
+    for arguments in [
+        &["prune", "--retired"][..],
+        &["prune", "--retired", "--forget-versions"],
+    ] {
+        let outcome = world.expect(arguments, 4)?;
+        ensure!(outcome.stderr.contains("one store"), "{outcome}");
+    }
+    all_equal(&world, &["sda"])
+}
+
 /// A store that comes back compares everything, and finds what was moved meanwhile.
 #[test]
 fn what_was_moved_while_a_store_had_left_the_route_is_renamed_there() -> Result<()> {
@@ -404,4 +450,236 @@ fn what_was_moved_while_a_store_had_left_the_route_is_renamed_there() -> Result<
     let summary = run(&world)?;
     ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
     all_equal(&world, &["sda", "nas"])
+}
+
+/// What `thrice plan` says of one copy that is off its route.
+fn planned(world: &World) -> Result<Value> {
+    let plan = world.expect(&["plan", "--json"], 0)?.stdout;
+    let plan: Value = serde_json::from_str(&plan)?;
+    let copies = plan["leaving"].as_array().context("a list")?;
+    ensure!(copies.len() == 1, "{plan:#}");
+    let text = world.expect(&["plan"], 0)?.stdout;
+    ensure!(text.contains("WOULD BE SINGLE-COPY"), "{text}");
+    Ok(copies[0].clone())
+}
+
+fn holds_nothing(world: &World, store: &str) -> Result<()> {
+    for place in ["docs", ".thrice/log/docs", ".thrice/history/docs"] {
+        let path = world.path(store).join(place);
+        ensure!(!path.exists(), "{} is there", path.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn r14_a_copy_off_its_route_goes_with_proof() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    std::fs::create_dir(docs(&world).join("empty"))?;
+    std::os::unix::fs::symlink("small1", docs(&world).join("link"))?;
+    run(&world)?;
+    let before = copy_of(&world, "first")?;
+    world.write("docs/d0/big0", noise(50, 1_000_000))?;
+    run(&world)?;
+    let all = versions(&world, "docs")?;
+    // Nothing has left: nothing goes.
+    world.expect(&["prune", "--retired"], 0)?;
+    all_equal(&world, &["sda", "nas"])?;
+
+    reroute(&world, &["sda", "nas"], &["nas"])?;
+    // Before a run as after it.
+    for _ in 0..2 {
+        let copy = planned(&world)?;
+        ensure!(
+            copy["store"] == "sda" && copy["dataset"] == "docs",
+            "{copy:#}"
+        );
+        ensure!(copy["single_files"] == copy["files"], "{copy:#}");
+        ensure!(
+            copy["single_bytes"].as_u64() > Some(CONTENT) && copy["only_files"] == 0,
+            "{copy:#}"
+        );
+        run(&world)?;
+    }
+    std::fs::write(world.path("sda/docs/d1/strange"), "not ours")?;
+    world.expect(&["prune", "--retired", "--json"], 0)?;
+    let left = std::fs::read(world.path("sda/docs/d1/strange"))?;
+    ensure!(left == b"not ours", "a stranger's file is gone");
+    std::fs::remove_file(world.path("sda/docs/d1/strange"))?;
+    for dir in ["sda/docs/d1", "sda/docs"] {
+        std::fs::remove_dir(world.path(dir)).context("it holds more than a stranger's file")?;
+    }
+    holds_nothing(&world, "sda")?;
+    world.expect(&["catalog", "check"], 0)?;
+    ensure!(versions(&world, "docs")? == all, "a version is gone");
+    restore_at(&world, "docs", "nas", &all[0], "old")?;
+    same(&before, &world.path("out/old"))?;
+    // The store can come back, and is brought everything.
+    reroute(&world, &["nas"], &["sda", "nas"])?;
+    let summary = run(&world)?;
+    ensure!(sent(&summary) < NEAR_ZERO, "{summary:#}");
+    all_equal(&world, &["sda", "nas"])?;
+    world.expect(&["verify"], 0)?;
+    Ok(())
+}
+
+#[test]
+fn r14_a_copy_that_is_needed_stays() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    reroute(&world, &["sda", "nas"], &["sda"])?;
+    run(&world)?;
+    world.write("docs/small0", "the second version")?;
+    run(&world)?;
+    let kept = copy_of(&world, "kept")?;
+    let stays = |arguments: &[&str]| -> Result<()> {
+        let arguments = [&["prune", "--retired"], arguments].concat();
+        let outcome = world.expect(&arguments, 4)?;
+        ensure!(outcome.stderr.contains("stays"), "{outcome}");
+        same(&kept, &world.path("sda/docs"))
+    };
+    // The new store has nothing yet.
+    reroute(&world, &["sda"], &["nas"])?;
+    stays(&[])?;
+    stays(&["--forget-versions"])?;
+    let copy = planned(&world)?;
+    ensure!(copy["only_files"] == copy["files"], "{copy:#}");
+    ensure!(copy["only_versions"] == 2, "{copy:#}");
+    // It has the newest state, but not the versions, nor what was only in them.
+    run(&world)?;
+    stays(&[])?;
+    // What it has is bad.
+    let far = world.path("nas/docs/d1/big3");
+    let good = std::fs::read(&far)?;
+    let mut bad = good.clone();
+    bad[500] ^= 1;
+    std::fs::write(&far, &bad)?;
+    stays(&["--forget-versions"])?;
+    std::fs::write(&far, &good)?;
+    let mtime = std::fs::metadata(docs(&world).join("d1/big3"))?.modified()?;
+    let file = std::fs::File::options().write(true).open(&far)?;
+    file.set_modified(mtime)?;
+    // Held by hand.
+    world.expect(&["hold", "docs"], 0)?;
+    world.expect(&["prune", "--retired", "--forget-versions"], 4)?;
+    world.expect(&["release", "docs"], 0)?;
+    // Another store, another dataset.
+    world.expect(
+        &["prune", "--retired", "--forget-versions", "--store", "nas"],
+        0,
+    )?;
+    same(&kept, &world.path("sda/docs"))?;
+    world.expect(&["prune", "--retired", "--forget-versions", "docs"], 0)?;
+    holds_nothing(&world, "sda")?;
+    all_equal(&world, &["nas"])
+}
+
+/// Of what is backed up nowhere any more, the last copies stay.
+#[test]
+fn r14_copies_without_a_route_stay() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "photos")?;
+    world.write("docs/a", "a")?;
+    run(&world)?;
+    edit(
+        &world,
+        "route = [\"nas\"]\n",
+        "route = []\nwhy = \"moved away\"\n",
+    )?;
+    run(&world)?;
+    world.expect(&["prune", "--retired", "--forget-versions"], 4)?;
+    same(&world.live().join("photos"), &world.path("nas/photos"))
+}
+
+#[test]
+fn an_append_only_store_keeps_a_copy_off_its_route() -> Result<()> {
+    let world = two_legs!();
+    fill(&world, "docs")?;
+    run(&world)?;
+    let program = world.program().display().to_string();
+    let script = world.path("append-only");
+    std::fs::write(
+        &script,
+        format!("#!/bin/sh\nexec {program} \"$@\" --append-only\n"),
+    )?;
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    edit(
+        &world,
+        &format!("command = \"{program}\""),
+        &format!("command = \"{}\"", script.display()),
+    )?;
+    reroute(&world, &["sda", "nas"], &["sda"])?;
+    run(&world)?;
+    let outcome = world.expect(&["prune", "--retired"], 1)?;
+    ensure!(outcome.stderr.contains("append-only"), "{outcome}");
+    all_equal(&world, &["sda", "nas"])?;
+    world.expect(&["versions", "docs"], 0)?;
+    world.expect(&["verify"], 0)?;
+    Ok(())
+}
+
+/// Killed between any two steps, the copy is there, or the next time finishes it.
+#[test]
+fn r14_a_cut_while_a_copy_goes_loses_nothing() -> Result<()> {
+    for fault in ["retire.log:1", "retire.object:1", "retire.object:4"] {
+        let world = two_legs!();
+        fill(&world, "docs")?;
+        run(&world)?;
+        reroute(&world, &["sda", "nas"], &["nas"])?;
+        run(&world)?;
+        let mut command = world.command(&["prune", "--retired"]);
+        command.env("THRICE_FAULT", fault);
+        let cut = blackbox::Running::spawn(&mut command)?.wait()?;
+        ensure!(cut.signal == Some(9), "{fault} {cut}");
+        let restored = world.restore("docs", "nas", "meanwhile")?;
+        same(&docs(&world), &restored)?;
+        world.expect(&["prune", "--retired"], 0)?;
+        holds_nothing(&world, "sda")?;
+        world.expect(&["catalog", "check"], 0)?;
+        all_equal(&world, &["nas"])?;
+    }
+    Ok(())
+}
+
+/// The agent is killed while it takes what it has from another dataset.
+#[test]
+fn r14_a_cut_while_content_is_taken_from_another_dataset_loses_nothing() -> Result<()> {
+    for fault in [
+        "stage.written:2",
+        "batch.logged:1",
+        "apply.op:2",
+        "seal.logged:1",
+    ] {
+        let world = two_legs!();
+        fill(&world, "docs")?;
+        world.write("music/song", "la")?;
+        run(&world)?;
+        let first = versions(&world, "docs")?;
+        let before = copy_of(&world, "first")?;
+        mv(&world, "docs/d0", "music/d0")?;
+        run_some(&world, &["backup"], 0)?;
+        let program = world.program().display().to_string();
+        let script = world.path("cut");
+        let text = format!("#!/bin/sh\nTHRICE_FAULT={fault} exec {program} \"$@\"\n");
+        std::fs::write(&script, text)?;
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let plain = format!("command = \"{program}\"");
+        let cut = format!("command = \"{}\"", script.display());
+        edit(&world, &plain, &cut)?;
+        let outcome = world.run(&["run", "offsite", "--dataset", "music"])?;
+        ensure!(outcome.code == Some(1), "{fault} {outcome}");
+        edit(&world, &cut, &plain)?;
+        let summary = run(&world)?;
+        ensure!(sent(&summary) < NEAR_ZERO, "{fault} {summary:#}");
+        for dataset in ["docs", "music"] {
+            same(
+                &world.live().join(dataset),
+                &world.path("nas").join(dataset),
+            )?;
+        }
+        restore_at(&world, "docs", "nas", &first[0], "old")?;
+        same(&before, &world.path("out/old"))?;
+        world.expect(&["verify"], 0)?;
+    }
+    Ok(())
 }

@@ -326,6 +326,16 @@ impl Catalog {
         })
     }
 
+    /// Forgets a replica altogether: its store holds nothing of the dataset any more.
+    pub fn forget_replica(&self, replica: ReplicaId) -> Result<()> {
+        self.atomically(|| {
+            self.rebuild_replica(replica)?;
+            self.conn
+                .execute("DELETE FROM replica WHERE id = ?1", [replica])?;
+            Ok(())
+        })
+    }
+
     fn put_entry(&self, replica: ReplicaId, (dir, name): Spot<'_>, entry: &Entry) -> Result<()> {
         let (born, since, size) = (int(entry.born), int(entry.since), int(entry.size));
         self.conn

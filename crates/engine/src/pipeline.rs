@@ -265,7 +265,8 @@ pub(crate) fn run<'a, T>(
             crowded: Vec::new(),
             made_way: false,
             first_try: false,
-            takes: session.is_better_from_store(),
+            // Where data lies that no log speaks of, that is adopted first.
+            takes: session.is_better_from_store() && !session.begun().unlogged,
             written: &written,
             session,
             work,
@@ -869,7 +870,7 @@ impl Worker<'_> {
             node,
             resume_key,
         };
-        let staged = match self.session.stage_from(&job, &source) {
+        let staged = match self.session.stage_from(&job, &source, self.stop) {
             Err(error) if is_fatal(&error) => return Err(error.into()),
             // It is brought whole.
             Err(_) => return Ok(Done::Stays),

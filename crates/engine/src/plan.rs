@@ -9,6 +9,7 @@ use store::Space;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::guard;
+use crate::retire::{self, Leaving};
 use crate::run::{Engine, source_moved};
 use crate::scan::Walk;
 use crate::stores::{self, Purpose};
@@ -41,6 +42,8 @@ pub struct LegPlan {
 pub struct Forecast {
     pub datasets: Vec<LegPlan>,
     pub stores: Vec<StorePlan>,
+    /// Copies in stores that their dataset's route does not name (any more).
+    pub leaving: Vec<Leaving>,
 }
 
 /// What a store would be given.
@@ -114,9 +117,12 @@ pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
         }
         stores.push(plan);
     }
+    let mut leaving = retire::leaving(engine, &expectation)?;
+    leaving.retain(|copy| datasets.is_empty() || datasets.contains(&copy.dataset));
     Ok(Forecast {
         datasets: plans,
         stores,
+        leaving,
     })
 }
 

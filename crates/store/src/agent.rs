@@ -881,7 +881,7 @@ impl Held<'_> {
         let mut staged = None;
         let op = stage_job(job.op, |of| {
             staged = Some(match &job.data {
-                Bytes::At(source) => self.session.stage_from(of, source),
+                Bytes::At(source) => self.session.stage_from(of, source, self.over),
                 Bytes::Here(data) => {
                     let (size, extents) = (of.node.size, of.node.extents.as_deref());
                     let mut content = InMemory {
@@ -1211,6 +1211,12 @@ fn check_call(call: &Call) -> Result<()> {
             objects.iter().try_for_each(check_place)?;
             check_dataset(dataset)
         }
+        Call::Retire {
+            dataset, objects, ..
+        } => {
+            objects.iter().try_for_each(check_place)?;
+            check_dataset(dataset)
+        }
         Call::Has { node, .. } => check_node(node),
         Call::Seal(seal) => check_version(&seal.version).map(drop),
     }
@@ -1363,6 +1369,18 @@ fn answer(
                 return Err(Error::Refused(text.into()));
             }
             let freed = store.prune(&dataset, &versions, &objects)?;
+            Ok(Answer::Bytes(freed))
+        }
+        Call::Retire {
+            dataset,
+            newest,
+            objects,
+        } => {
+            if options.append_only {
+                let text = "this store is append-only: what is in it goes on its own machine";
+                return Err(Error::Refused(text.into()));
+            }
+            let freed = store.retire(&dataset, newest, &objects)?;
             Ok(Answer::Bytes(freed))
         }
         Call::Has { .. } | Call::Seal(_) => breach("a session's call without a session"),

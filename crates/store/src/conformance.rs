@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tree::{Content, ContentHasher, Digest, Extent, Flags, Kind, Node, RelPath, Time, Xattr};
@@ -53,6 +54,7 @@ pub const CASES: &[Case] = &[
     ("paths may exceed PATH_MAX", long_paths),
     ("what the log is told it tells", logs),
     ("pruned versions go, the others stay", pruning),
+    ("what a route no longer asks for goes, alone", retiring),
     ("bad bytes are found and repaired", repair),
     ("a stranger's file is never destroyed", strangers),
     ("names that would lead out are refused", escapes),
@@ -538,7 +540,7 @@ fn take(session: &dyn Session, at: &str, node: &Node, source: &Source) -> Result
         node: node.clone(),
         resume_key: None,
     };
-    let staged = session.stage_from(&job, source)?;
+    let staged = session.stage_from(&job, source, &AtomicBool::new(false))?;
     assert_eq!(Some(staged.hash), node.hash);
     let op = Op::Put {
         path: path(at),
@@ -1352,6 +1354,67 @@ fn pruning(fixture: &Fixture) {
             .is_err()
     );
     assert_eq!(fixture.read("b"), "3");
+}
+
+/// Everything that a dataset of [`small`] has in the store.
+fn objects_of(version: &str) -> Vec<Place> {
+    let kept = Place::History {
+        version: Some(version.to_owned()),
+        path: path("d/a"),
+    };
+    let now = ["", "d", "d/a", "d/empty", "b"].map(|at| Place::Current(path(at)));
+    std::iter::once(kept).chain(now).collect()
+}
+
+/// Two versions of a dataset.
+fn small(store: &dyn Store, dataset: &str) {
+    let steps = [
+        vec![put("d/a", b"1", Old::None), put_dir("d/empty")],
+        vec![put("d/a", b"2", Old::Keep), put("b", b"b", Old::None)],
+    ];
+    for (number, steps) in (1..).zip(&steps) {
+        let session = store.begin(dataset, number).expect("opens");
+        all(&*session, steps);
+        session.seal(seal(number)).expect("sealed");
+    }
+}
+
+fn retiring(fixture: &Fixture) {
+    let store = (fixture.open)();
+    small(&*store, DATASET);
+    small(&*store, "other");
+    let objects = objects_of(&seal(2).version);
+    std::fs::write(fixture.at("d/strange"), "not ours").expect("written");
+    for stale in [0, 1, 3] {
+        let refused = store.retire(DATASET, stale, &objects);
+        assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    }
+    let before = Fold::of(&*store, "other").expect("reads");
+    Fold::of(&*store, DATASET)
+        .expect("reads")
+        .verify(&*store, DATASET);
+
+    assert!(store.retire(DATASET, 2, &objects).expect("goes") > 0);
+    assert_eq!(store.retire(DATASET, 2, &objects).expect("is gone"), 0);
+    assert_eq!(store.datasets().expect("datasets"), ["other"]);
+    assert!(store.logs(DATASET).expect("logs").is_empty());
+    let history = fixture.root.join(".thrice/history").join(DATASET);
+    assert!(!history.exists() && !fixture.at("b").exists() && !fixture.at("d/empty").exists());
+    assert_eq!(fixture.read("d/strange"), "not ours");
+    before.verify(&*store, "other");
+    assert!(fixture.tmp_is_clean(false));
+    // It can come back, as new.
+    std::fs::remove_dir_all(fixture.at("")).expect("removed");
+    small(&*store, DATASET);
+    Fold::of(&*store, DATASET)
+        .expect("reads")
+        .verify(&*store, DATASET);
+    let session = store.begin("other", 3).expect("opens");
+    assert!(
+        store.retire("other", 2, &[]).is_err(),
+        "while it is written"
+    );
+    drop(session);
 }
 
 fn repair(fixture: &Fixture) {

@@ -507,6 +507,16 @@ impl Store for Disk {
         self.inner.check_dataset(dataset)?;
         prune::prune(&self.inner, dataset, versions, objects)
     }
+
+    fn retire(&self, dataset: &str, newest: u64, objects: &[Place]) -> Result<u64> {
+        self.inner.check_dataset(dataset)?;
+        if self.inner.busy.swap(true, Ordering::SeqCst) {
+            return Err(Error::Busy("by a session of this process".to_owned()));
+        }
+        let retired = prune::retire(&self.inner, dataset, newest, objects);
+        self.inner.busy.store(false, Ordering::SeqCst);
+        retired
+    }
 }
 
 fn refused(disk: &Inner, why: impl Display) -> Error {

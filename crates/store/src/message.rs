@@ -252,6 +252,12 @@ pub(crate) enum Call {
     },
     /// Of the session.
     Seal(Seal),
+    /// Version 2.
+    Retire {
+        dataset: String,
+        newest: u64,
+        objects: Vec<Place>,
+    },
 }
 
 /// From the agent.

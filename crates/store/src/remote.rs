@@ -696,6 +696,31 @@ impl Store for Remote {
         }
         Ok(freed)
     }
+
+    fn retire(&self, dataset: &str, newest: u64, objects: &[Place]) -> Result<u64> {
+        if self.version < wire::FROM_STORE {
+            let text = "the agent is older than this program and cannot let go of a copy";
+            return Err(Error::Refused(text.into()));
+        }
+        let cost = |place: &Place| 64 + place.path().as_bytes().len() as u64;
+        let mut runs = split_by_cost(objects, LIST_COST_MAX, cost);
+        if runs.is_empty() {
+            runs.push(&[]);
+        }
+        let mut freed = 0;
+        for objects in runs {
+            let what = Call::Retire {
+                dataset: dataset.to_owned(),
+                newest,
+                objects: objects.to_vec(),
+            };
+            match self.call(what)?.answer()? {
+                Answer::Bytes(bytes) => freed += bytes,
+                _ => return Err(nonsense(&self.shared.name)),
+            }
+        }
+        Ok(freed)
+    }
 }
 
 impl Remote {
@@ -1061,7 +1086,7 @@ impl Session for RemoteSession<'_> {
     }
 
     /// The agent is asked with the operation, and not waited for.
-    fn stage_from(&self, job: &StageJob, source: &Source) -> Result<Staged> {
+    fn stage_from(&self, job: &StageJob, source: &Source, _: &AtomicBool) -> Result<Staged> {
         check_node(&job.node)?;
         let Some(hash) = job.node.hash.filter(|_| self.is_better_from_store()) else {
             return Err(Error::Missing(job.path.to_string()));

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::ops::Bound;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -180,11 +180,11 @@ impl Session for DiskSession {
         self.staging.shares_blocks()
     }
 
-    fn stage_from(&self, job: &StageJob, source: &Source) -> Result<Staged> {
+    fn stage_from(&self, job: &StageJob, source: &Source, stop: &AtomicBool) -> Result<Staged> {
         self.check_alive()?;
         self.disk.check_dataset(&source.dataset)?;
         let file = read::Reader::new(&self.disk, &source.dataset).file(&source.place)?;
-        let staged = self.staging.stage_from(job, &file)?;
+        let staged = self.staging.stage_from(job, &file, stop)?;
         self.disk.faults.point("stage.written")?;
         Ok(staged)
     }

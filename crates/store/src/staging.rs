@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
@@ -341,7 +341,12 @@ impl Staging {
 
     /// Stages what lies in the store already. What is staged is read, so that it is compared
     /// with what it must be whether or not it shares its blocks.
-    pub(crate) fn stage_from(&self, job: &StageJob, from: &File) -> Result<Staged> {
+    pub(crate) fn stage_from(
+        &self,
+        job: &StageJob,
+        from: &File,
+        stop: &AtomicBool,
+    ) -> Result<Staged> {
         let node = &job.node;
         let staged = self.place(job, |file| {
             if from.metadata()?.len() != node.size {
@@ -349,7 +354,8 @@ impl Staging {
             }
             let shares = tree::reflink(from, file)?;
             let read = if shares { file } else { from };
-            let mut content = FileContent::with_extents(read, node.size, node.extents.clone())?;
+            let content = FileContent::with_extents(read, node.size, node.extents.clone())?;
+            let mut content = Until { content, stop };
             if !shares {
                 return self.fill(file, job, &mut content);
             }
@@ -504,6 +510,29 @@ impl Staging {
             current: Some(&current),
         };
         apply::hold_as(Target::File(file), &job.node, &apply)
+    }
+}
+
+/// Content that ends with an error once nobody wants it any more.
+struct Until<'a> {
+    content: FileContent<&'a File>,
+    stop: &'a AtomicBool,
+}
+
+impl Content for Until<'_> {
+    fn size(&self) -> u64 {
+        self.content.size()
+    }
+
+    fn extents(&self) -> Option<&[Extent]> {
+        self.content.extents()
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("it is not wanted any more"));
+        }
+        self.content.read(buffer)
     }
 }
 

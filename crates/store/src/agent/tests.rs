@@ -466,6 +466,10 @@ impl Store for Stuck {
     fn prune(&self, _: &str, _: &[String], _: &[Place]) -> Result<u64> {
         Err(self.wait())
     }
+
+    fn retire(&self, _: &str, _: u64, _: &[Place]) -> Result<u64> {
+        Err(self.wait())
+    }
 }
 
 /// An agent of a stuck store, and a host that sends `bytes` again and again.
