@@ -275,10 +275,44 @@ impl Trial {
             let Some(dataset) = self.random.pick(&self.datasets).cloned() else {
                 bail!("no dataset");
             };
+            if self.datasets.len() > 1 && self.random.chance(20) {
+                self.move_over(&dataset)?;
+                continue;
+            }
             let editor = Editor::new(self.world.live().join(&dataset))?;
             let said = editor.edit(&mut self.random)?;
             self.story.push(format!("  {dataset}: {said}"));
         }
+        Ok(())
+    }
+
+    /// Moves something that lies at the top of a dataset to another one.
+    fn move_over(&mut self, from: &str) -> Result<()> {
+        let live = self.world.live();
+        let entries = fs::read_dir(live.join(from))?;
+        let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        // A dataset that looks empty is held, and a person asked.
+        if names.len() <= 3 {
+            return Ok(());
+        }
+        let to = self.datasets.iter().find(|name| *name != from).cloned();
+        let (Some(name), Some(to)) = (self.random.pick(&names).cloned(), to) else {
+            return Ok(());
+        };
+        let target = live
+            .join(&to)
+            .join(format!("moved{}", self.random.below(1000)));
+        let moved = match fs::symlink_metadata(&target).is_err() {
+            // What is immutable stays.
+            true => fs::rename(live.join(from).join(&name), &target).is_ok(),
+            false => false,
+        };
+        let name = name.to_string_lossy();
+        self.story.push(format!(
+            "  {from}: {name} moved to {}: {moved}",
+            target.display()
+        ));
         Ok(())
     }
 

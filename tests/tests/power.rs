@@ -169,7 +169,7 @@ impl Bench {
         ]
     }
 
-    /// Something of everything: new, changed, moved, linked, deleted.
+    /// Something of everything: new, changed, moved, linked, deleted, and moved between datasets.
     fn change(&mut self) -> Result<()> {
         let round = self.round;
         self.round += 1;
@@ -190,6 +190,31 @@ impl Bench {
         }
         if round >= 3 {
             std::fs::remove_file(path("n", round - 3))?;
+        }
+        match self.side {
+            Side::Far => self.change_over(round),
+            // It takes nothing from elsewhere but where blocks are shared, and makes more calls.
+            Side::Host => Ok(()),
+        }
+    }
+
+    /// Something moves to another dataset, and something back from there.
+    fn change_over(&self, round: u32) -> Result<()> {
+        let live = |dataset: &str, round: u32| {
+            let dataset = self.world.live().join(dataset);
+            dataset.join(format!("big{round}"))
+        };
+        let content = vec![round as u8; 6000 + round as usize];
+        self.world.write(&format!("docs/big{round}"), content)?;
+        self.world.write("music/song", "la")?;
+        if round >= 1 {
+            std::fs::rename(live("docs", round - 1), live("music", round - 1))?;
+        }
+        if round >= 2 {
+            std::fs::rename(live("music", round - 2), live("docs", round - 2))?;
+        }
+        if round >= 3 {
+            std::fs::remove_file(live("docs", round - 3))?;
         }
         Ok(())
     }
@@ -280,6 +305,13 @@ impl Bench {
                 .flatten()
                 .collect();
             ensure!(left.is_empty(), "left in tmp: {left:?}");
+            let music = self.world.live().join("music");
+            if !music.exists() {
+                continue;
+            }
+            let music = read_tree(&music)?;
+            let found = compare(&music, &read_tree(&store.join("music"))?, &what);
+            ensure!(found.is_empty(), "music in {}: {found:?}", store.display());
         }
         for version in self.versions()? {
             // Live has not changed since the cut: what is new since then is this tree.

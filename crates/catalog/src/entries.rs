@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension, params};
 use store::{LogRecord, Op, Place};
 use tree::{Flags, Kind, Node, RelPath, Time};
 
+use crate::elsewhere::trace;
 use crate::node::{blob, decode, encode, int, number, path as read_path};
 use crate::types::same;
 use crate::{Catalog, DatasetId, DirId, Error, Held, Replica, ReplicaId, Result, What};
@@ -157,7 +158,7 @@ impl Catalog {
         let found = self
             .conn
             .prepare_cached(
-                "SELECT born, since, size, node FROM entry
+                "SELECT born, since, size, node, trace FROM entry
                  WHERE replica = ?1 AND dir = ?2 AND name = ?3",
             )?
             .query_row(params![replica, dir, name], Entry::read)
@@ -325,12 +326,32 @@ impl Catalog {
         })
     }
 
+    /// Forgets a replica altogether: its store holds nothing of the dataset any more.
+    pub fn forget_replica(&self, replica: ReplicaId) -> Result<()> {
+        self.atomically(|| {
+            self.rebuild_replica(replica)?;
+            self.conn
+                .execute("DELETE FROM replica WHERE id = ?1", [replica])?;
+            Ok(())
+        })
+    }
+
     fn put_entry(&self, replica: ReplicaId, (dir, name): Spot<'_>, entry: &Entry) -> Result<()> {
         let (born, since, size) = (int(entry.born), int(entry.since), int(entry.size));
         self.conn
-            .prepare_cached("INSERT OR REPLACE INTO entry VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+            .prepare_cached(
+                "INSERT OR REPLACE INTO entry VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
             .execute(params![
-                replica, dir, name, born, since, size, entry.link, entry.node
+                replica,
+                dir,
+                name,
+                born,
+                since,
+                size,
+                entry.link,
+                entry.node,
+                entry.trace
             ])?;
         Ok(())
     }
@@ -343,6 +364,7 @@ struct Entry {
     size: u64,
     link: Option<i64>,
     node: Vec<u8>,
+    trace: Option<i64>,
 }
 
 impl Entry {
@@ -353,6 +375,7 @@ impl Entry {
             size: node.size,
             link: node.linked.then_some(int(node.ino)),
             node: encode(node)?,
+            trace: trace(node),
         })
     }
 
@@ -363,6 +386,7 @@ impl Entry {
             size: number(row, 2)?,
             link: None,
             node: row.get(3)?,
+            trace: row.get(4)?,
         })
     }
 
@@ -724,7 +748,9 @@ impl<'c> Applier<'c> {
         };
         self.catalog
             .conn
-            .prepare_cached("INSERT INTO past VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, ?9, ?10)")?
+            .prepare_cached(
+                "INSERT INTO past VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, ?9, ?10, ?11)",
+            )?
             .execute(params![
                 self.replica.id,
                 dir,
@@ -735,7 +761,8 @@ impl<'c> Applier<'c> {
                 moved_dir,
                 moved_name,
                 int(entry.size),
-                entry.node
+                entry.node,
+                entry.trace
             ])?;
         Ok(())
     }

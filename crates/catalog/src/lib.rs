@@ -8,6 +8,7 @@
 
 mod check;
 mod datasets;
+mod elsewhere;
 mod entries;
 mod feed;
 mod findings;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+pub use elsewhere::{ELSEWHERE_MIN, Elsewhere};
 pub use entries::Below;
 pub use findings::finding_id;
 pub use types::{

@@ -2,7 +2,7 @@
 
 use rusqlite::params;
 use store::Place;
-use tree::{Digest, Kind, RelPath};
+use tree::{Digest, Kind, Node, RelPath};
 
 use crate::entries::read_held;
 use crate::node::{blob, decode, int, join, number, path as read_path, uint};
@@ -98,6 +98,57 @@ impl Catalog {
         let names =
             select.query_map(params![replica, dir, int(low), int(high)], |row| row.get(0))?;
         Ok(names.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Everything that the replica has or had at a path, and where it lies now.
+    pub fn objects_at(&self, replica: ReplicaId, path: &RelPath) -> Result<Vec<(Place, Node)>> {
+        let dataset = self.replica(replica)?.dataset;
+        let Some((dir, name)) = self.spot(dataset, path, false)? else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        if let Some(held) = self.held_at(replica, (dir, name))? {
+            found.push((Place::Current(path.clone()), held.node));
+        }
+        let mut select = self.conn.prepare_cached(
+            "SELECT node, died, moved_dir, moved_name, buried FROM past
+             WHERE replica = ?1 AND dir = ?2 AND name = ?3",
+        )?;
+        let mut rows = select.query(params![replica, dir, name])?;
+        while let Some(row) = rows.next()? {
+            let node = decode(blob(row, 0)?)?;
+            found.push((self.place(replica, path, Went::read(row, 1)?)?, node));
+        }
+        Ok(found)
+    }
+
+    /// Feeds `sink` where every object of a replica lies, whether or not a version needs it.
+    pub fn objects<E: From<Error>>(
+        &self,
+        replica: ReplicaId,
+        mut sink: impl FnMut(Place) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut select = self
+            .conn
+            .prepare_cached(
+                "SELECT path, name, NULL, NULL, NULL, NULL FROM entry JOIN dir ON dir.id = dir
+                 WHERE replica = ?1
+                 UNION ALL
+                 SELECT path, name, died, moved_dir, moved_name, buried FROM past
+                 JOIN dir ON dir.id = dir
+                 WHERE replica = ?1 AND (moved_dir IS NULL OR buried)",
+            )
+            .map_err(Error::from)?;
+        let mut rows = select.query([replica]).map_err(Error::from)?;
+        while let Some(row) = rows.next().map_err(Error::from)? {
+            let path = join(&read_path(blob(row, 0)?)?, blob(row, 1)?);
+            let died: Option<i64> = row.get(2).map_err(Error::from)?;
+            sink(match died {
+                None => Place::Current(path),
+                Some(_) => self.place(replica, &path, Went::read(row, 2)?)?,
+            })?;
+        }
+        Ok(())
     }
 
     /// Feeds `sink` every object that the replica should have: what it holds now, in the order

@@ -534,7 +534,11 @@ fn an_older_catalog_is_brought_up_to_date_by_whoever_writes() {
     let (dir, catalog, _, replicas) = catalog(&["s"]);
     drop(catalog);
     let conn = rusqlite::Connection::open(dir.path().join("catalog.db")).unwrap();
-    let older = "ALTER TABLE replica DROP COLUMN bytes_changed; PRAGMA user_version = 1";
+    let older = "ALTER TABLE replica DROP COLUMN bytes_changed;
+        DROP TABLE feed; DROP TABLE feed_open; DROP TABLE tracker;
+        DROP INDEX entry_trace; ALTER TABLE entry DROP COLUMN trace;
+        DROP INDEX past_trace; ALTER TABLE past DROP COLUMN trace;
+        PRAGMA user_version = 1";
     conn.execute_batch(older).unwrap();
     drop(conn);
     assert!(matches!(
@@ -659,4 +663,144 @@ fn damage_is_told_and_everything_can_be_taken_out() {
     drop(conn);
     let catalog = Catalog::open(dir.path(), Mode::Read).unwrap();
     assert_eq!(catalog.check().unwrap().len(), 3);
+}
+
+/// A second dataset beside the one that [`catalog`] makes, in the same stores.
+fn beside(catalog: &Catalog, stores: &[&str]) -> Vec<catalog::Replica> {
+    let other = catalog.dataset("other", "/srv/other".as_ref()).unwrap();
+    catalog.set_route(other, stores).unwrap()
+}
+
+#[test]
+fn r14_content_is_found_wherever_its_store_has_it() {
+    let (_dir, catalog, _, replicas) = catalog(&["s", "t"]);
+    let first = &replicas[0];
+    let others = beside(&catalog, &["s"]);
+    let big = node(Kind::File, 7, 5000);
+    let places = |store| -> Vec<(String, Place)> {
+        let found = catalog.elsewhere(store, big.size, big.mtime).unwrap();
+        assert!(found.iter().all(|one| one.node == big));
+        found
+            .into_iter()
+            .map(|one| (one.dataset, one.place))
+            .collect()
+    };
+    assert!(places(first.store).is_empty());
+    let ops = [put_dir("d", 1), put("d/big", 7, 5000), put("small", 8, 10)];
+    catalog.ack(first.id, 1, &ops, 3).unwrap();
+    let now = |at: &str| ("d".to_owned(), Place::Current(path(at)));
+    assert_eq!(places(first.store), [now("d/big")]);
+    // Not in another store, though the dataset goes there too; and small files are not looked for.
+    assert!(places(replicas[1].store).is_empty());
+    assert!(
+        catalog
+            .elsewhere(first.store, 10, big.mtime)
+            .unwrap()
+            .is_empty()
+    );
+    catalog.seal(first.id, &seal(1)).unwrap();
+
+    let rename = Op::Rename {
+        from: path("d/big"),
+        to: path("moved"),
+    };
+    catalog.ack(first.id, 2, [&rename], 1).unwrap();
+    assert!(places(first.store).contains(&now("moved")));
+    let delete = Op::Delete {
+        path: path("moved"),
+        old: Old::Keep,
+    };
+    catalog.ack(first.id, 2, [&delete], 2).unwrap();
+    let kept = |version: Option<&str>| {
+        let (version, path) = (version.map(str::to_owned), path("moved"));
+        ("d".to_owned(), Place::History { version, path })
+    };
+    assert_eq!(places(first.store), [kept(None)]);
+    catalog.seal(first.id, &seal(2)).unwrap();
+    let two = seal(2).version;
+    assert_eq!(places(first.store), [kept(Some(&two))]);
+    let objects = catalog.objects_at(first.id, &path("d/big")).unwrap();
+    assert_eq!(objects, [(kept(Some(&two)).1, big.clone())]);
+
+    // The other dataset has it now, and goes on having it when the first one's history is gone.
+    catalog
+        .ack(others[0].id, 1, [&put("mine", 7, 5000)], 1)
+        .unwrap();
+    let mine = ("other".to_owned(), Place::Current(path("mine")));
+    assert_eq!(places(first.store), [mine.clone(), kept(Some(&two))]);
+    let only = std::iter::once(2).collect();
+    let chunk = catalog.prune_chunk(first.id, &only, None, 100).unwrap();
+    catalog
+        .pruned(first.id, &[seal(1).version], &chunk)
+        .unwrap();
+    assert_eq!(places(first.store), [mine]);
+    assert_eq!(catalog.check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_replica_that_is_forgotten_leaves_nothing() {
+    let (_dir, catalog, dataset, replicas) = catalog(&["s", "t"]);
+    let (first, second) = (replicas[0].id, replicas[1].id);
+    catalog
+        .ack(first, 1, &[put_dir("", 1), put("a", 2, 5000)], 2)
+        .unwrap();
+    catalog.seal(first, &seal(1)).unwrap();
+    catalog
+        .ack(second, 1, &[put_dir("", 1), put("a", 2, 5000)], 2)
+        .unwrap();
+    catalog.seal(second, &seal(1)).unwrap();
+    catalog.ack(second, 2, &[put("a", 3, 6000)], 1).unwrap();
+    catalog.set_route(dataset, &["s"]).unwrap();
+    let mut objects = Vec::new();
+    catalog
+        .objects(second, |place| {
+            objects.push(place);
+            Ok::<(), Error>(())
+        })
+        .unwrap();
+    let open = Place::History {
+        version: None,
+        path: path("a"),
+    };
+    assert_eq!(
+        objects,
+        [Place::Current(path("")), Place::Current(path("a")), open]
+    );
+    catalog.forget_replica(second).unwrap();
+    assert_eq!(catalog.replicas(dataset).unwrap().len(), 1);
+    assert_eq!(catalog.versions(dataset).unwrap().len(), 1);
+    assert_eq!(catalog.check().unwrap(), Vec::<String>::new());
+    // The store can come back.
+    let again = catalog.set_route(dataset, &["s", "t"]).unwrap();
+    assert_eq!((again[1].files, again[1].sealed), (0, 0));
+}
+
+/// What was recorded before it could be looked for stays what it was.
+#[test]
+fn a_catalog_of_version_1_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let conn = rusqlite::Connection::open(dir.path().join("catalog.db")).unwrap();
+    conn.execute_batch(include_str!("../src/schema.sql"))
+        .unwrap();
+    let application = i32::from_be_bytes(*b"thri");
+    conn.pragma_update(None, "application_id", application)
+        .unwrap();
+    conn.pragma_update(None, "user_version", 1).unwrap();
+    drop(conn);
+    assert!(matches!(
+        Catalog::open(dir.path(), Mode::Read),
+        Err(Error::Older { found: 1, .. })
+    ));
+    let catalog = Catalog::open(dir.path(), Mode::Write).unwrap();
+    let dataset = catalog.dataset("d", "/srv/d".as_ref()).unwrap();
+    let replica = &catalog.set_route(dataset, &["s"]).unwrap()[0];
+    catalog
+        .ack(replica.id, 1, &[put_dir("", 1), put("a", 7, 5000)], 2)
+        .unwrap();
+    let mtime = node(Kind::File, 7, 5000).mtime;
+    assert_eq!(
+        catalog.elsewhere(replica.store, 5000, mtime).unwrap().len(),
+        1
+    );
+    assert_eq!(catalog.check().unwrap(), Vec::<String>::new());
 }

@@ -244,6 +244,13 @@ pub struct PruneArgs {
     /// Only in this store
     #[arg(long, value_name = "STORE")]
     pub store: Option<String>,
+    /// Let go of copies in stores that are not on their dataset's route any more, once all that
+    /// they hold was read back in another store of the route; 4 when something was not
+    #[arg(long)]
+    pub retired: bool,
+    /// With --retired: give up versions that no store of the route has
+    #[arg(long, requires = "retired")]
+    pub forget_versions: bool,
 }
 
 #[derive(Debug, Args)]

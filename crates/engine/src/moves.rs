@@ -3,13 +3,17 @@
 //! A path is taken for moved when its inode is gone from one place and new in another and its
 //! content is proven to be the same. A directory is moved as one when most of what it held moved
 //! along; what did not is worked off afterwards like any other difference.
+//!
+//! What moved from one dataset to another is taken from where the store has it: see [`take`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use catalog::{Catalog, Held, Key, Order, Pending, Replica, ReplicaId, What};
+use catalog::{
+    Catalog, ELSEWHERE_MIN, Elsewhere, Held, Key, Order, Pending, Replica, ReplicaId, What,
+};
 use store::Op;
-use tree::{Dir, DirCache, Kind, Node, RelPath};
+use tree::{Dir, DirCache, Kind, Node, RelPath, Time};
 
 use crate::error::{Error, Result};
 use crate::pipeline::{At, Pipeline, Task};
@@ -24,7 +28,7 @@ struct Candidate {
 }
 
 /// Renames what moved.
-pub(crate) fn follow(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+pub(crate) fn follow(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     let gone = gone_by_inode(pipeline, rows)?;
     if gone.is_empty() {
         return Ok(());
@@ -58,6 +62,79 @@ pub(crate) fn follow(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
         })?;
     }
     if any { pipeline.flush() } else { Ok(()) }
+}
+
+/// Whether the store may hold a file's content already, in whatever dataset: then it is left to
+/// [`take`].
+pub(crate) fn may_lie_in_store(pipeline: &Pipeline<'_>, size: u64, mtime: Time) -> Result<bool> {
+    Ok(pipeline.takes && !places(pipeline, size, mtime)?.is_empty())
+}
+
+fn places(pipeline: &Pipeline<'_>, size: u64, mtime: Time) -> Result<Vec<Elsewhere>> {
+    let store = pipeline.setting.replica.store;
+    Ok(pipeline.catalog.elsewhere(store, size, mtime)?)
+}
+
+/// Takes what is new here, and lies in the store already, from there: what was moved from one
+/// dataset to another, or is another's by a new name. It makes no difference whether the other
+/// has noticed yet: what it no longer has is in its history.
+///
+/// Nothing of the other dataset is touched, so a cut leaves it as it is, and this one as a cut
+/// leaves any content on its way. What cannot be taken stays pending, and is brought whole.
+pub(crate) fn take(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
+    if !pipeline.takes {
+        return Ok(());
+    }
+    let mut dirs = match rows {
+        Rows::Live(root) => {
+            let root = root.open_dir(&RelPath::root()).map_err(again)?;
+            Some(DirCache::new(Arc::new(root), 64))
+        }
+        Rows::First(_) => None,
+    };
+    // What fails is no news: it is brought next.
+    let first_try = std::mem::replace(&mut pipeline.first_try, true);
+    let failed = pipeline.failed.len();
+    let mut any = false;
+    rows.each(pipeline, Order::Asc, &mut |pipeline, row| {
+        if row.held.is_some() || row.what == What::Gone {
+            return Ok(());
+        }
+        let want = row.first.as_ref().map(|first| &first.node);
+        let (size, mtime) = match (&mut dirs, want) {
+            (None, Some(want)) if want.kind == Kind::File && !want.linked => {
+                (want.size, want.mtime)
+            }
+            (Some(dirs), _) if row.size >= ELSEWHERE_MIN => {
+                let dir = dirs.get(row.dir_path.as_bytes());
+                match dir.and_then(|dir| dir.stat(&row.name)) {
+                    Ok(stat) if stat.kind == Kind::File && stat.nlink == 1 => {
+                        (stat.size, stat.mtime)
+                    }
+                    // What cannot be looked at is told of when it is to be brought.
+                    _ => return Ok(()),
+                }
+            }
+            _ => return Ok(()),
+        };
+        let places = places(pipeline, size, mtime)?;
+        if places.is_empty() {
+            return Ok(());
+        }
+        any = true;
+        let at = At {
+            dir: Some(row.dir),
+            path: row.path(),
+        };
+        let want = row.first.map(|first| first.node);
+        pipeline.feed(Task::Take { at, want, places })
+    })?;
+    if any {
+        pipeline.flush()?;
+    }
+    pipeline.first_try = first_try;
+    pipeline.failed.truncate(failed);
+    Ok(())
 }
 
 /// How many files that look gone are new elsewhere, as they were: no reason for alarm. What was
@@ -106,16 +183,19 @@ fn again(error: std::io::Error) -> Error {
     Error::io("opening the source")(error)
 }
 
-fn is_gone(row: &Pending, rows: &Rows) -> bool {
+fn is_gone(row: &Pending, rows: &Rows<'_>) -> bool {
     row.held.is_some()
         && match rows {
             // What lies elsewhere now leaves its place to a thing of another kind, too.
-            Rows::Live => matches!(row.what, What::Gone | What::Retyped),
+            Rows::Live(_) => matches!(row.what, What::Gone | What::Retyped),
             Rows::First(_) => row.first.is_none(),
         }
 }
 
-fn gone_by_inode(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<HashMap<u64, Vec<RelPath>>> {
+fn gone_by_inode(
+    pipeline: &mut Pipeline<'_>,
+    rows: &Rows<'_>,
+) -> Result<HashMap<u64, Vec<RelPath>>> {
     let mut gone: HashMap<u64, Vec<RelPath>> = HashMap::new();
     rows.each(pipeline, Order::Desc, &mut |_, row| {
         if is_gone(&row, rows)
@@ -131,14 +211,14 @@ fn gone_by_inode(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<HashMap<u64
 
 fn pair(
     pipeline: &mut Pipeline<'_>,
-    rows: &Rows,
+    rows: &Rows<'_>,
     mut gone: HashMap<u64, Vec<RelPath>>,
 ) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     rows.each(pipeline, Order::Asc, &mut |pipeline, row| {
         let is_new = row.held.is_none()
             && match rows {
-                Rows::Live => row.what == What::New,
+                Rows::Live(_) => row.what == What::New,
                 Rows::First(_) => row.first.is_some(),
             };
         if !is_new {
@@ -168,7 +248,7 @@ fn pair(
 }
 
 /// Renames a directory as one, if most of what it held lies in the new place.
-fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows, candidate: &Candidate) -> Result<()> {
+fn move_dir(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>, candidate: &Candidate) -> Result<()> {
     let Candidate { from, to, want, .. } = candidate;
     let replica = pipeline.setting.replica.id;
     let catalog = pipeline.catalog;
@@ -210,10 +290,15 @@ fn is_free(catalog: &Catalog, replica: ReplicaId, path: &RelPath) -> Result<bool
 
 /// Whether at least half of what the directory held (and at least one thing) has its inode under
 /// the same name in the new place: an inode number alone may have been used again.
-fn moved_along(pipeline: &Pipeline<'_>, rows: &Rows, from: &RelPath, to: &RelPath) -> Result<bool> {
+fn moved_along(
+    pipeline: &Pipeline<'_>,
+    rows: &Rows<'_>,
+    from: &RelPath,
+    to: &RelPath,
+) -> Result<bool> {
     let (catalog, setting) = (pipeline.catalog, pipeline.setting);
     let there = match rows {
-        Rows::Live => pending_below(catalog, setting.replica.id, setting, to)?,
+        Rows::Live(_) => pending_below(catalog, setting.replica.id, setting, to)?,
         Rows::First(first) => held_below(catalog, *first, setting, to)?,
     };
     let had = held_below(catalog, setting.replica.id, setting, from)?;

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use catalog::{Catalog, DirId, Held, Replica, Wear, What};
+use catalog::{Catalog, DirId, Elsewhere, Held, Replica, Wear, What};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
-use store::{Event, Op, Place, Session, Staged};
+use store::{Event, Op, Place, Session, StageJob, Staged};
 use tree::{Node, RelPath, Stat};
 
 use crate::decide::{self, Need};
@@ -72,6 +72,12 @@ pub(crate) enum Task {
         to: At,
         held: Held,
         want: Option<Node>,
+    },
+    /// Take the content of a new file from one of these places in the store, if one has it.
+    Take {
+        at: At,
+        want: Option<Node>,
+        places: Vec<Elsewhere>,
     },
     /// Give the directory its attributes; it has no content.
     /// With `force` even if they are as recorded: what was done in it moved its times.
@@ -216,6 +222,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) made_way: bool,
     /// Whether what fails now is tried once more, and told only then.
     pub(crate) first_try: bool,
+    /// Whether content that lies in the store already is taken from there.
+    pub(crate) takes: bool,
     written: &'a Mutex<BTreeSet<RelPath>>,
     session: &'a dyn Session,
     work: Sender<Vec<Task>>,
@@ -288,6 +296,8 @@ pub(crate) fn run<'a, T>(
             crowded: Vec::new(),
             made_way: false,
             first_try: false,
+            // Where data lies that no log speaks of, that is adopted first.
+            takes: session.is_better_from_store() && !session.begun().unlogged,
             written: &written,
             session,
             work,
@@ -686,6 +696,10 @@ impl Worker<'_> {
                 let result = self.follow(&from, &to, &held, want);
                 or_trouble(to, result)
             }
+            Task::Take { at, want, places } => {
+                let result = self.take(&at, want, &places);
+                or_trouble(at, result)
+            }
             Task::Dir {
                 at,
                 held,
@@ -892,6 +906,44 @@ impl Worker<'_> {
             )?;
         }
         let wear = Wear::default();
+        Ok(Done::Sent { bytes_read, wear })
+    }
+
+    /// Takes a new file's content from where the store has it: proven by its hash here, and by
+    /// the store when it reads it there.
+    fn take(&mut self, at: &At, want: Option<Node>, places: &[Elsewhere]) -> Result<Done, Trouble> {
+        let (node, bytes_read) = match (&mut self.origin, want) {
+            (Origin::Live(live), _) => match live.digest(&at.path)? {
+                Some(node) => (node.clone(), node.size),
+                None => return Ok(Done::Stays),
+            },
+            (Origin::Store(_), Some(node)) => (node, 0),
+            (Origin::Store(_), None) => return Ok(Done::Stays),
+        };
+        let place = places.iter().find(|place| place.node.same_content(&node));
+        let Some(Elsewhere { dataset, place, .. }) = place.filter(|_| !node.linked) else {
+            return Ok(Done::Stays);
+        };
+        let source = store::Source {
+            dataset: dataset.clone(),
+            place: place.clone(),
+        };
+        let (path, resume_key) = (at.path.clone(), None);
+        let job = StageJob {
+            path,
+            node,
+            resume_key,
+        };
+        let staged = match self.session.stage_from(&job, &source, self.stop) {
+            Err(error) if is_fatal(&error) => return Err(error.into()),
+            // It is brought whole.
+            Err(_) => return Ok(Done::Stays),
+            Ok(staged) => staged,
+        };
+        let StageJob { path, node, .. } = job;
+        let wear = wear_of(Some(&staged));
+        let old = self.old(None);
+        self.submit(Op::Put { path, node, old }, Some(staged))?;
         Ok(Done::Sent { bytes_read, wear })
     }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::guard;
 use crate::pace::Pace;
+use crate::retire::{self, Leaving};
 use crate::run::{Engine, source_moved};
 use crate::scan::{Difference, Scan, Walk, content_moved_on};
 use crate::stores::{self, Purpose};
@@ -63,6 +64,8 @@ pub struct Gets {
 pub struct Forecast {
     pub datasets: Vec<LegPlan>,
     pub stores: Vec<StorePlan>,
+    /// Copies in stores that their dataset's route does not name (any more).
+    pub leaving: Vec<Leaving>,
 }
 
 /// What a store would be given.
@@ -107,9 +110,12 @@ pub fn forecast(engine: &Engine<'_>, datasets: &[String]) -> Result<Forecast> {
         let gets = gets.filter(|gets| gets.store == spec.name);
         stores.push(of_store(engine, spec, row, gets, &runs)?);
     }
+    let mut leaving = retire::leaving(engine, &expectation)?;
+    leaving.retain(|copy| datasets.is_empty() || datasets.contains(&copy.dataset));
     Ok(Forecast {
         datasets: plans,
         stores,
+        leaving,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::decide::{self, Need};
 use crate::error::{Error, Result};
 use crate::guard::Counts;
 use crate::live::{Look, Trouble, resume_key};
+use crate::moves::may_lie_in_store;
 use crate::pace::Pace;
 use crate::pipeline::{self, At, Origin, Pipeline, Setting, Task};
 use crate::ship::{ROWS, Rows, Shipped, work_off};
@@ -214,7 +215,13 @@ fn bring_all(pipeline: &mut Pipeline<'_>, dataset: DatasetId, first: ReplicaId) 
             .as_ref()
             .is_none_or(|held| held.node.kind == Kind::File);
         match row.first {
-            Some(Held { node, .. }) if plain && node.kind == Kind::File && !node.linked => {
+            Some(Held { node, .. })
+                if plain
+                    && node.kind == Kind::File
+                    && !node.linked
+                    && (row.held.is_some()
+                        || !may_lie_in_store(pipeline, node.size, node.mtime)?) =>
+            {
                 pipeline.feed(Task::Bring {
                     at: At { dir: None, path },
                     held: row.held,

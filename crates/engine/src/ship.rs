@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
 use store::{Old, Op, Session};
-use tree::{Kind, Node, RelPath};
+use tree::{Dir, Kind, Node, RelPath};
 
 use crate::decide::{self, Need};
 use crate::error::{Error, Result};
@@ -60,7 +60,7 @@ pub(crate) fn ship(
         if reconcile {
             bring_all(pipeline, dataset, walk)?;
         }
-        work_off(pipeline, &Rows::Live)?;
+        work_off(pipeline, &Rows::Live(walk.root))?;
         Ok(Shipped {
             tally: pipeline.tally,
             problems: std::mem::take(&mut pipeline.problems),
@@ -97,7 +97,14 @@ fn bring_all(pipeline: &mut Pipeline<'_>, dataset: DatasetId, walk: &Walk<'_>) -
         if !same_kind {
             retyped.push(path.clone());
         }
-        if plain && same_kind && !under_retyped {
+        // What the store has already is not brought before that was looked into.
+        let elsewhere = match (&held, stat) {
+            (None, Some(stat)) if is_file => {
+                moves::may_lie_in_store(pipeline, stat.size, stat.mtime)?
+            }
+            _ => false,
+        };
+        if plain && same_kind && !under_retyped && !elsewhere {
             let at = At { dir: None, path };
             return pipeline.feed(Task::Bring {
                 at,
@@ -145,14 +152,14 @@ pub(crate) fn note_path(
 }
 
 /// Where the rows of an outbox get their other side from.
-pub(crate) enum Rows {
-    /// The live tree, looked at by the workers.
-    Live,
+pub(crate) enum Rows<'a> {
+    /// The live tree below this directory, looked at by the workers.
+    Live(&'a Dir),
     /// What this replica holds.
     First(catalog::ReplicaId),
 }
 
-impl Rows {
+impl Rows<'_> {
     fn chunk(
         &self,
         catalog: &Catalog,
@@ -161,7 +168,7 @@ impl Rows {
         order: Order,
     ) -> Result<Vec<Pending>> {
         Ok(match self {
-            Self::Live => catalog.pending(replica, after, order, ROWS)?,
+            Self::Live(_) => catalog.pending(replica, after, order, ROWS)?,
             Self::First(first) => catalog.pending_relay(replica, *first, after, order, ROWS)?,
         })
     }
@@ -193,7 +200,7 @@ impl Rows {
 }
 
 /// Works off the outbox of the pipeline's replica.
-pub(crate) fn work_off(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+pub(crate) fn work_off(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     work_off_once(pipeline, rows)?;
     if make_way(pipeline)? {
         work_off_once(pipeline, rows)?;
@@ -226,9 +233,10 @@ fn make_way(pipeline: &mut Pipeline<'_>) -> Result<bool> {
     Ok(true)
 }
 
-fn work_off_once(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+fn work_off_once(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     moves::follow(pipeline, rows)?;
     remove(pipeline, rows)?;
+    moves::take(pipeline, rows)?;
     bring(pipeline, rows)?;
     link(pipeline, rows)?;
     directories(pipeline, rows)?;
@@ -287,14 +295,14 @@ fn is_in_doubt(doubt: &HashSet<RelPath>, path: &RelPath) -> bool {
 }
 
 /// Deletes what is gone or of another kind now, children first.
-fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     let mut any = false;
     let mut in_doubt: Option<HashSet<RelPath>> = None;
     rows.each(pipeline, Order::Desc, &mut |pipeline, row| {
         let at = at(&row);
         let Some(held) = row.held else { return Ok(()) };
         let goes = match rows {
-            Rows::Live => matches!(row.what, What::Gone | What::Retyped),
+            Rows::Live(_) => matches!(row.what, What::Gone | What::Retyped),
             Rows::First(_) => row
                 .first
                 .as_ref()
@@ -337,7 +345,7 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
 }
 
 /// Brings contents; directories and further names are put off.
-fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     rows.each(pipeline, Order::Asc, &mut |pipeline, row| {
         let at = at(&row);
         if row.what == What::Repair
@@ -346,7 +354,7 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
             let want = row.first.map(|first| first.node);
             return pipeline.feed(Task::Repair { at, held, want });
         }
-        if matches!(rows, Rows::Live) {
+        if matches!(rows, Rows::Live(_)) {
             return pipeline.feed(Task::Bring {
                 at,
                 // Its times are not believed: it is opened and read without looking at them first.
@@ -417,7 +425,7 @@ impl Leader {
 
 /// Brings one name of each inode that has several, and makes the others links to it. One that
 /// is held already leads: its content need not be brought again.
-fn link(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+fn link(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     let mut names = std::mem::take(&mut pipeline.links);
     if names.is_empty() {
         return Ok(());
@@ -466,14 +474,14 @@ fn link(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
 /// between the first name and the others, say.
 fn settled_name(
     pipeline: &Pipeline<'_>,
-    rows: &Rows,
+    rows: &Rows<'_>,
     name: &Name,
     coming: &HashSet<RelPath>,
 ) -> Result<Option<(RelPath, Held)>> {
     let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
     let fits = |path: &RelPath, held: &Held| {
         let same = match rows {
-            Rows::Live => name
+            Rows::Live(_) => name
                 .stat
                 .as_ref()
                 .is_some_and(|s| held.node.is_unchanged(s)),
@@ -546,7 +554,7 @@ fn also_written(pipeline: &Pipeline<'_>, dirs: &mut Vec<At>) -> Result<BTreeSet<
 }
 
 /// Gives directories their attributes, deepest first: what was done in them moved their times.
-fn directories(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
+fn directories(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     let mut dirs = std::mem::take(&mut pipeline.dirs);
     let written = also_written(pipeline, &mut dirs)?;
     // The top directory lies in itself, under a name that comes before all others.
@@ -557,7 +565,7 @@ fn directories(pipeline: &mut Pipeline<'_>, rows: &Rows) -> Result<()> {
             .catalog
             .held(pipeline.setting.replica.id, &at.path)?;
         let want = match rows {
-            Rows::Live => None,
+            Rows::Live(_) => None,
             Rows::First(first) => pipeline
                 .catalog
                 .held(*first, &at.path)?

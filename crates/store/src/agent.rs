@@ -20,7 +20,7 @@ use tree::{Content, Digest, Extent, FileContent};
 use crate::message::*;
 use crate::place::{check_dataset, check_version};
 use crate::wire::{self, Inbox, Incoming, Kind, Outbox, Urgency, lock, wait};
-use crate::{Begun, Error, Event, LogRecord, Op, Result, Session, StageJob, Staged, Store};
+use crate::{Begun, Error, Event, LogRecord, Op, Result, Session, Source, StageJob, Staged, Store};
 
 /// Content bytes that wait to be staged.
 const UNSTAGED_MAX: u64 = 24 << 20;
@@ -249,12 +249,22 @@ enum Ready {
 struct Job {
     operation: u64,
     op: Op,
-    data: Vec<u8>,
+    data: Bytes,
+}
+
+/// Where a job's content is.
+enum Bytes {
+    Here(Vec<u8>),
+    /// In the store, to be taken from there.
+    At(Source),
 }
 
 impl Job {
     fn cost(&self) -> u64 {
-        JOB_COST.max(self.data.len() as u64)
+        match &self.data {
+            Bytes::Here(data) => JOB_COST.max(data.len() as u64),
+            Bytes::At(_) => JOB_COST,
+        }
     }
 }
 
@@ -370,6 +380,13 @@ impl<'scope, 'env> Agent<'scope, 'env> {
         }
         match message {
             ToAgent::Submit { op, body } => self.sitting()?.submit(op, body, head_len, tail),
+            ToAgent::SubmitFrom { op, source } => {
+                let checked = check_dataset(&source.dataset);
+                if let Err(error) = checked.and_then(|()| check_place(&source.place)) {
+                    return breach(&error.to_string());
+                }
+                self.sitting()?.submit_from(op, source, head_len)
+            }
             ToAgent::Begin {
                 call,
                 dataset,
@@ -609,19 +626,12 @@ impl Sitting<'_> {
         }
         match (body, content_of(&op).is_some()) {
             (Body::Inline, true) => {
-                let cost = JOB_COST.max(tail.len() as u64);
-                if !held.unstaged.try_enter(cost, UNSTAGED_MAX) {
-                    self.dispatch();
-                    held.unstaged.enter(cost, UNSTAGED_MAX);
-                }
-                self.batch.push(Job {
+                let data = Bytes::Here(tail.to_vec());
+                self.push(Job {
                     operation,
                     op,
-                    data: tail.to_vec(),
+                    data,
                 });
-                if self.batch.len() >= BATCH {
-                    self.dispatch();
-                }
             }
             (Body::Stream(id), true) => {
                 self.dispatch();
@@ -646,6 +656,39 @@ impl Sitting<'_> {
             _ => return breach("an operation without its content, or with another's"),
         }
         Ok(())
+    }
+
+    fn submit_from(&mut self, op: Op, source: Source, head_len: u64) -> Result<()> {
+        let operation = self.held.ledger.arrived(head_len)?;
+        if let Err(error) = self.held.check(&op) {
+            let refused = Ready::Failed(operation, Failure::from(&error));
+            let slot = self.slot();
+            self.held.ready(slot, [refused]);
+            return Ok(());
+        }
+        if content_of(&op).is_none() {
+            return breach("an operation with content where none belongs");
+        }
+        let data = Bytes::At(source);
+        self.push(Job {
+            operation,
+            op,
+            data,
+        });
+        Ok(())
+    }
+
+    /// Adds a job to the batch, when there is room for it.
+    fn push(&mut self, job: Job) {
+        let (held, cost) = (self.held.clone(), job.cost());
+        if !held.unstaged.try_enter(cost, UNSTAGED_MAX) {
+            self.dispatch();
+            held.unstaged.enter(cost, UNSTAGED_MAX);
+        }
+        self.batch.push(job);
+        if self.batch.len() >= BATCH {
+            self.dispatch();
+        }
     }
 
     fn data(&mut self, stream: u32, data: &[u8]) -> Result<()> {
@@ -837,12 +880,18 @@ impl Held<'_> {
     fn stage_small(&self, job: Job) -> Ready {
         let mut staged = None;
         let op = stage_job(job.op, |of| {
-            let mut content = InMemory {
-                size: of.node.size,
-                extents: of.node.extents.as_deref(),
-                data: &job.data,
-            };
-            staged = Some(self.session.stage(of, &mut content));
+            staged = Some(match &job.data {
+                Bytes::At(source) => self.session.stage_from(of, source, self.over),
+                Bytes::Here(data) => {
+                    let (size, extents) = (of.node.size, of.node.extents.as_deref());
+                    let mut content = InMemory {
+                        size,
+                        extents,
+                        data,
+                    };
+                    self.session.stage(of, &mut content)
+                }
+            });
         });
         let none = || Err(Error::Wire("no content was expected".into()));
         self.staged(job.operation, op, staged.unwrap_or_else(none))
@@ -1162,6 +1211,12 @@ fn check_call(call: &Call) -> Result<()> {
             objects.iter().try_for_each(check_place)?;
             check_dataset(dataset)
         }
+        Call::Retire {
+            dataset, objects, ..
+        } => {
+            objects.iter().try_for_each(check_place)?;
+            check_dataset(dataset)
+        }
         Call::Has { node, .. } => check_node(node),
         Call::Seal(seal) => check_version(&seal.version).map(drop),
     }
@@ -1314,6 +1369,18 @@ fn answer(
                 return Err(Error::Refused(text.into()));
             }
             let freed = store.prune(&dataset, &versions, &objects)?;
+            Ok(Answer::Bytes(freed))
+        }
+        Call::Retire {
+            dataset,
+            newest,
+            objects,
+        } => {
+            if options.append_only {
+                let text = "this store is append-only: what is in it goes on its own machine";
+                return Err(Error::Refused(text.into()));
+            }
+            let freed = store.retire(&dataset, newest, &objects)?;
             Ok(Answer::Bytes(freed))
         }
         Call::Has { .. } | Call::Seal(_) => breach("a session's call without a session"),

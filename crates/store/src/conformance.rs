@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tree::{Content, ContentHasher, Digest, Extent, Flags, Kind, Node, RelPath, Time, Xattr};
 
 use crate::{
-    Checked, Error, Event, LogRecord, Old, Op, Place, Result, Seal, SealStatus, Session, StageJob,
-    Staged, Store, Want,
+    Checked, Error, Event, LogRecord, Old, Op, Place, Result, Seal, SealStatus, Session, Source,
+    StageJob, Staged, Store, Want,
 };
 
 /// A place for one store, empty at first.
@@ -42,6 +43,10 @@ pub const CASES: &[Case] = &[
     ("what lies there is adopted", adoption),
     ("a large file is gone on with", resume),
     ("holes stay holes", holes),
+    (
+        "what another dataset has is taken from there",
+        from_elsewhere,
+    ),
     ("a failed operation does not block the others", failures),
     ("after a failure nothing is dropped", doubts),
     ("an unsealed version is gone on with", reopening),
@@ -49,6 +54,7 @@ pub const CASES: &[Case] = &[
     ("paths may exceed PATH_MAX", long_paths),
     ("what the log is told it tells", logs),
     ("pruned versions go, the others stay", pruning),
+    ("what a route no longer asks for goes, alone", retiring),
     ("bad bytes are found and repaired", repair),
     ("a stranger's file is never destroyed", strangers),
     ("names that would lead out are refused", escapes),
@@ -525,6 +531,116 @@ fn want(place: Place, node: &Node) -> Want {
 
 fn current(at: &str, node: &Node) -> Want {
     want(Place::Current(path(at)), node)
+}
+
+/// Puts a file with content that lies in the store already; what became of it.
+fn take(session: &dyn Session, at: &str, node: &Node, source: &Source) -> Result<()> {
+    let job = StageJob {
+        path: path(at),
+        node: node.clone(),
+        resume_key: None,
+    };
+    let staged = session.stage_from(&job, source, &AtomicBool::new(false))?;
+    assert_eq!(Some(staged.hash), node.hash);
+    let op = Op::Put {
+        path: path(at),
+        node: node.clone(),
+        old: Old::None,
+    };
+    session.submit(7, op, Some(staged))?;
+    session.flush()?;
+    let mut result = Err(Error::Missing("an answer".into()));
+    loop {
+        match session.events().recv_timeout(PATIENCE).expect("in time") {
+            Event::Committed { .. } => result = Ok(()),
+            Event::Failed { error, .. } => result = Err(error),
+            Event::Flushed => return result,
+            Event::Broken(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn from_elsewhere(fixture: &Fixture) {
+    let store = (fixture.open)();
+    let (old, new, size) = (noise(300_000), noise(200_000), 1 << 30);
+    version(&*store, 1, &[put("was", &old, Old::None)]);
+    let two = version(&*store, 2, &[put("was", &new, Old::Keep)]);
+    let session = store.begin(DATASET, 3).expect("opens");
+    let extents = vec![Extent {
+        at: 4096,
+        len: 300_000,
+    }];
+    let mut hasher = ContentHasher::new(size, Some(&extents));
+    hasher.update(&old);
+    let sparse = Node {
+        size,
+        hash: Some(hasher.finish()),
+        extents: Some(extents.clone()),
+        ..node(Kind::File)
+    };
+    let job = StageJob {
+        path: path("sparse"),
+        node: sparse.clone(),
+        resume_key: None,
+    };
+    let mut content = Bytes {
+        size,
+        extents: Some(extents),
+        ..Bytes::new(&old)
+    };
+    let staged = session.stage(&job, &mut content).expect("staged");
+    let op = put_node("sparse", sparse.clone(), Old::None).0;
+    session.submit(0, op, Some(staged)).expect("taken");
+    flushed(&*session);
+    session.seal(seal(3)).expect("sealed");
+    drop(session);
+    let before = Fold::of(&*store, DATASET).expect("reads");
+
+    let source = |place| Source {
+        dataset: DATASET.to_owned(),
+        place,
+    };
+    let now = |at: &str| source(Place::Current(path(at)));
+    let kept = source(Place::History {
+        version: Some(two.version),
+        path: path("was"),
+    });
+    let session = store.begin("other", 1).expect("opens");
+    let other = Node {
+        mode: 0o600,
+        ..file_node(&new)
+    };
+    take(&*session, "d/now", &other, &now("was")).expect("taken");
+    take(&*session, "d/kept", &file_node(&old), &kept).expect("taken");
+    take(&*session, "sparse", &sparse, &now("sparse")).expect("taken");
+    // The host's word alone counts for nothing: what lies there is read.
+    let mut swapped = new.clone();
+    swapped[9] ^= 1;
+    let wrong = take(&*session, "wrong", &file_node(&swapped), &now("was"));
+    assert!(matches!(wrong, Err(Error::Damaged { .. })), "{wrong:?}");
+    assert!(take(&*session, "short", &file_node(b"short"), &now("was")).is_err());
+    let gone = take(&*session, "gone", &file_node(&new), &now("no"));
+    assert!(matches!(gone, Err(Error::Missing(_))), "{gone:?}");
+    session.seal(seal(1)).expect("sealed");
+    drop(session);
+
+    let place = fixture.root.join("other");
+    let stat = |path: &Path| std::fs::metadata(path).expect("there");
+    assert_eq!(stat(&place.join("d/now")).mode() & 0o7777, 0o600);
+    assert_eq!(stat(&fixture.at("was")).mode() & 0o7777, 0o640);
+    // A file of its own: what is done to one is not done to the other.
+    assert_ne!(
+        stat(&place.join("d/now")).ino(),
+        stat(&fixture.at("was")).ino()
+    );
+    let sparse = stat(&place.join("sparse"));
+    assert!(sparse.len() == size && sparse.blocks() < 4096);
+    assert!(!place.join("wrong").exists() && !place.join("gone").exists());
+    let after = Fold::of(&*store, "other").expect("reads");
+    assert_eq!(after.current().len(), 3);
+    after.verify(&*store, "other");
+    before.verify(&*store, DATASET);
+    assert!(fixture.tmp_is_clean(false), "something was left");
 }
 
 /// One object of every kind below `d`, whose node is given, as is that of `d/file`.
@@ -1238,6 +1354,67 @@ fn pruning(fixture: &Fixture) {
             .is_err()
     );
     assert_eq!(fixture.read("b"), "3");
+}
+
+/// Everything that a dataset of [`small`] has in the store.
+fn objects_of(version: &str) -> Vec<Place> {
+    let kept = Place::History {
+        version: Some(version.to_owned()),
+        path: path("d/a"),
+    };
+    let now = ["", "d", "d/a", "d/empty", "b"].map(|at| Place::Current(path(at)));
+    std::iter::once(kept).chain(now).collect()
+}
+
+/// Two versions of a dataset.
+fn small(store: &dyn Store, dataset: &str) {
+    let steps = [
+        vec![put("d/a", b"1", Old::None), put_dir("d/empty")],
+        vec![put("d/a", b"2", Old::Keep), put("b", b"b", Old::None)],
+    ];
+    for (number, steps) in (1..).zip(&steps) {
+        let session = store.begin(dataset, number).expect("opens");
+        all(&*session, steps);
+        session.seal(seal(number)).expect("sealed");
+    }
+}
+
+fn retiring(fixture: &Fixture) {
+    let store = (fixture.open)();
+    small(&*store, DATASET);
+    small(&*store, "other");
+    let objects = objects_of(&seal(2).version);
+    std::fs::write(fixture.at("d/strange"), "not ours").expect("written");
+    for stale in [0, 1, 3] {
+        let refused = store.retire(DATASET, stale, &objects);
+        assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    }
+    let before = Fold::of(&*store, "other").expect("reads");
+    Fold::of(&*store, DATASET)
+        .expect("reads")
+        .verify(&*store, DATASET);
+
+    assert!(store.retire(DATASET, 2, &objects).expect("goes") > 0);
+    assert_eq!(store.retire(DATASET, 2, &objects).expect("is gone"), 0);
+    assert_eq!(store.datasets().expect("datasets"), ["other"]);
+    assert!(store.logs(DATASET).expect("logs").is_empty());
+    let history = fixture.root.join(".thrice/history").join(DATASET);
+    assert!(!history.exists() && !fixture.at("b").exists() && !fixture.at("d/empty").exists());
+    assert_eq!(fixture.read("d/strange"), "not ours");
+    before.verify(&*store, "other");
+    assert!(fixture.tmp_is_clean(false));
+    // It can come back, as new.
+    std::fs::remove_dir_all(fixture.at("")).expect("removed");
+    small(&*store, DATASET);
+    Fold::of(&*store, DATASET)
+        .expect("reads")
+        .verify(&*store, DATASET);
+    let session = store.begin("other", 3).expect("opens");
+    assert!(
+        store.retire("other", 2, &[]).is_err(),
+        "while it is written"
+    );
+    drop(session);
 }
 
 fn repair(fixture: &Fixture) {

@@ -100,7 +100,7 @@ impl Inner {
 
     /// Whether `dataset` can be one here, and has its own place and log: where names fold, those of
     /// `Docs` are not those of `docs`.
-    fn check_dataset(&self, dataset: &str) -> Result<()> {
+    pub(crate) fn check_dataset(&self, dataset: &str) -> Result<()> {
         check_dataset(dataset)?;
         if !self.folds {
             return Ok(());
@@ -506,6 +506,16 @@ impl Store for Disk {
     fn prune(&self, dataset: &str, versions: &[String], objects: &[Place]) -> Result<u64> {
         self.inner.check_dataset(dataset)?;
         prune::prune(&self.inner, dataset, versions, objects)
+    }
+
+    fn retire(&self, dataset: &str, newest: u64, objects: &[Place]) -> Result<u64> {
+        self.inner.check_dataset(dataset)?;
+        if self.inner.busy.swap(true, Ordering::SeqCst) {
+            return Err(Error::Busy("by a session of this process".to_owned()));
+        }
+        let retired = prune::retire(&self.inner, dataset, newest, objects);
+        self.inner.busy.store(false, Ordering::SeqCst);
+        retired
     }
 }
 

@@ -7,7 +7,7 @@
 
 /// Every point, in the order in which a batch and a seal pass them.
 #[cfg(debug_assertions)]
-const POINTS: [&str; 14] = [
+const POINTS: [&str; 16] = [
     "stage.written",
     "log.append",
     "log.appended",
@@ -22,6 +22,8 @@ const POINTS: [&str; 14] = [
     "seal.history",
     "seal.log",
     "prune.marked",
+    "retire.log",
+    "retire.object",
 ];
 
 #[cfg(debug_assertions)]

@@ -39,6 +39,6 @@ pub use transport::{CommandTransport, Link, SshTransport, Transport};
 pub use disk::{Disk, DiskOptions};
 pub use op::{LogRecord, Old, Op};
 pub use store::{
-    Begun, Check, Checked, Error, Event, Place, Result, Seal, SealStatus, Session, Space, StageJob,
-    Staged, Store, StoreInfo, Want,
+    Begun, Check, Checked, Error, Event, Place, Result, Seal, SealStatus, Session, Source, Space,
+    StageJob, Staged, Store, StoreInfo, Want,
 };

@@ -1,4 +1,4 @@
-//! What the frames mean: the messages of protocol version 1, and what either side checks
+//! What the frames mean: the messages of protocol version 2, and what either side checks
 //! before it believes one. `docs/protocol.md` is the specification.
 
 use std::collections::VecDeque;
@@ -8,7 +8,8 @@ use tree::{Content, Digest, Extent, Kind, Node, RelPath};
 
 use crate::place::check_version;
 use crate::{
-    Begun, Check, Checked, Error, LogRecord, Op, Place, Result, Seal, StageJob, StoreInfo, Want,
+    Begun, Check, Checked, Error, LogRecord, Op, Place, Result, Seal, Source, StageJob, StoreInfo,
+    Want,
 };
 
 /// Contents of at most so many data bytes travel inside the operation that needs them.
@@ -205,6 +206,11 @@ pub(crate) enum ToAgent {
     Cancel {
         call: u32,
     },
+    /// The session's next operation, with content that lies in the store already. Version 2.
+    SubmitFrom {
+        op: Op,
+        source: Source,
+    },
 }
 
 /// What can be asked.
@@ -246,6 +252,12 @@ pub(crate) enum Call {
     },
     /// Of the session.
     Seal(Seal),
+    /// Version 2.
+    Retire {
+        dataset: String,
+        newest: u64,
+        objects: Vec<Place>,
+    },
 }
 
 /// From the agent.

@@ -20,8 +20,8 @@ use crate::message::*;
 use crate::transport::{Link, Program, Transport};
 use crate::wire::{self, Inbox, Incoming, Kind, Outbox, Urgency, lock, wait, wait_for};
 use crate::{
-    Begun, Check, Checked, Error, Event, LogRecord, Op, Place, Result, Seal, Session, StageJob,
-    Staged, Store, StoreInfo, Want,
+    Begun, Check, Checked, Error, Event, LogRecord, Op, Place, Result, Seal, Session, Source,
+    StageJob, Staged, Store, StoreInfo, Want,
 };
 
 /// Inline contents staged and not yet submitted; what is staged beyond becomes a stream, bytes.
@@ -78,6 +78,8 @@ impl RemoteOptions {
 /// A store on another machine. Dropping it ends the agent, and with it the store's lock.
 pub struct Remote {
     shared: Arc<Shared>,
+    /// Of the protocol.
+    version: u16,
     info: StoreInfo,
     calls: AtomicU32,
     stop: Arc<AtomicBool>,
@@ -172,8 +174,8 @@ impl Remote {
         });
         let mut inbox = Inbox::new(File::from(input), options.silence_limit);
         inbox.cancel = options.cancel.clone();
-        let info = match introduce(&shared.out, &mut inbox, options) {
-            Ok(info) => info,
+        let (version, info) = match introduce(&shared.out, &mut inbox, options) {
+            Ok(introduced) => introduced,
             Err(error) => {
                 shared.out.close();
                 let error = explained(&shared.name, error, program.as_mut());
@@ -194,6 +196,7 @@ impl Remote {
         });
         Ok(Self {
             shared,
+            version,
             info,
             calls: AtomicU32::new(0),
             stop,
@@ -289,7 +292,11 @@ impl Drop for Remote {
 }
 
 /// Introduces this host, and hears what the agent says to it.
-fn introduce(out: &Outbox, inbox: &mut Inbox<File>, options: &RemoteOptions) -> Result<StoreInfo> {
+fn introduce(
+    out: &Outbox,
+    inbox: &mut Inbox<File>,
+    options: &RemoteOptions,
+) -> Result<(u16, StoreInfo)> {
     let hello = Hello {
         program: concat!("thrice ", env!("CARGO_PKG_VERSION")).into(),
         host: options.host.clone(),
@@ -312,7 +319,7 @@ fn introduce(out: &Outbox, inbox: &mut Inbox<File>, options: &RemoteOptions) -> 
                 let text = format!("the agent chose protocol {version}, which was not offered");
                 return Err(Error::Wire(text));
             }
-            Ok(info)
+            Ok((version, info))
         }
         Incoming::End => Err(Error::Wire(
             "the agent ended before it said anything".into(),
@@ -689,6 +696,31 @@ impl Store for Remote {
         }
         Ok(freed)
     }
+
+    fn retire(&self, dataset: &str, newest: u64, objects: &[Place]) -> Result<u64> {
+        if self.version < wire::FROM_STORE {
+            let text = "the agent is older than this program and cannot let go of a copy";
+            return Err(Error::Refused(text.into()));
+        }
+        let cost = |place: &Place| 64 + place.path().as_bytes().len() as u64;
+        let mut runs = split_by_cost(objects, LIST_COST_MAX, cost);
+        if runs.is_empty() {
+            runs.push(&[]);
+        }
+        let mut freed = 0;
+        for objects in runs {
+            let what = Call::Retire {
+                dataset: dataset.to_owned(),
+                newest,
+                objects: objects.to_vec(),
+            };
+            match self.call(what)?.answer()? {
+                Answer::Bytes(bytes) => freed += bytes,
+                _ => return Err(nonsense(&self.shared.name)),
+            }
+        }
+        Ok(freed)
+    }
 }
 
 impl Remote {
@@ -795,6 +827,8 @@ struct RemoteSession<'a> {
 struct Inline {
     contents: HashMap<u32, Vec<u8>>,
     bytes: usize,
+    /// Where in the store contents are that need not be sent.
+    sources: HashMap<u32, Source>,
 }
 
 impl Inline {
@@ -809,6 +843,7 @@ impl Inline {
 enum Token {
     Inline(u32),
     Stream(u32),
+    Source(u32),
 }
 
 impl Token {
@@ -818,6 +853,7 @@ impl Token {
             match kind {
                 "i" => Some(Self::Inline(id)),
                 "s" => Some(Self::Stream(id)),
+                "c" => Some(Self::Source(id)),
                 _ => None,
             }
         });
@@ -1045,10 +1081,34 @@ impl Session for RemoteSession<'_> {
         })
     }
 
+    fn is_better_from_store(&self) -> bool {
+        self.remote.version >= wire::FROM_STORE
+    }
+
+    /// The agent is asked with the operation, and not waited for.
+    fn stage_from(&self, job: &StageJob, source: &Source, _: &AtomicBool) -> Result<Staged> {
+        check_node(&job.node)?;
+        let Some(hash) = job.node.hash.filter(|_| self.is_better_from_store()) else {
+            return Err(Error::Missing(job.path.to_string()));
+        };
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.held).sources.insert(id, source.clone());
+        Ok(Staged {
+            token: format!("c{id}"),
+            hash,
+            data_bytes: data_len(job.node.size, job.node.extents.as_deref()),
+            resumed_bytes: 0,
+        })
+    }
+
     fn discard(&self, staged: Staged) -> Result<()> {
         match Token::parse(&staged.token)? {
             Token::Inline(id) => {
                 lock(&self.held).take(id);
+                Ok(())
+            }
+            Token::Source(id) => {
+                lock(&self.held).sources.remove(&id);
                 Ok(())
             }
             Token::Stream(stream) => {
@@ -1075,10 +1135,18 @@ impl Session for RemoteSession<'_> {
             return Err(Error::Refused(text.into()));
         }
         self.wait_for_room()?;
+        let mut source = None;
         let (body, data) = match staged
             .map(|staged| Token::parse(&staged.token))
             .transpose()?
         {
+            Some(Token::Source(id)) => {
+                source = lock(&self.held).sources.remove(&id);
+                if source.is_none() {
+                    return Err(Error::Refused("content was submitted twice".into()));
+                }
+                (Body::None, Vec::new())
+            }
             None => (Body::None, Vec::new()),
             Some(Token::Stream(stream)) => (Body::Stream(stream), Vec::new()),
             Some(Token::Inline(id)) => match lock(&self.held).take(id) {
@@ -1086,17 +1154,20 @@ impl Session for RemoteSession<'_> {
                 None => return Err(Error::Refused("content was submitted twice".into())),
             },
         };
-        if content_of(&op).is_some() != (body != Body::None) {
+        if content_of(&op).is_some() != (body != Body::None || source.is_some()) {
             let text = "an operation on a file needs its content, any other has none";
             return Err(Error::Refused(text.into()));
         }
         let shared = self.shared();
         let mut unsent = None;
-        let submit = ToAgent::Submit { op, body };
+        let submit = match source {
+            Some(source) => ToAgent::SubmitFrom { op, source },
+            None => ToAgent::Submit { op, body },
+        };
         shared
             .out
             .send_then(Urgency::Soon, submit, &data, |submit, put| {
-                let ToAgent::Submit { op, .. } = submit else {
+                let (ToAgent::Submit { op, .. } | ToAgent::SubmitFrom { op, .. }) = submit else {
                     return;
                 };
                 // Filled inside the outbox's order, which is the agent's order too.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::ops::Bound;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -22,7 +22,9 @@ use crate::log::FRAME_MAX;
 use crate::place::{NAME_MAX, check_version, io_error, rel};
 use crate::recover::{self, recover};
 use crate::staging::{Staging, part_token};
-use crate::{Begun, Error, Event, Op, Place, Result, Seal, Session, StageJob, Staged, read};
+use crate::{
+    Begun, Error, Event, Op, Place, Result, Seal, Session, Source, StageJob, Staged, read,
+};
 
 /// A batch is handed to the committer when it has this many operations and no other waits …
 const BATCH_OPS: usize = 4096;
@@ -170,6 +172,19 @@ impl Session for DiskSession {
     fn stage(&self, job: &StageJob, content: &mut dyn Content) -> Result<Staged> {
         self.check_alive()?;
         let staged = self.staging.stage(&self.dataset, job, content)?;
+        self.disk.faults.point("stage.written")?;
+        Ok(staged)
+    }
+
+    fn is_better_from_store(&self) -> bool {
+        self.staging.shares_blocks()
+    }
+
+    fn stage_from(&self, job: &StageJob, source: &Source, stop: &AtomicBool) -> Result<Staged> {
+        self.check_alive()?;
+        self.disk.check_dataset(&source.dataset)?;
+        let file = read::Reader::new(&self.disk, &source.dataset).file(&source.place)?;
+        let staged = self.staging.stage_from(job, &file, stop)?;
         self.disk.faults.point("stage.written")?;
         Ok(staged)
     }

@@ -11,12 +11,14 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use tree::{Content, ContentHasher, Digest, Dir, DirCache, Extent, RelPath, Stat, Target};
+use tree::{
+    Content, ContentHasher, Digest, Dir, DirCache, Extent, FileContent, RelPath, Stat, Target,
+};
 
 use crate::apply;
 use crate::disk::Inner;
@@ -120,6 +122,8 @@ pub(crate) struct Staging {
     /// What a file is like here when it has just been made with all permissions, and whether it
     /// has no extended attributes then.
     fresh: (Stat, bool),
+    /// Whether a file can share its blocks with another.
+    shares_blocks: OnceLock<bool>,
 }
 
 thread_local! {
@@ -166,6 +170,7 @@ impl Staging {
             held: Mutex::default(),
             folds: disk.folds,
             fresh,
+            shares_blocks: OnceLock::new(),
         })
     }
 
@@ -331,9 +336,68 @@ impl Staging {
                 return staged.map_err(io_error(&job.path));
             }
         }
+        self.place(job, |file| self.fill(file, job, content))
+    }
+
+    /// Stages what lies in the store already. What is staged is read, so that it is compared
+    /// with what it must be whether or not it shares its blocks.
+    pub(crate) fn stage_from(
+        &self,
+        job: &StageJob,
+        from: &File,
+        stop: &AtomicBool,
+    ) -> Result<Staged> {
+        let node = &job.node;
+        let staged = self.place(job, |file| {
+            if from.metadata()?.len() != node.size {
+                return Err(std::io::ErrorKind::InvalidData.into());
+            }
+            let shares = tree::reflink(from, file)?;
+            let read = if shares { file } else { from };
+            let content = FileContent::with_extents(read, node.size, node.extents.clone())?;
+            let mut content = Until { content, stop };
+            if !shares {
+                return self.fill(file, job, &mut content);
+            }
+            let hashed = hash_of(&mut content)?;
+            self.hold_attributes(file, job)?;
+            Ok(hashed)
+        })?;
+        if Some(staged.hash) == node.hash {
+            return Ok(staged);
+        }
+        self.discard(&staged)?;
+        Err(Error::Damaged {
+            what: job.path.to_string(),
+            why: "what was to be taken from another place in the store is not its content".into(),
+        })
+    }
+
+    /// Whether a file here can share its blocks with another.
+    pub(crate) fn shares_blocks(&self) -> bool {
+        *self.shares_blocks.get_or_init(|| {
+            let names: [&[u8]; 2] = [b"probe-from", b"probe-to"];
+            let tried = self.dir.create_file(names[0], 0o600).and_then(|mut from| {
+                from.write_all(b"probe")?;
+                tree::reflink(&from, &self.dir.create_file(names[1], 0o600)?)
+            });
+            for name in names {
+                // What is left goes with the session's directory.
+                let _ = self.dir.unlink(name);
+            }
+            tried.unwrap_or(false)
+        })
+    }
+
+    /// Makes the file for a job, and has it filled; what cannot be is removed again.
+    fn place(
+        &self,
+        job: &StageJob,
+        fill: impl FnOnce(&File) -> std::io::Result<(Digest, u64)>,
+    ) -> Result<Staged> {
         let spot = self.spot(&job.path, job.node.mode & PERMISSIONS);
         let spot = spot.map_err(io_error(&job.path))?;
-        let (hash, data_bytes) = match self.fill(&spot.file, job, content) {
+        let (hash, data_bytes) = match fill(&spot.file) {
             Ok(staged) => staged,
             Err(error) => {
                 // The room is needed, and nobody will use it.
@@ -447,6 +511,43 @@ impl Staging {
         };
         apply::hold_as(Target::File(file), &job.node, &apply)
     }
+}
+
+/// Content that ends with an error once nobody wants it any more.
+struct Until<'a> {
+    content: FileContent<&'a File>,
+    stop: &'a AtomicBool,
+}
+
+impl Content for Until<'_> {
+    fn size(&self) -> u64 {
+        self.content.size()
+    }
+
+    fn extents(&self) -> Option<&[Extent]> {
+        self.content.extents()
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("it is not wanted any more"));
+        }
+        self.content.read(buffer)
+    }
+}
+
+/// The digest of a content, and its bytes of data.
+fn hash_of(content: &mut dyn Content) -> std::io::Result<(Digest, u64)> {
+    let mut hasher = ContentHasher::new(content.size(), content.extents());
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match content.read(&mut buffer)? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    let data_bytes = hasher.data_bytes();
+    Ok((hasher.finish(), data_bytes))
 }
 
 /// What becomes of a new file here: whose it is, which permissions the umask or a default ACL

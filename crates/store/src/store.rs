@@ -1,5 +1,7 @@
 //! The seam between the engine and every place where copies live.
 
+use std::sync::atomic::AtomicBool;
+
 use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
 use tree::{Content, Digest, Extent, Node, RelPath};
@@ -154,6 +156,13 @@ pub enum Checked {
     Unreadable(String),
 }
 
+/// Content that lies in the same store already, of this or another dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub dataset: String,
+    pub place: Place,
+}
+
 /// What is about to be staged.
 #[derive(Clone, Debug)]
 pub struct StageJob {
@@ -253,6 +262,13 @@ pub trait Store: Send + Sync {
     /// Marks `versions` as pruned, durably, and then removes `objects` from history. Refused
     /// by an append-only store. Objects already gone are no error. Returns bytes freed.
     fn prune(&self, dataset: &str, versions: &[String], objects: &[Place]) -> Result<u64>;
+
+    /// Lets go of a dataset: takes away its log, durably, and then `objects` from its place and
+    /// its history, with the directories that become empty; strangers' files stay. To be asked
+    /// again for more objects, and after a cut: what is gone already is no error. Refused by an
+    /// append-only store, while a session is open, and where the newest sealed version's number
+    /// is not `newest` (0: none). Returns bytes freed.
+    fn retire(&self, dataset: &str, newest: u64, objects: &[Place]) -> Result<u64>;
 }
 
 /// One dataset being written. Methods may be called from several threads; whoever calls
@@ -271,6 +287,21 @@ pub trait Session: Send + Sync {
     fn part(&self, resume_key: &str) -> Result<Option<std::fs::File>> {
         let _ = resume_key;
         Ok(None)
+    }
+
+    /// Whether content that lies in the store already had better come from there than from the
+    /// host: because it need not be sent then, or not be written.
+    fn is_better_from_store(&self) -> bool {
+        false
+    }
+
+    /// Brings content into the store's `tmp/` from where it lies in the same store. The job's
+    /// node says what it must be, with `hash` and `extents`; [`Error::Damaged`] where it is
+    /// something else, [`Error::Missing`] where nothing is, here or when the operation is
+    /// carried out. What it is taken from is only read. Given up soon after `stop` is set.
+    fn stage_from(&self, job: &StageJob, source: &Source, stop: &AtomicBool) -> Result<Staged> {
+        let _ = (source, stop);
+        Err(Error::Missing(job.path.to_string()))
     }
 
     /// Gives up staged content.

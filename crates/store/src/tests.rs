@@ -793,3 +793,88 @@ fn damage_in_one_dataset_does_not_stop_another() {
         "it may still be needed"
     );
 }
+
+/// A cut leaves a copy that is let go of as it was, or none: never one that says it has what it
+/// has not. Asking again finishes it.
+#[test]
+fn a_cut_while_a_copy_is_let_go_of_leaves_all_or_no_claim() {
+    let place = |at| crate::Place::Current(conformance::path(at));
+    let objects = [place("a"), place("d/b"), place("d")];
+    let mut claims = Vec::new();
+    for n in 1..6 {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let store = Disk::open(&root, options()).unwrap();
+        let session = store.begin(DATASET, 1).unwrap();
+        let steps = [put("a", b"a", Old::None), put("d/b", b"b", Old::None)];
+        conformance::all(&*session, &steps);
+        session.seal(seal(1)).unwrap();
+        drop(session);
+        drop(store);
+
+        let faults = Faults::at(None, n);
+        let store = Disk::open_with(&root, options(), faults.clone()).unwrap();
+        let retired = store.retire(DATASET, 1, &objects);
+        assert_eq!(retired.is_err(), faults.tripped().is_some());
+        drop(store);
+
+        let store = Disk::open(&root, options()).unwrap();
+        let claimed = store.datasets().unwrap() == [DATASET];
+        claims.push(claimed);
+        if claimed {
+            let fold = Fold::of(&store, DATASET).unwrap();
+            fold.verify(&store, DATASET);
+        }
+        store.retire(DATASET, 1, &objects).unwrap();
+        assert!(store.datasets().unwrap().is_empty() && !root.join(DATASET).exists());
+        assert_eq!(
+            std::fs::read_dir(root.join(".thrice/tmp")).unwrap().count(),
+            0
+        );
+    }
+    assert!(
+        claims.contains(&false),
+        "no cut came after the log was gone"
+    );
+}
+
+#[test]
+fn an_append_only_store_lets_go_of_no_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let append_only = DiskOptions {
+        append_only: true,
+        ..options()
+    };
+    let store = Disk::open(&root, append_only).unwrap();
+    let session = store.begin(DATASET, 1).unwrap();
+    conformance::all(&*session, &[put("a", b"a", Old::None)]);
+    session.seal(seal(1)).unwrap();
+    drop(session);
+    let retired = store.retire(DATASET, 1, &[]);
+    assert!(matches!(retired, Err(Error::Refused(_))), "{retired:?}");
+    Fold::of(&store, DATASET).unwrap().verify(&store, DATASET);
+}
+
+/// A far side that copies from itself must not go on for hours when the host has gone.
+#[test]
+fn content_that_is_not_wanted_any_more_is_not_copied_on() {
+    let fixture = fixture();
+    let store = (fixture.open)();
+    let session = store.begin(DATASET, 1).unwrap();
+    conformance::all(&*session, &[put("a", b"a", Old::None)]);
+    let job = crate::StageJob {
+        path: conformance::path("b"),
+        node: conformance::file_node(b"a"),
+        resume_key: None,
+    };
+    let source = crate::Source {
+        dataset: DATASET.to_owned(),
+        place: crate::Place::Current(conformance::path("a")),
+    };
+    let staged =
+        |stop| session.stage_from(&job, &source, &std::sync::atomic::AtomicBool::new(stop));
+    let stopped = staged(true);
+    assert!(matches!(stopped, Err(Error::Io { .. })), "{stopped:?}");
+    session.discard(staged(false).unwrap()).unwrap();
+}

@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 
 use anyhow::{Context, Result};
 use catalog::{Catalog, Hold, HoldKind, Mode};
-use engine::{Engine, Pruned, Purpose};
+use engine::{Engine, Leaving, Pruned, Purpose, RetireOptions};
 use serde::Serialize;
 
 use super::run::finished;
@@ -39,6 +39,9 @@ pub fn prune(global: &Global, printer: &Printer, args: &PruneArgs) -> Result<u8>
     }
     if let Some(store) = &args.store {
         engine::check_store(&config, store)?;
+    }
+    if args.retired {
+        return retire(&engine, printer, args);
     }
     let (mut all, mut errors) = (Pruned::default(), Vec::new());
     for spec in &config.stores {
@@ -100,6 +103,72 @@ pub fn prune(global: &Global, printer: &Printer, args: &PruneArgs) -> Result<u8>
             all.objects,
             bytes(all.bytes)
         ));
+    }
+    Ok(code)
+}
+
+#[derive(Serialize)]
+struct RetiredOne {
+    #[serde(flatten)]
+    copy: Leaving,
+    /// What went; `None`: it stays.
+    gone: Option<Pruned>,
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct RetiredAll {
+    status: &'static str,
+    copies: Vec<RetiredOne>,
+}
+
+/// Lets go of copies that have left their route.
+fn retire(engine: &Engine<'_>, printer: &Printer, args: &PruneArgs) -> Result<u8> {
+    let options = RetireOptions {
+        datasets: args.dataset.clone(),
+        store: args.store.clone(),
+        forget_versions: args.forget_versions,
+    };
+    let (mut copies, mut code) = (Vec::new(), exit::OK);
+    engine::retire(engine, &options, &mut |copy, done| {
+        let (gone, error) = match done {
+            Ok(gone) => (Some(gone), None),
+            Err(error) => {
+                let held = matches!(error, engine::Error::Held(_));
+                code = code.max(if held { exit::HELD } else { exit::PARTIAL });
+                printer.error(&error.to_string());
+                (None, Some(error.to_string()))
+            }
+        };
+        copies.push(RetiredOne {
+            copy: copy.clone(),
+            gone,
+            error,
+        });
+    })?;
+    if printer.is_json() {
+        let status = match code {
+            exit::OK => "ok",
+            exit::HELD => "held",
+            _ => "partial",
+        };
+        finished(printer, &RetiredAll { status, copies });
+        return Ok(code);
+    }
+    if copies.is_empty() {
+        printer.say("every copy is on its dataset's route: there is nothing to let go of");
+    }
+    for RetiredOne { copy, gone, .. } in &copies {
+        if let Some(gone) = gone {
+            printer.say(&format!(
+                "`{}` in `{}`: {} versions and {} objects let go, {} freed",
+                copy.dataset,
+                copy.store,
+                gone.versions,
+                gone.objects,
+                bytes(gone.bytes)
+            ));
+        }
     }
     Ok(code)
 }

@@ -69,6 +69,28 @@ pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
     });
     let header = ["STORE", "FILES", "AT MOST", "ROOM", "AFTER", "DAYS TO FULL"];
     printer.data(&format!("\n{}", table(&header, rows.collect())));
+    if !forecast.leaving.is_empty() {
+        let rows = forecast.leaving.iter().map(|copy| {
+            let counted = |files: u64, size| format!("{files} ({})", bytes(size));
+            vec![
+                copy.dataset.clone(),
+                copy.store.clone(),
+                counted(copy.files, copy.bytes),
+                counted(copy.single_files, copy.single_bytes),
+                counted(copy.only_files, copy.only_bytes),
+                copy.only_versions.to_string(),
+            ]
+        });
+        let header = [
+            "OFF ITS ROUTE",
+            "COPY IN",
+            "FILES",
+            "WOULD BE SINGLE-COPY",
+            "ONLY THERE",
+            "VERSIONS ONLY THERE",
+        ];
+        printer.data(&format!("\n{}", table(&header, rows.collect())));
+    }
     Ok(exit::OK)
 }
 

@@ -146,6 +146,17 @@ fn names_that_lead_elsewhere_are_refused() {
     ] {
         is_refused(dataset, begun(dataset));
     }
+    let submit_from = |dataset: &str, place| {
+        let (dataset, op) = (dataset.to_owned(), put(path("x"), node(1)));
+        let source = Source { dataset, place };
+        ToAgent::SubmitFrom { op, source }
+    };
+    let evil = Place::History {
+        version: Some("../x".into()),
+        path: path("x"),
+    };
+    breaks("a source elsewhere", &[submit_from("../d", evil.clone())]);
+    breaks("a version elsewhere", &[submit_from("d", evil)]);
     for version in [
         "",
         "../../etc/x",
@@ -290,13 +301,13 @@ fn what_breaks_the_order_ends_the_connection() {
 #[test]
 fn another_protocol_is_refused_with_its_numbers() {
     let refused = |payload: &[u8]| read_hello(payload).1.unwrap_err().to_string();
-    assert!(refused(&[2, 0, 9, 0]).contains("2 to 9"));
+    assert!(refused(&[8, 0, 9, 0]).contains("8 to 9"));
     assert!(refused(&[]).contains("cut off"));
-    // A newer host that still speaks ours.
+    // A newer host that still speaks ours, and one that speaks nothing newer than the first.
     let mut newer = vec![1, 0, 7, 0];
     newer.extend(&hello()[wire::MAGIC.len() + 5 + 4..]);
     let (version, hello) = read_hello(&newer);
-    assert_eq!((version, hello.unwrap().host.as_str()), (1, "pve"));
+    assert_eq!((version, hello.unwrap().host.as_str()), (2, "pve"));
 }
 
 #[test]
@@ -453,6 +464,10 @@ impl Store for Stuck {
     }
 
     fn prune(&self, _: &str, _: &[String], _: &[Place]) -> Result<u64> {
+        Err(self.wait())
+    }
+
+    fn retire(&self, _: &str, _: u64, _: &[Place]) -> Result<u64> {
         Err(self.wait())
     }
 }

@@ -6,7 +6,7 @@ use crate::conformance::{self, Fixture};
 use crate::{AgentOptions, Disk, DiskOptions, Hello};
 
 /// A disk behind an agent on a thread of this process.
-fn far(path: &Path) -> Box<dyn Store> {
+fn far(path: &Path) -> Remote {
     struct There(std::path::PathBuf);
 
     impl Transport for There {
@@ -37,7 +37,7 @@ fn far(path: &Path) -> Box<dyn Store> {
         create: true,
         ..RemoteOptions::new("pve")
     };
-    Box::new(Remote::connect(&There(path.to_owned()), &options).unwrap())
+    Remote::connect(&There(path.to_owned()), &options).unwrap()
 }
 
 #[test]
@@ -47,9 +47,31 @@ fn a_far_store_is_a_store() {
         let root = dir.path().join("store");
         let there = root.clone();
         Fixture {
-            open: Box::new(move || far(&there)),
+            open: Box::new(move || Box::new(far(&there))),
             root,
             dir,
         }
     });
+}
+
+/// An agent of an older release is sent everything.
+#[test]
+fn an_older_agent_is_not_asked_to_take_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut remote = far(&dir.path().join("store"));
+    assert!(remote.begin("d", 1).unwrap().is_better_from_store());
+    remote.version = wire::FROM_STORE - 1;
+    let session = remote.begin("d", 1).unwrap();
+    assert!(!session.is_better_from_store());
+    let job = StageJob {
+        path: conformance::path("a"),
+        node: conformance::file_node(b"a"),
+        resume_key: None,
+    };
+    let source = Source {
+        dataset: "d".into(),
+        place: Place::Current(conformance::path("b")),
+    };
+    let refused = session.stage_from(&job, &source, &AtomicBool::new(false));
+    assert!(matches!(refused, Err(Error::Missing(_))), "{refused:?}");
 }
