@@ -530,28 +530,6 @@ fn a_run_that_died_says_so() {
 }
 
 #[test]
-fn an_older_catalog_is_brought_up_to_date_by_whoever_writes() {
-    let (dir, catalog, _, replicas) = catalog(&["s"]);
-    drop(catalog);
-    let conn = rusqlite::Connection::open(dir.path().join("catalog.db")).unwrap();
-    let older = "ALTER TABLE replica DROP COLUMN bytes_changed;
-        DROP TABLE feed; DROP TABLE feed_open; DROP TABLE tracker;
-        DROP INDEX entry_trace; ALTER TABLE entry DROP COLUMN trace;
-        DROP INDEX past_trace; ALTER TABLE past DROP COLUMN trace;
-        PRAGMA user_version = 1";
-    conn.execute_batch(older).unwrap();
-    drop(conn);
-    assert!(matches!(
-        Catalog::open(dir.path(), Mode::Read),
-        Err(Error::Older { found: 1, .. })
-    ));
-    drop(Catalog::open(dir.path(), Mode::Write).unwrap());
-    let catalog = Catalog::open(dir.path(), Mode::Read).unwrap();
-    let row = catalog.replica(replicas[0].id).unwrap();
-    assert_eq!(row.wear, Wear::default());
-}
-
-#[test]
 fn success_moves_only_on_success() {
     let (_dir, catalog, _, replicas) = catalog(&["s"]);
     let replica = replicas[0].id;
