@@ -934,7 +934,7 @@ impl Worker<'_> {
             node,
             resume_key,
         };
-        let staged = match self.session.stage_from(&job, &source, self.stop) {
+        let staged = match self.session.stage_copy(&job, &source, self.stop) {
             Err(error) if is_fatal(&error) => return Err(error.into()),
             // It is brought whole.
             Err(_) => return Ok(Done::Stays),

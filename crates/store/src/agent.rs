@@ -881,7 +881,7 @@ impl Held<'_> {
         let mut staged = None;
         let op = stage_job(job.op, |of| {
             staged = Some(match &job.data {
-                Bytes::At(source) => self.session.stage_from(of, source, self.over),
+                Bytes::At(source) => self.session.stage_copy(of, source, self.over),
                 Bytes::Here(data) => {
                     let (size, extents) = (of.node.size, of.node.extents.as_deref());
                     let mut content = InMemory {

@@ -540,7 +540,7 @@ fn take(session: &dyn Session, at: &str, node: &Node, source: &Source) -> Result
         node: node.clone(),
         resume_key: None,
     };
-    let staged = session.stage_from(&job, source, &AtomicBool::new(false))?;
+    let staged = session.stage_copy(&job, source, &AtomicBool::new(false))?;
     assert_eq!(Some(staged.hash), node.hash);
     let op = Op::Put {
         path: path(at),

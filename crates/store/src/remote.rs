@@ -1086,7 +1086,7 @@ impl Session for RemoteSession<'_> {
     }
 
     /// The agent is asked with the operation, and not waited for.
-    fn stage_from(&self, job: &StageJob, source: &Source, _: &AtomicBool) -> Result<Staged> {
+    fn stage_copy(&self, job: &StageJob, source: &Source, _: &AtomicBool) -> Result<Staged> {
         check_node(&job.node)?;
         let Some(hash) = job.node.hash.filter(|_| self.is_better_from_store()) else {
             return Err(Error::Missing(job.path.to_string()));

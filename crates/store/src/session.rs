@@ -180,11 +180,11 @@ impl Session for DiskSession {
         self.staging.shares_blocks()
     }
 
-    fn stage_from(&self, job: &StageJob, source: &Source, stop: &AtomicBool) -> Result<Staged> {
+    fn stage_copy(&self, job: &StageJob, source: &Source, stop: &AtomicBool) -> Result<Staged> {
         self.check_alive()?;
         self.disk.check_dataset(&source.dataset)?;
         let file = read::Reader::new(&self.disk, &source.dataset).file(&source.place)?;
-        let staged = self.staging.stage_from(job, &file, stop)?;
+        let staged = self.staging.stage_copy(job, &file, stop)?;
         self.disk.faults.point("stage.written")?;
         Ok(staged)
     }

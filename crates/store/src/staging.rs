@@ -341,7 +341,7 @@ impl Staging {
 
     /// Stages what lies in the store already. What is staged is read, so that it is compared
     /// with what it must be whether or not it shares its blocks.
-    pub(crate) fn stage_from(
+    pub(crate) fn stage_copy(
         &self,
         job: &StageJob,
         from: &File,

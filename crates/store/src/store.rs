@@ -299,7 +299,7 @@ pub trait Session: Send + Sync {
     /// node says what it must be, with `hash` and `extents`; [`Error::Damaged`] where it is
     /// something else, [`Error::Missing`] where nothing is, here or when the operation is
     /// carried out. What it is taken from is only read. Given up soon after `stop` is set.
-    fn stage_from(&self, job: &StageJob, source: &Source, stop: &AtomicBool) -> Result<Staged> {
+    fn stage_copy(&self, job: &StageJob, source: &Source, stop: &AtomicBool) -> Result<Staged> {
         let _ = (source, stop);
         Err(Error::Missing(job.path.to_string()))
     }

@@ -873,7 +873,7 @@ fn content_that_is_not_wanted_any_more_is_not_copied_on() {
         place: crate::Place::Current(conformance::path("a")),
     };
     let staged =
-        |stop| session.stage_from(&job, &source, &std::sync::atomic::AtomicBool::new(stop));
+        |stop| session.stage_copy(&job, &source, &std::sync::atomic::AtomicBool::new(stop));
     let stopped = staged(true);
     assert!(matches!(stopped, Err(Error::Io { .. })), "{stopped:?}");
     session.discard(staged(false).unwrap()).unwrap();

@@ -72,6 +72,6 @@ fn an_older_agent_is_not_asked_to_take_what_it_has() {
         dataset: "d".into(),
         place: Place::Current(conformance::path("b")),
     };
-    let refused = session.stage_from(&job, &source, &AtomicBool::new(false));
+    let refused = session.stage_copy(&job, &source, &AtomicBool::new(false));
     assert!(matches!(refused, Err(Error::Missing(_))), "{refused:?}");
 }
