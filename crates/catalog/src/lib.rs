@@ -15,6 +15,7 @@ mod outbox;
 mod query;
 mod runs;
 mod schema;
+mod signatures;
 mod state;
 mod types;
 mod versions;

@@ -13,7 +13,10 @@ use rustix::fs::FlockOperation;
 use crate::{Catalog, Error, Mode, Result, Transaction};
 
 /// The steps from each version to the next; a new catalog takes them all.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("schema.sql"),
+    include_str!("schema_signature.sql"),
+];
 /// The version that this program writes, as `PRAGMA user_version`.
 const VERSION: u32 = MIGRATIONS.len() as u32;
 /// `PRAGMA application_id`: "thri".

@@ -3,6 +3,7 @@
 //! proof is durable. It knows nothing of screens.
 
 mod decide;
+mod delta;
 mod error;
 mod expect;
 mod findings;

@@ -15,6 +15,7 @@ use store::{Event, Op, Place, Session, Staged};
 use tree::{Node, RelPath, Stat};
 
 use crate::decide::{self, Need};
+use crate::delta::{Ask, Target};
 use crate::error::{Error, Result};
 use crate::findings::Corrupt;
 use crate::live::{Live, Look, Trouble};
@@ -195,6 +196,7 @@ pub(crate) struct Pipeline<'a> {
     work: Sender<Vec<Task>>,
     ordered: Sender<Vec<Task>>,
     done: Receiver<Vec<Done>>,
+    asks: Receiver<Ask>,
     /// Tasks not yet handed over.
     bundle: Vec<Task>,
     under_way: usize,
@@ -220,10 +222,12 @@ pub(crate) fn run<'a, T>(
     let (work, work_rx) = bounded::<Vec<Task>>(QUEUE);
     let (ordered, ordered_rx) = bounded::<Vec<Task>>(QUEUE);
     let (done_tx, done) = bounded(QUEUE);
+    // Signatures are large, and seldom: none waits in a queue.
+    let (asks_tx, asks) = bounded(0);
     let tickets = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let written = Mutex::new(setting.written.clone());
-    std::thread::scope(|scope| {
+    let result = std::thread::scope(|scope| {
         let last = origins.pop();
         for (origin, tasks) in origins
             .into_iter()
@@ -233,17 +237,20 @@ pub(crate) fn run<'a, T>(
             let sealed = setting.replica.sealed;
             let worker = Worker {
                 origin,
-                session,
+                target: Target {
+                    session,
+                    asks: asks_tx.clone(),
+                    sealed,
+                },
                 tickets: &tickets,
                 stop: &stop,
-                sealed,
                 written: &written,
                 wrote: None,
             };
             let done = done_tx.clone();
             scope.spawn(move || worker.serve(&tasks, &done));
         }
-        drop((work_rx, ordered_rx, done_tx));
+        drop((work_rx, ordered_rx, done_tx, asks_tx));
         let mut pipeline = Pipeline {
             setting,
             catalog,
@@ -262,13 +269,14 @@ pub(crate) fn run<'a, T>(
             work,
             ordered,
             done,
+            asks,
             bundle: Vec::with_capacity(BUNDLE),
             under_way: 0,
             settled: Vec::new(),
             progress: 0,
             flushes: 0,
         };
-        let answers = pipeline.done.clone();
+        let (answers, asks) = (pipeline.done.clone(), pipeline.asks.clone());
         let result = body(&mut pipeline);
         drop(pipeline);
         stop.store(true, Ordering::Relaxed);
@@ -277,11 +285,17 @@ pub(crate) fn run<'a, T>(
         loop {
             select! {
                 recv(answers) -> answer => if answer.is_err() { break },
+                // Who asks hears that nobody answers.
+                recv(asks) -> _ => {},
                 recv(session.events()) -> event => if event.is_err() { break },
             }
         }
         result
-    })
+    });
+    if result.is_ok() {
+        catalog.drop_signatures(setting.replica.dataset)?;
+    }
+    result
 }
 
 impl Pipeline<'_> {
@@ -344,6 +358,9 @@ impl Pipeline<'_> {
         while let Ok(event) = self.session.events().try_recv() {
             self.on_event(event)?;
         }
+        while let Ok(ask) = self.asks.try_recv() {
+            self.on_ask(ask)?;
+        }
         Ok(())
     }
 
@@ -397,6 +414,29 @@ impl Pipeline<'_> {
                 let event = event.map_err(|_| Error::Internal("the session's events ended"))?;
                 self.on_event(event)
             }
+            recv(self.asks) -> ask => {
+                let ask = ask.map_err(|_| Error::Internal("a worker died"))?;
+                self.on_ask(ask)
+            }
+        }
+    }
+
+    fn on_ask(&mut self, ask: Ask) -> Result<()> {
+        match ask {
+            Ask::Find(hash, answer) => {
+                if let Some(signature) = self.catalog.signature(hash)? {
+                    // There is room for it; who asked may be gone.
+                    let _ = answer.try_send(signature);
+                }
+                Ok(())
+            }
+            Ask::Keep(path, hash, signature) => {
+                let dataset = self.setting.replica.dataset;
+                Ok(self
+                    .catalog
+                    .keep_signature(dataset, &path, hash, &signature)?)
+            }
+            Ask::Rotten(path) => self.setting.corrupt.rotten(self.catalog, &path),
         }
     }
 
@@ -562,10 +602,9 @@ fn is_fatal(error: &store::Error) -> bool {
 
 struct Worker<'a> {
     origin: Origin<'a>,
-    session: &'a dyn Session,
+    target: Target<'a>,
     tickets: &'a AtomicU64,
     stop: &'a AtomicBool,
-    sealed: u64,
     written: &'a Mutex<BTreeSet<RelPath>>,
     /// The directory noted last in `written`.
     wrote: Option<RelPath>,
@@ -634,7 +673,7 @@ impl Worker<'_> {
                     dir: None,
                     path: RelPath::root(),
                 };
-                let result = self.session.flush().map(|()| Done::Flushing);
+                let result = self.target.session.flush().map(|()| Done::Flushing);
                 or_trouble(at, result.map_err(Trouble::Store))
             }
         }
@@ -647,12 +686,13 @@ impl Worker<'_> {
             note_written(&mut lock(self.written), &op);
             self.wrote = written_in(&op);
         }
-        self.session
+        self.target
+            .session
             .submit(self.tickets.fetch_add(1, Ordering::Relaxed), op, staged)
     }
 
     fn old(&self, held: Option<&Held>) -> store::Old {
-        decide::old_of(held, self.sealed)
+        decide::old_of(held, self.target.sealed)
     }
 
     fn bring(
@@ -664,8 +704,8 @@ impl Worker<'_> {
         plain: bool,
     ) -> Result<Done, Trouble> {
         let look = match &mut self.origin {
-            Origin::Live(live) => live.bring(self.session, &at.path, held, links, plain)?,
-            Origin::Store(carrier) => carrier.bring(self.session, &at.path, held, want)?,
+            Origin::Live(live) => live.bring(&self.target, &at.path, held, links, plain)?,
+            Origin::Store(carrier) => carrier.bring(&self.target, &at.path, held, want)?,
         };
         match look {
             Look::Gone => self.gone(at, held),
@@ -697,9 +737,7 @@ impl Worker<'_> {
                 staged,
                 bytes_read,
             } => {
-                let wrote = staged
-                    .as_ref()
-                    .map_or(0, |s| s.data_bytes - s.resumed_bytes);
+                let wrote = staged.as_ref().map_or(0, |s| s.data_bytes - s.spared_bytes);
                 let old = self.old(held);
                 if let Some(op) = decide::operation(need, at.path.clone(), *node, old) {
                     self.submit(op, staged)?;
@@ -711,8 +749,8 @@ impl Worker<'_> {
 
     fn repair(&mut self, at: &At, held: &Held, want: Option<Node>) -> Result<Done, Trouble> {
         let look = match &mut self.origin {
-            Origin::Live(live) => live.bring(self.session, &at.path, None, true, false)?,
-            Origin::Store(carrier) => carrier.bring(self.session, &at.path, None, want)?,
+            Origin::Live(live) => live.bring(&self.target, &at.path, None, true, false)?,
+            Origin::Store(carrier) => carrier.bring(&self.target, &at.path, None, want)?,
         };
         let Look::Node {
             node,
@@ -723,9 +761,7 @@ impl Worker<'_> {
         else {
             return self.bring(at, Some(held), None, true, false);
         };
-        let wrote = staged
-            .as_ref()
-            .map_or(0, |s| s.data_bytes - s.resumed_bytes);
+        let wrote = staged.as_ref().map_or(0, |s| s.data_bytes - s.spared_bytes);
         let path = at.path.clone();
         let op = if node.same_content(&held.node) {
             Op::Repair {

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 use rustix::io::Errno;
-use tree::{Content, Kind, Node, RelPath};
+use tree::{Content, Delta, Kind, Node, RelPath, Signature};
 
 use crate::commit::{Batch, Committer, Item, Work};
 use crate::disk::Inner;
@@ -22,7 +22,7 @@ use crate::log::FRAME_MAX;
 use crate::place::{NAME_MAX, check_version, io_error, rel};
 use crate::recover::{self, recover};
 use crate::staging::{Staging, part_token};
-use crate::{Begun, Error, Event, Op, Place, Result, Seal, Session, StageJob, Staged, read};
+use crate::{Begun, Error, Event, Op, Place, Result, Seal, Session, StageJob, Staged, Want, read};
 
 /// A batch is handed to the committer when it has this many operations and no other waits …
 const BATCH_OPS: usize = 4096;
@@ -170,6 +170,23 @@ impl Session for DiskSession {
     fn stage(&self, job: &StageJob, content: &mut dyn Content) -> Result<Staged> {
         self.check_alive()?;
         let staged = self.staging.stage(&self.dataset, job, content)?;
+        self.disk.faults.point("stage.written")?;
+        Ok(staged)
+    }
+
+    fn prefers_deltas(&self) -> bool {
+        self.staging.shares_blocks()
+    }
+
+    fn signature(&self, base: &Want) -> Result<Signature> {
+        read::signature(&self.disk, &self.dataset, base)
+    }
+
+    fn stage_from(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged> {
+        self.check_alive()?;
+        let file = read::Reader::new(&self.disk, &self.dataset).file(&base.place)?;
+        self.disk.faults.point("stage.base")?;
+        let staged = self.staging.stage_from(job, &file, delta)?;
         self.disk.faults.point("stage.written")?;
         Ok(staged)
     }

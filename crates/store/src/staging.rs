@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use tree::{Content, ContentHasher, Digest, Dir, DirCache, Extent, RelPath, Stat, Target};
+use tree::{Content, ContentHasher, Delta, Digest, Dir, DirCache, Extent, RelPath, Stat, Target};
 
 use crate::apply;
 use crate::disk::Inner;
@@ -102,6 +102,17 @@ struct Spot {
     folder: Option<Arc<Folder>>,
 }
 
+impl Spot {
+    /// Removes what was not completed: the room is needed, and nobody will use it.
+    fn clear(&self) {
+        if self.dir.unlink(&self.name).is_ok()
+            && let Some(folder) = &self.folder
+        {
+            folder.leave();
+        }
+    }
+}
+
 /// Content on its way: `tmp/<session>/<slot>/<n>`, `tmp/<session>/f<n>/<name>` and
 /// `tmp/part-<key>`.
 pub(crate) struct Staging {
@@ -117,6 +128,8 @@ pub(crate) struct Staging {
     /// Whether the file system takes names that differ in case for one: then every file is placed
     /// by itself, after a look at the names that are there.
     folds: bool,
+    /// Whether files can share blocks, once that was tried.
+    shares: OnceLock<bool>,
     /// What a file is like here when it has just been made with all permissions, and whether it
     /// has no extended attributes then.
     fresh: (Stat, bool),
@@ -165,6 +178,7 @@ impl Staging {
             folders: Mutex::new(folders),
             held: Mutex::default(),
             folds: disk.folds,
+            shares: OnceLock::new(),
             fresh,
         })
     }
@@ -336,12 +350,7 @@ impl Staging {
         let (hash, data_bytes) = match self.fill(&spot.file, job, content) {
             Ok(staged) => staged,
             Err(error) => {
-                // The room is needed, and nobody will use it.
-                if spot.dir.unlink(&spot.name).is_ok()
-                    && let Some(folder) = &spot.folder
-                {
-                    folder.leave();
-                }
+                spot.clear();
                 return Err(io_error(&job.path)(error));
             }
         };
@@ -350,7 +359,56 @@ impl Staging {
             token: spot.token,
             hash,
             data_bytes,
-            resumed_bytes: 0,
+            spared_bytes: 0,
+        })
+    }
+
+    /// Whether the file system can share blocks between files: tried, for nothing else tells.
+    pub(crate) fn shares_blocks(&self) -> bool {
+        *self.shares.get_or_init(|| {
+            const NAMES: [&[u8]; 2] = [b"shared", b"sharing"];
+            let try_it = || {
+                let from = self.dir.create_file(NAMES[0], 0o600)?;
+                from.write_all_at(&[1], 0)?;
+                tree::reflink(&from, &self.dir.create_file(NAMES[1], 0o600)?)
+            };
+            // If not even that can be done, staging will say why.
+            let shares = try_it().unwrap_or(false);
+            for name in NAMES {
+                // What cannot be removed goes with the session's directory.
+                let _ = self.dir.unlink(name);
+            }
+            shares
+        })
+    }
+
+    /// Stages content that is built out of `base`. What a cut leaves of it lies in the session's
+    /// directory and goes with it, like any other that no batch has named; the base is only read.
+    pub(crate) fn stage_from(
+        &self,
+        job: &StageJob,
+        base: &File,
+        delta: &mut dyn Delta,
+    ) -> Result<Staged> {
+        let spot = self.spot(&job.path, job.node.mode & PERMISSIONS);
+        let spot = spot.map_err(io_error(&job.path))?;
+        let built = tree::patch_content(base, delta, &spot.file)
+            .and_then(|built| self.hold_attributes(&spot.file, job).map(|()| built))
+            .map_err(io_error(&job.path));
+        let built = built.and_then(|built| match delta.hash() {
+            Some(hash) if hash == built.hash => Ok(built),
+            _ => Err(Error::Damaged {
+                what: job.path.to_string(),
+                why: "what was built out of its copy is not what was read".to_owned(),
+            }),
+        });
+        let built = built.inspect_err(|_| spot.clear())?;
+        self.hold(&spot.token, spot.folder);
+        Ok(Staged {
+            token: spot.token,
+            hash: built.hash,
+            data_bytes: built.data_bytes,
+            spared_bytes: built.data_bytes - built.written,
         })
     }
 
@@ -382,7 +440,7 @@ impl Staging {
         job: &StageJob,
         content: &mut dyn Content,
     ) -> std::io::Result<Staged> {
-        let (file, (hash, data_bytes, resumed_bytes)) = match self.open_part(token)? {
+        let (file, (hash, data_bytes, spared_bytes)) = match self.open_part(token)? {
             Some(file) => {
                 let staged = go_on(content, &file)?;
                 (file, staged)
@@ -398,7 +456,7 @@ impl Staging {
             token: token.to_owned(),
             hash,
             data_bytes,
-            resumed_bytes,
+            spared_bytes,
         })
     }
 

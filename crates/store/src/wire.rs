@@ -19,7 +19,9 @@ use crate::{Error, Result};
 /// The first bytes of each direction. Not text, so that no banner can be mistaken for it.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89thrice\n";
 /// The protocol versions that this program speaks.
-pub(crate) const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
+pub(crate) const VERSIONS: std::ops::RangeInclusive<u16> = 1..=2;
+/// The first version in which contents are built out of others.
+pub(crate) const DELTAS_SINCE: u16 = 2;
 /// The longest payload of one frame, bytes.
 pub(crate) const FRAME_MAX: usize = (1 << 20) + (64 << 10);
 /// The longest message, put together from several frames, bytes.

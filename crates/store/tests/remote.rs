@@ -192,7 +192,7 @@ fn put(
     };
     let staged = session.stage(&job, &mut content)?;
     node.hash = Some(staged.hash);
-    let resumed = staged.resumed_bytes;
+    let resumed = staged.spared_bytes;
     let path = at.clone();
     session.submit(ticket, Op::Put { path, node, old }, Some(staged))?;
     Ok(resumed)

@@ -5,9 +5,10 @@
 //! own offsets first and, where they are not there, at every offset. Two things differ.
 //!
 //! One rolling fingerprint of 64 bits (Karp and Rabin, *Efficient randomized pattern-matching
-//! algorithms*, 1987) does the work of the weak checksum and of the strong one: by chance it
-//! is wrong once in 2^64 comparisons, and what is built goes by the BLAKE3 digest of the whole anyway.
-//! That halves both the signature and the arithmetic.
+//! algorithms*, 1987) does the work of the weak checksum and of the strong one. By chance it is
+//! wrong once in 2^64 comparisons, and whoever would make it wrong gains nothing: what is built
+//! goes by the BLAKE3 digest of the whole, and is sent whole where that differs. So a signature
+//! takes 8 bytes a block, and a block costs one pass.
 //!
 //! Blocks are cut at multiples of the block length *and* at the ends of extents, so that the edges
 //! of a hole are found again like everything else.
@@ -28,7 +29,8 @@ const BLOCK_MIN: u64 = 4 << 10;
 const BLOCKS_MAX: u64 = 1 << 20;
 /// The longest block, in bytes; from 1 TiB of data on there are more of them instead.
 const BLOCK_MAX: u64 = 1 << 20;
-/// The base of the fingerprint's polynomial modulo 2^64. Of the form 8n + 5: its powers repeat last.
+/// The base of the fingerprint's polynomial modulo 2^64. Of the form 8n + 5: its powers are the
+/// last to repeat.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Bytes that are read at once.
 const READ: usize = 1 << 20;
@@ -87,8 +89,8 @@ impl Signature {
         Ok((signer.finish(), hasher.finish()))
     }
 
-    /// For files and wires: a format byte, the block length's logarithm, the fingerprints as 8 bytes
-    /// little-endian each.
+    /// For files and wires: a format byte, the block length's logarithm, the fingerprints as 8
+    /// bytes little-endian each.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(2 + 8 * self.prints.len());
         bytes.extend([FORMAT, self.block.trailing_zeros() as u8]);
@@ -107,7 +109,10 @@ impl Signature {
         let (prints, rest) = prints.as_chunks::<8>();
         ((BLOCK_MIN..=BLOCK_MAX).contains(&block) && rest.is_empty()).then(|| Self {
             block,
-            prints: prints.iter().map(|print| u64::from_le_bytes(*print)).collect(),
+            prints: prints
+                .iter()
+                .map(|print| u64::from_le_bytes(*print))
+                .collect(),
         })
     }
 
@@ -174,7 +179,7 @@ impl Layout {
         let index = self.extents.partition_point(|extent| extent.at <= offset);
         let index = index.checked_sub(1)?;
         let Extent { at, len } = self.extents[index];
-        let begins = offset < at + len && (offset == at || offset % self.block == 0);
+        let begins = offset < at + len && (offset == at || offset.is_multiple_of(self.block));
         begins.then(|| {
             let n = self.firsts[index] + (offset / self.block - at / self.block) as usize;
             let end = ((offset / self.block + 1) * self.block).min(at + len);
@@ -244,7 +249,7 @@ impl Signer {
     fn take_block(&mut self, print: u64, at: u64, len: u64, block: u64) -> bool {
         let is_block = block == self.block
             && self.cursor.here().is_some_and(|here| {
-                let begins = here.begins.is_some() || here.at % block == 0;
+                let begins = here.begins.is_some() || here.at.is_multiple_of(block);
                 let left = (block - here.at % block).min(here.left);
                 here.at == at && begins && left == len
             });
@@ -409,6 +414,11 @@ impl<'a> Matcher<'a> {
         Ok(!same)
     }
 
+    /// Bytes of the new content that were read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.hasher.data_bytes()
+    }
+
     /// The signature of the new content, which was read to its end.
     pub fn signature(self) -> Signature {
         self.signer.finish()
@@ -514,9 +524,10 @@ impl<'a> Matcher<'a> {
         self.shift = from.wrapping_sub(now);
         self.in_place &= from == now;
         match self.ready.back_mut() {
-            Some(Part::Copy { from: at, len: so_far })
-                if *at + *so_far == from && *so_far < COPY_MAX =>
-            {
+            Some(Part::Copy {
+                from: at,
+                len: so_far,
+            }) if *at + *so_far == from && *so_far < COPY_MAX => {
                 *so_far += len;
             }
             _ => self.ready.push_back(Part::Copy { from, len }),

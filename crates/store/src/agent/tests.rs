@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
 use serde::Serialize;
-use tree::{Flags, Node, RelPath, Time};
+use tree::{Flags, Node, RelPath, Signature, Time};
 
 use super::*;
 use crate::{Check, Checked, Disk, DiskOptions, Old, Place, Seal, Space, StoreInfo, Want};
@@ -290,7 +290,7 @@ fn what_breaks_the_order_ends_the_connection() {
 #[test]
 fn another_protocol_is_refused_with_its_numbers() {
     let refused = |payload: &[u8]| read_hello(payload).1.unwrap_err().to_string();
-    assert!(refused(&[2, 0, 9, 0]).contains("2 to 9"));
+    assert!(refused(&[3, 0, 9, 0]).contains("3 to 9"));
     assert!(refused(&[]).contains("cut off"));
     // A newer host that still speaks ours.
     let mut newer = vec![1, 0, 7, 0];
@@ -366,6 +366,18 @@ impl Session for StuckSession {
         Err(self.0.wait())
     }
 
+    fn prefers_deltas(&self) -> bool {
+        true
+    }
+
+    fn signature(&self, _: &Want) -> Result<Signature> {
+        Err(self.0.wait())
+    }
+
+    fn stage_from(&self, _: &StageJob, _: &Want, _: &mut dyn Delta) -> Result<Staged> {
+        Err(self.0.wait())
+    }
+
     fn discard(&self, _: Staged) -> Result<()> {
         Ok(())
     }
@@ -437,6 +449,10 @@ impl Store for Stuck {
     }
 
     fn logs(&self, _: &str) -> Result<Vec<(Seal, bool)>> {
+        Err(self.wait())
+    }
+
+    fn signature(&self, _: &str, _: &Want) -> Result<Signature> {
         Err(self.wait())
     }
 

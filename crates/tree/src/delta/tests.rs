@@ -189,13 +189,19 @@ fn what_was_cut_off_or_added_is_all_it_costs() {
     assert!(tells(&old, &short) <= B as u64);
     assert!(tells(&short, &old) <= (31 * B) as u64);
     assert_eq!(tells(&old, &Whole::plain(Vec::new())), 0);
-    assert_eq!(tells(&Whole::plain(Vec::new()), &old), old.bytes.len() as u64);
+    assert_eq!(
+        tells(&Whole::plain(Vec::new()), &old),
+        old.bytes.len() as u64
+    );
 }
 
 #[test]
 fn edges_of_holes_are_found_again() {
     let extents = |pairs: &[(u64, u64)]| -> Vec<Extent> {
-        pairs.iter().map(|(at, len)| Extent { at: *at, len: *len }).collect()
+        pairs
+            .iter()
+            .map(|(at, len)| Extent { at: *at, len: *len })
+            .collect()
     };
     let ends = extents(&[(1000, 50_000), (100_000, 1), (150_001, 99_999)]);
     let old = Whole::sparse(noise(6, 300_000), ends.clone());
