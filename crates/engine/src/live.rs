@@ -327,6 +327,7 @@ fn bring_file(
     node.hash = Some(brought.hash);
     let mut need = Need::Put;
     if brought.staged.is_none() {
+        node.unsettled = !is_still(&before, &tree::stat_fd(file)?);
         need = decide::need(&node, held);
         if need == Need::Put {
             // The same content, but it needs a place of its own.

@@ -36,7 +36,7 @@ const STREAM_CHUNKS: usize = 4;
 const STREAM_THREADS: usize = 2 * STREAMS_MAX;
 /// Streams neither submitted nor discarded.
 const STREAMS_KEPT: usize = IN_FLIGHT_MAX;
-/// `fetch`es that hold content in memory at once.
+/// `fetch`es that hold content in memory at once, and signatures that are computed.
 const FETCHES: u32 = 4;
 /// How long the last words may take to be written.
 const PARTING: Duration = Duration::from_secs(2);
@@ -1381,7 +1381,11 @@ fn answer(
             }
         }
         Call::Signature { dataset, want } => {
-            let signature = store.signature(&dataset, &want)?.to_bytes();
+            fetches.enter(1, FETCHES.into());
+            let signature = store.signature(&dataset, &want);
+            let signature = signature.map(|signature| signature.to_bytes());
+            fetches.leave(1);
+            let signature = signature?;
             let mut chunks = signature.chunks(wire::CHUNK);
             chunks.try_for_each(|chunk| reply.data(chunk))?;
             Ok(Answer::Done)

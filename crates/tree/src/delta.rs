@@ -324,11 +324,17 @@ impl Finder {
         slot
     }
 
+    #[inline(always)]
     fn find(&self, print: u64, signature: &Signature) -> Option<usize> {
         let at = spread(print) >> self.bits_shift;
         if self.bits[(at / 64) as usize] >> (at % 64) & 1 == 0 {
             return None;
         }
+        self.look_up(print, signature)
+    }
+
+    #[cold]
+    fn look_up(&self, print: u64, signature: &Signature) -> Option<usize> {
         let slot = self.slot(print, |n| signature.prints[n] == print);
         (self.slots[slot] as usize).checked_sub(1)
     }
@@ -380,7 +386,7 @@ impl<'a> Matcher<'a> {
         let (size, extents) = (content.size(), content.extents());
         let power = |base: u64, n: u64| (0..n).fold(1u64, |power, _| power.wrapping_mul(base));
         Some(Self {
-            leaving: power(BASE, old.block - 1),
+            leaving: power(BASE, old.block),
             hasher: ContentHasher::new(size, extents),
             signer: Signer::new(size, extents),
             unread: Cursor::new(size, extents),
@@ -481,34 +487,35 @@ impl<'a> Matcher<'a> {
         let finder = self
             .finder
             .get_or_insert_with(|| Finder::new(&self.old, &self.layout));
-        let mut at = self.at;
-        let mut window = self.window.unwrap_or_default();
-        let end = self.buffer.len() - block;
-        let mut found;
-        loop {
+        let (bytes, start) = (&self.buffer[..], self.at);
+        let now = self.start + start as u64;
+        let next = |at: u64| (mask + 1 - (at & mask)) as usize;
+        let step = next(now).min(next(now.wrapping_add(self.shift)));
+        // At the end of the extent nothing more is there to roll in.
+        let stop = (start + step).min(bytes.len() - block);
+        let (mut at, mut window) = (start, self.window.unwrap_or_default());
+        let mut found = None;
+        let rolls = bytes[start..stop].iter().zip(&bytes[start + block..]);
+        for (leaves, comes) in rolls {
             found = finder.find(window, &self.old);
-            // At the end of the extent nothing more is there to roll in.
-            if found.is_some() || at == end {
+            if found.is_some() {
                 break;
             }
-            let (out, new) = (self.buffer[at], self.buffer[at + block]);
             window = window
-                .wrapping_sub(u64::from(out).wrapping_mul(self.leaving))
                 .wrapping_mul(BASE)
-                .wrapping_add(u64::from(new));
+                .wrapping_sub(u64::from(*leaves).wrapping_mul(self.leaving))
+                .wrapping_add(u64::from(*comes));
             at += 1;
-            let now = self.start + at as u64;
-            if now & mask == 0 || now.wrapping_add(self.shift) & mask == 0 {
-                break;
-            }
         }
-        let stuck = at == self.at && found.is_none();
+        if start == stop {
+            found = finder.find(window, &self.old);
+        }
         let (from, len) = found.map_or((0, 0), |n| self.layout.block(n));
-        self.skip(at - self.at);
+        self.skip(at - start);
         self.window = Some(window);
         if found.is_some() {
             self.found(from, len, window);
-        } else if stuck {
+        } else if start == stop {
             self.skip(1);
         }
     }

@@ -296,7 +296,7 @@ fn another_protocol_is_refused_with_its_numbers() {
     let mut newer = vec![1, 0, 7, 0];
     newer.extend(&hello()[wire::MAGIC.len() + 5 + 4..]);
     let (version, hello) = read_hello(&newer);
-    assert_eq!((version, hello.unwrap().host.as_str()), (1, "pve"));
+    assert_eq!((version, hello.unwrap().host.as_str()), (2, "pve"));
 }
 
 #[test]
