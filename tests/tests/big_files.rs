@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{FileSystem, LoopFs, World, noise, same, skip, two_legs};
+use blackbox::{FileSystem, LoopFs, Running, World, noise, same, skip, two_legs};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -279,6 +279,54 @@ fn r03_killed_while_it_builds_the_old_one_is_there() -> Result<()> {
         same(&world.live().join("docs"), &world.path("nas/docs"))?;
         let left = std::fs::read_dir(world.path("nas/.thrice/tmp"))?.count();
         ensure!(left == 0, "{point}: {left} things are left in tmp/");
+        world.expect(&["verify"], 0)?;
+        world.expect(&["catalog", "check"], 0)?;
+    }
+    Ok(())
+}
+
+/// The power goes while a store builds a file out of blocks that it shares with the old one.
+#[test]
+fn r03_a_power_cut_while_blocks_are_shared_leaves_either_version() -> Result<()> {
+    let mut fs = match LoopFs::new(FileSystem::Xfs, 400 << 20) {
+        Ok(fs) => fs,
+        Err(error) => return skip(format!("{error:#}")),
+    };
+    let world = World::new()?;
+    let store = fs.path().join("store");
+    std::fs::create_dir(&store)?;
+    let head = world.head_at(&world.path("state"), &store);
+    world.configure(&format!("{head}{}", world.root(&["sda"])))?;
+    world.write("docs/image", noise(1, 12 * MIB))?;
+    run(&world)?;
+    let (image, copy) = (world.live().join("docs/image"), store.join("docs/image"));
+    let points = [
+        "stage.base",
+        "stage.written",
+        "log.appended",
+        "batch.logged",
+        "apply.kept",
+    ];
+    for (n, point) in (2..).zip(points.into_iter().chain(["batch.applied", "seal.logged"])) {
+        let before = std::fs::read(&copy)?;
+        change_pages(&image, n, 20)?;
+        let mut command = world.command(&["run"]);
+        command.env("THRICE_FAULT", format!("{point}:1:kill"));
+        let outcome = Running::spawn(&mut command)?.wait()?;
+        ensure!(
+            outcome.signal.is_some(),
+            "{point} was not passed\n{outcome}"
+        );
+        fs.shutdown()?;
+        fs.umount()?;
+        fs.mount()?;
+        let there = std::fs::read(&copy)?;
+        ensure!(
+            there == before || there == std::fs::read(&image)?,
+            "{point}: neither version"
+        );
+        run(&world)?;
+        same(&world.live().join("docs"), &store.join("docs"))?;
         world.expect(&["verify"], 0)?;
         world.expect(&["catalog", "check"], 0)?;
     }
