@@ -298,8 +298,10 @@ fn bring_file(
     // What lies there may be the same bytes: reading is cheap, writing them again is wear.
     let unlogged = held.is_none() && session.begun().unlogged;
     let base = target.base(path, node.size, held);
-    // One reading compares and brings where it is known what lies there.
-    let compares = base.as_ref().is_some_and(Base::is_known);
+    // One reading compares and brings where it is known what lies there. Where it is not, a file
+    // that was written to is worth asking; one whose time is the same is probably the same.
+    let written = held.is_some_and(|held| held.node.mtime != node.mtime);
+    let compares = base.as_ref().is_some_and(|base| base.is_known() || written);
     if !compares && decide::may_be_same(&node, held) || unlogged {
         hash_into(&mut node, FileContent::from_stat(file, &before)?, buffer)?;
         bytes_read += before.size;
