@@ -104,7 +104,7 @@ impl Target<'_> {
         if !matcher.differs()? && matcher.hash() == Some(want.hash) {
             return Ok((Came::Same(want.hash), matcher.bytes_read()));
         }
-        let staged = self.session.stage_from(job, &want, &mut matcher);
+        let staged = self.session.stage_delta(job, &want, &mut matcher);
         let bytes_read = matcher.bytes_read();
         let staged = match staged {
             Ok(staged) => staged,

@@ -909,7 +909,7 @@ impl Held<'_> {
             copies: Vec::new().into_iter(),
             content,
         };
-        self.session.stage_from(job, base, &mut delta)
+        self.session.stage_delta(job, base, &mut delta)
     }
 
     /// Tells the host what is there of a stream, and where it then goes on.

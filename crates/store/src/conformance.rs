@@ -903,7 +903,7 @@ fn stage_next(
         node: node.clone(),
         resume_key: None,
     };
-    session.stage_from(&job, base, &mut matcher)
+    session.stage_delta(&job, base, &mut matcher)
 }
 
 fn built_from_old(fixture: &Fixture) {
@@ -1027,14 +1027,14 @@ fn not_built(fixture: &Fixture) {
         vec![],
     ] {
         let mut made_up = MadeUp(parts.clone(), len, hash);
-        let staged = session.stage_from(&job, &base, &mut made_up);
+        let staged = session.stage_delta(&job, &base, &mut made_up);
         assert!(staged.is_err(), "{parts:?}");
     }
     // A base that is not there, and one that is not what it was.
     let gone = current("gone", &file_node(&old));
     assert!(session.signature(&gone).is_err());
     let mut parts = MadeUp(vec![data(6), copy(0, 1 << 20)], len, hash);
-    assert!(session.stage_from(&job, &gone, &mut parts).is_err());
+    assert!(session.stage_delta(&job, &gone, &mut parts).is_err());
     let mut rotten = old.clone();
     rotten[777_777] ^= 1;
     std::fs::write(fixture.at("big"), &rotten).expect("written");
@@ -1043,7 +1043,7 @@ fn not_built(fixture: &Fixture) {
     let mut content = Bytes::new(&new);
     let matcher = Matcher::new(&mut content, signature, base.size, None);
     let mut matcher = matcher.expect("the signature is of the base");
-    let error = session.stage_from(&job, &base, &mut matcher);
+    let error = session.stage_delta(&job, &base, &mut matcher);
     let error = error.expect_err("what was built is not what was read");
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
     // The content fails in the middle.

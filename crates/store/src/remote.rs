@@ -1187,7 +1187,7 @@ impl Session for RemoteSession<'_> {
         self.remote.signature(&self.dataset, base)
     }
 
-    fn stage_from(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged> {
+    fn stage_delta(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged> {
         check_node(&job.node)
             .and_then(|()| check_extents(delta.size(), delta.extents()))
             .and_then(|()| check_want(base))?;

@@ -182,11 +182,11 @@ impl Session for DiskSession {
         read::signature(&self.disk, &self.dataset, base)
     }
 
-    fn stage_from(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged> {
+    fn stage_delta(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged> {
         self.check_alive()?;
         let file = read::Reader::new(&self.disk, &self.dataset).file(&base.place)?;
         self.disk.faults.point("stage.base")?;
-        let staged = self.staging.stage_from(job, &file, delta)?;
+        let staged = self.staging.stage_delta(job, &file, delta)?;
         self.disk.faults.point("stage.written")?;
         Ok(staged)
     }

@@ -384,7 +384,7 @@ impl Staging {
 
     /// Stages content that is built out of `base`. What a cut leaves of it lies in the session's
     /// directory and goes with it, like any other that no batch has named; the base is only read.
-    pub(crate) fn stage_from(
+    pub(crate) fn stage_delta(
         &self,
         job: &StageJob,
         base: &File,

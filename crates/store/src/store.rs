@@ -269,7 +269,7 @@ pub trait Session: Send + Sync {
     /// Brings content into the store's `tmp/`. Reads `content` to its end and hashes it.
     fn stage(&self, job: &StageJob, content: &mut dyn Content) -> Result<Staged>;
 
-    /// Whether [`Session::stage_from`] costs less than [`Session::stage`] here: there is a network
+    /// Whether [`Session::stage_delta`] costs less than [`Session::stage`] here: there is a network
     /// in between, or the file system can share blocks.
     fn prefers_deltas(&self) -> bool;
 
@@ -282,7 +282,7 @@ pub trait Session: Send + Sync {
     ///
     /// Error: any that comes of `base` (damaged, gone, not readable) as well as of the staging.
     /// Then nothing is staged, and [`Session::stage`] is the way.
-    fn stage_from(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged>;
+    fn stage_delta(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged>;
 
     /// The file in which an earlier session left the beginning of the content with this
     /// [`StageJob::resume_key`], opened for reading and writing, its data where the content

@@ -374,7 +374,7 @@ impl Session for StuckSession {
         Err(self.0.wait())
     }
 
-    fn stage_from(&self, _: &StageJob, _: &Want, _: &mut dyn Delta) -> Result<Staged> {
+    fn stage_delta(&self, _: &StageJob, _: &Want, _: &mut dyn Delta) -> Result<Staged> {
         Err(self.0.wait())
     }
 

@@ -135,7 +135,7 @@ fn an_old_agent_is_sent_nothing_that_it_does_not_know() {
         resume_key: None,
     };
     assert!(session.signature(&base).is_err());
-    assert!(session.stage_from(&job, &base, &mut delta).is_err());
+    assert!(session.stage_delta(&job, &base, &mut delta).is_err());
     drop(session);
     drop(remote);
     let heard = heard.recv_timeout(Duration::from_secs(20)).unwrap();
