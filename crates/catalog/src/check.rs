@@ -192,7 +192,8 @@ impl Catalog {
     }
 
     /// Writes everything as JSON lines: each an object with `table` and the columns. Paths are
-    /// strings, or `{"bytes": base64}` where they are not UTF-8; a `node` is an object.
+    /// strings, or `{"bytes": base64}` where they are not UTF-8; a `node` is an object. Signatures
+    /// are left out: the stores can compute them again.
     pub fn export(&self, out: &mut dyn Write) -> Result<()> {
         const TABLES: [&str; 11] = [
             "dataset",

@@ -17,6 +17,7 @@ mod outbox;
 mod query;
 mod runs;
 mod schema;
+mod signatures;
 mod state;
 mod types;
 mod versions;

@@ -12,7 +12,7 @@ use catalog::{
 use common::{catalog, node, path, put, put_dir, seal};
 use jiff::Timestamp;
 use store::{LogRecord, Old, Op, Place};
-use tree::{Digest, Kind, RelPath};
+use tree::{Digest, Kind, RelPath, Signature};
 
 const LIMIT: u64 = 1000;
 
@@ -781,4 +781,42 @@ fn a_catalog_of_version_1_is_brought_up_to_date() {
         1
     );
     assert_eq!(catalog.check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_signature_stays_while_a_replica_holds_its_content() {
+    let (dir, catalog, dataset, replicas) = catalog(&["first", "later"]);
+    let [first, later] = [replicas[0].id, replicas[1].id];
+    // Format, block length, one fingerprint.
+    let signature = |seed: u8| Signature::from_bytes(&[&[1, 12][..], &[seed; 8]].concat()).unwrap();
+    let hash = |op: &Op| match op {
+        Op::Put { node, .. } => node.hash.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let (old, new) = (put("a", 1, 5), put("a", 2, 5));
+    catalog.ack(first, 1, [&old], 1).unwrap();
+    catalog.ack(later, 1, [&old], 1).unwrap();
+    let keep = |op: &Op, seed| {
+        let signature = signature(seed);
+        catalog
+            .keep_signature(dataset, &path("a"), hash(op), &signature)
+            .unwrap();
+    };
+    keep(&old, 1);
+    keep(&new, 2);
+    let known = |op: &Op| catalog.signature(hash(op)).unwrap();
+    assert_eq!(known(&old), Some(signature(1)));
+    catalog.ack(first, 2, [&new], 1).unwrap();
+    catalog.drop_signatures(dataset).unwrap();
+    assert_eq!(known(&old), Some(signature(1)), "the later one holds it");
+    assert_eq!(known(&new), Some(signature(2)));
+    catalog.ack(later, 2, [&new], 1).unwrap();
+    catalog.drop_signatures(dataset).unwrap();
+    assert_eq!((known(&old), known(&new)), (None, Some(signature(2))));
+    // One that is damaged is none: the store is asked again.
+    let file = dir.path().join("catalog.db");
+    let conn = rusqlite::Connection::open(file).unwrap();
+    conn.execute("UPDATE signature SET data = x'0102'", [])
+        .unwrap();
+    assert_eq!(known(&new), None);
 }

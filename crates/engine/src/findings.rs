@@ -22,6 +22,16 @@ fn copy(dataset: &str, store: &str, path: &RelPath) -> String {
     format!("{dataset}:{path} in {store}")
 }
 
+fn bad_copy(kind: &str, dataset: &str, store: &str, path: &RelPath) -> Finding {
+    Finding {
+        severity: Severity::S1,
+        kind: kind.to_owned(),
+        subject: copy(dataset, store, path),
+        message: format!("the copy of `{path}` in `{store}` is not what was written there"),
+        remedy: format!("thrice verify --store {store} --repair, and look at the disk"),
+    }
+}
+
 /// The bad copies of a dataset in a store that a run may heal.
 pub(crate) struct Corrupt {
     dataset: String,
@@ -50,6 +60,13 @@ impl Corrupt {
             subjects,
             now,
         })
+    }
+
+    /// What was to be built upon is not what was written there, and is in history now.
+    pub(crate) fn rotten(&self, catalog: &Catalog, path: &RelPath) -> Result<()> {
+        let finding = bad_copy(CORRUPT_PAST, &self.dataset, &self.store, path);
+        catalog.raise(&finding, self.now)?;
+        Ok(())
     }
 
     /// Takes back what is true no longer now that these are durable: new bytes lie there.
@@ -276,13 +293,9 @@ impl<'a> Findings<'a> {
     }
 
     fn bad_copy(&self, kind: &str, dataset: &str, store: &str, path: &RelPath) -> Result<()> {
-        self.raise(
-            Severity::S1,
-            kind,
-            &copy(dataset, store, path),
-            format!("the copy of `{path}` in `{store}` is not what was written there"),
-            format!("thrice verify --store {store} --repair, and look at the disk"),
-        )
+        let finding = bad_copy(kind, dataset, store, path);
+        self.catalog.raise(&finding, (self.now)())?;
+        Ok(())
     }
 
     /// What was bad at `place` is right again.

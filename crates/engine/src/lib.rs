@@ -4,6 +4,7 @@
 
 mod brake;
 mod decide;
+mod delta;
 mod dirty;
 mod error;
 mod expect;

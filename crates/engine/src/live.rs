@@ -5,12 +5,15 @@ use std::io;
 use std::sync::Arc;
 
 use policy::{Scope, Verdict};
-use store::{Session, StageJob, Staged};
-use tree::{Content, ContentHasher, Dir, DirCache, FileContent, Kind, Node, RelPath, Stat};
+use store::{StageJob, Staged};
+use tree::{
+    Content, ContentHasher, Digest, Dir, DirCache, Extent, FileContent, Kind, Node, RelPath, Stat,
+};
 
 use catalog::Held;
 
 use crate::decide::{self, Need};
+use crate::delta::{Base, Came, Target};
 use crate::pace::Pace;
 
 /// How often a file that changes while it is read is read again before it is taken as it is.
@@ -99,7 +102,7 @@ impl Live {
     /// name was seen there by the walk a moment ago, so it is opened without looking first.
     pub(crate) fn bring(
         &mut self,
-        session: &dyn Session,
+        target: &Target<'_>,
         path: &RelPath,
         held: Option<&Held>,
         links: bool,
@@ -118,7 +121,7 @@ impl Live {
                 other => other?,
             };
             if let Some(look) = bring_file(
-                session,
+                target,
                 path,
                 &file,
                 self.dev,
@@ -288,7 +291,7 @@ fn hash_into(
     reason = "one reading, with all that it depends on"
 )]
 fn bring_file(
-    session: &dyn Session,
+    target: &Target<'_>,
     path: &RelPath,
     file: &File,
     dev: Option<u64>,
@@ -299,6 +302,7 @@ fn bring_file(
     wasted: &mut u64,
     pace: &Pace,
 ) -> Result<Option<Look>, Trouble> {
+    let session = target.session;
     let before = names_known(dev, tree::stat_fd(file)?);
     if before.kind != Kind::File {
         return Ok(Some(Look::Gone));
@@ -311,7 +315,12 @@ fn bring_file(
     let mut bytes_read = 0;
     // What lies there may be the same bytes: reading is cheap, writing them again is wear.
     let unlogged = held.is_none() && session.begun().unlogged;
-    if decide::may_be_same(&node, held) || unlogged {
+    let base = target.base(path, node.size, held);
+    // One reading compares and brings where it is known what lies there. Where it is not, a file
+    // that was written to is worth asking; one whose time is the same is probably the same.
+    let written = held.is_some_and(|held| held.node.mtime != node.mtime);
+    let compares = base.as_ref().is_some_and(|base| base.is_known() || written);
+    if !compares && decide::may_be_same(&node, held) || unlogged {
         let content = FileContent::from_stat(file, &before)?;
         hash_into(&mut node, content, buffer, pace)?;
         bytes_read += before.size;
@@ -333,31 +342,92 @@ fn bring_file(
             }));
         }
     }
-    let mut content = FileContent::from_stat(file, &before)?;
-    node.extents = content.extents().map(<[_]>::to_vec);
-    let resume_key = (node.size >= RESUME_BYTES_MIN).then(|| resume_key(path, &node));
-    let job = StageJob {
-        path: path.clone(),
-        node: node.clone(),
-        resume_key,
-    };
-    let staged = session.stage(&job, &mut pace.over(&mut content, job.resume_key.is_some()))?;
-    bytes_read += staged.data_bytes;
-    let still = is_still(&before, &tree::stat_fd(file)?) && !content.is_short();
+    let mut brought = bring_content(target, path, file, &before, &node, base, pace)?;
+    bytes_read += brought.bytes_read;
+    node.extents = brought.extents.take();
+    node.hash = Some(brought.hash);
+    let mut need = Need::Put;
+    if brought.staged.is_none() {
+        node.unsettled = !is_still(&before, &tree::stat_fd(file)?);
+        need = decide::need(&node, held);
+        if need == Need::Put {
+            // The same content, but it needs a place of its own.
+            brought = bring_content(target, path, file, &before, &node, None, pace)?;
+            bytes_read += brought.bytes_read;
+            node.extents = brought.extents.take();
+            node.hash = Some(brought.hash);
+        }
+    }
+    let still = is_still(&before, &tree::stat_fd(file)?) && !brought.is_short;
     if !still && !last {
-        *wasted += staged.data_bytes;
-        session.discard(staged)?;
+        if let Some(staged) = brought.staged {
+            *wasted += staged.data_bytes - staged.shared_bytes;
+            session.discard(staged)?;
+        }
         return Ok(None);
     }
     node.unsettled = !still;
-    node.hash = Some(staged.hash);
-    let need = Need::Put;
     Ok(Some(Look::Node {
         node: Box::new(node),
         need,
-        staged: Some(staged),
+        staged: brought.staged,
         bytes_read,
     }))
+}
+
+/// A file's content, as it was brought.
+struct Brought {
+    hash: Digest,
+    extents: Option<Vec<Extent>>,
+    /// `None`: the base has it.
+    staged: Option<Staged>,
+    bytes_read: u64,
+    is_short: bool,
+}
+
+/// Brings a file's content to the session: what the base has not of it, if that can be, or all.
+fn bring_content(
+    target: &Target<'_>,
+    path: &RelPath,
+    file: &File,
+    before: &Stat,
+    node: &Node,
+    base: Option<Base<'_>>,
+    pace: &Pace,
+) -> Result<Brought, Trouble> {
+    let mut job = StageJob {
+        path: path.clone(),
+        node: node.clone(),
+        resume_key: None,
+    };
+    let mut content = FileContent::from_stat(file, before)?;
+    let mut bytes_read = 0;
+    let mut came = Came::Not;
+    if let Some(base) = base {
+        job.node.extents = content.extents().map(<[_]>::to_vec);
+        (came, bytes_read) = target.stage(base, &job, &mut pace.over(&mut content, false))?;
+    }
+    let (hash, staged) = match came {
+        Came::Same(hash) => (hash, None),
+        Came::Staged(staged) => (staged.hash, Some(staged)),
+        Came::Not => {
+            content = FileContent::from_stat(file, before)?;
+            job.node.extents = content.extents().map(<[_]>::to_vec);
+            let resumes = node.size >= RESUME_BYTES_MIN;
+            job.resume_key = resumes.then(|| resume_key(path, node));
+            let paced = &mut pace.over(&mut content, job.resume_key.is_some());
+            let staged = target.session.stage(&job, paced)?;
+            bytes_read += staged.data_bytes;
+            (staged.hash, Some(staged))
+        }
+    };
+    Ok(Brought {
+        hash,
+        extents: job.node.extents,
+        staged,
+        bytes_read,
+        is_short: content.is_short(),
+    })
 }
 
 /// The same for the same path in the same source state, and for nothing else.

@@ -15,6 +15,7 @@ use store::{Event, Op, Place, Session, StageJob, Staged};
 use tree::{Node, RelPath, Stat};
 
 use crate::decide::{self, Need};
+use crate::delta::{Ask, Target};
 use crate::error::{Error, Result};
 use crate::findings::Corrupt;
 use crate::live::{Live, Look, Trouble};
@@ -229,6 +230,7 @@ pub(crate) struct Pipeline<'a> {
     work: Sender<Vec<Task>>,
     ordered: Sender<Vec<Task>>,
     done: Receiver<Vec<Done>>,
+    asks: Receiver<Ask>,
     /// Tasks not yet handed over.
     bundle: Vec<Task>,
     under_way: usize,
@@ -256,10 +258,12 @@ pub(crate) fn run<'a, T>(
     let (work, work_rx) = bounded::<Vec<Task>>(QUEUE);
     let (ordered, ordered_rx) = bounded::<Vec<Task>>(QUEUE);
     let (done_tx, done) = bounded(QUEUE);
+    // Signatures are large, and seldom: none waits in a queue.
+    let (asks_tx, asks) = bounded(0);
     let tickets = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let written = Mutex::new(setting.written.clone());
-    std::thread::scope(|scope| {
+    let result = std::thread::scope(|scope| {
         let last = origins.pop();
         for (origin, tasks) in origins
             .into_iter()
@@ -269,11 +273,14 @@ pub(crate) fn run<'a, T>(
             let sealed = setting.replica.sealed;
             let worker = Worker {
                 origin,
-                session,
+                target: Target {
+                    session,
+                    asks: asks_tx.clone(),
+                    sealed,
+                },
                 tickets: &tickets,
                 stop: &stop,
                 cancel: setting.cancel,
-                sealed,
                 written: &written,
                 wrote: None,
                 wear: setting.wear,
@@ -282,7 +289,7 @@ pub(crate) fn run<'a, T>(
             let done = done_tx.clone();
             scope.spawn(move || worker.serve(&tasks, &done));
         }
-        drop((work_rx, ordered_rx, done_tx));
+        drop((work_rx, ordered_rx, done_tx, asks_tx));
         let mut pipeline = Pipeline {
             setting,
             catalog,
@@ -303,6 +310,7 @@ pub(crate) fn run<'a, T>(
             work,
             ordered,
             done,
+            asks,
             bundle: Vec::with_capacity(BUNDLE),
             under_way: 0,
             settled: Vec::new(),
@@ -310,7 +318,7 @@ pub(crate) fn run<'a, T>(
             flushes: 0,
             dropped: false,
         };
-        let answers = pipeline.done.clone();
+        let (answers, asks) = (pipeline.done.clone(), pipeline.asks.clone());
         let result = body(&mut pipeline);
         drop(pipeline);
         stop.store(true, Ordering::Relaxed);
@@ -319,11 +327,17 @@ pub(crate) fn run<'a, T>(
         loop {
             select! {
                 recv(answers) -> answer => if answer.is_err() { break },
+                // Who asks hears that nobody answers.
+                recv(asks) -> _ => {},
                 recv(session.events()) -> event => if event.is_err() { break },
             }
         }
         result
-    })
+    });
+    if result.is_ok() {
+        catalog.drop_signatures(setting.replica.dataset)?;
+    }
+    result
 }
 
 impl Pipeline<'_> {
@@ -385,6 +399,9 @@ impl Pipeline<'_> {
         }
         while let Ok(event) = self.session.events().try_recv() {
             self.on_event(event)?;
+        }
+        while let Ok(ask) = self.asks.try_recv() {
+            self.on_ask(ask)?;
         }
         Ok(())
     }
@@ -450,6 +467,29 @@ impl Pipeline<'_> {
                 let event = event.map_err(|_| Error::Internal("the session's events ended"))?;
                 self.on_event(event)
             }
+            recv(self.asks) -> ask => {
+                let ask = ask.map_err(|_| Error::Internal("a worker died"))?;
+                self.on_ask(ask)
+            }
+        }
+    }
+
+    fn on_ask(&mut self, ask: Ask) -> Result<()> {
+        match ask {
+            Ask::Find(hash, answer) => {
+                if let Some(signature) = self.catalog.signature(hash)? {
+                    // There is room for it; who asked may be gone.
+                    let _ = answer.try_send(signature);
+                }
+                Ok(())
+            }
+            Ask::Keep(path, hash, signature) => {
+                let dataset = self.setting.replica.dataset;
+                Ok(self
+                    .catalog
+                    .keep_signature(dataset, &path, hash, &signature)?)
+            }
+            Ask::Rotten(path) => self.setting.corrupt.rotten(self.catalog, &path),
         }
     }
 
@@ -615,11 +655,10 @@ fn is_fatal(error: &store::Error) -> bool {
 
 struct Worker<'a> {
     origin: Origin<'a>,
-    session: &'a dyn Session,
+    target: Target<'a>,
     tickets: &'a AtomicU64,
     stop: &'a AtomicBool,
     cancel: &'a AtomicBool,
-    sealed: u64,
     written: &'a Mutex<BTreeSet<RelPath>>,
     /// The directory noted last in `written`.
     wrote: Option<RelPath>,
@@ -718,7 +757,7 @@ impl Worker<'_> {
                     dir: None,
                     path: RelPath::root(),
                 };
-                let result = self.session.flush().map(|()| Done::Flushing);
+                let result = self.target.session.flush().map(|()| Done::Flushing);
                 or_trouble(at, result.map_err(Trouble::Store))
             }
         }
@@ -731,12 +770,13 @@ impl Worker<'_> {
             note_written(&mut lock(self.written), &op);
             self.wrote = written_in(&op);
         }
-        self.session
+        self.target
+            .session
             .submit(self.tickets.fetch_add(1, Ordering::Relaxed), op, staged)
     }
 
     fn old(&self, held: Option<&Held>) -> store::Old {
-        decide::old_of(held, self.sealed)
+        decide::old_of(held, self.target.sealed)
     }
 
     fn bring(
@@ -748,8 +788,8 @@ impl Worker<'_> {
         plain: bool,
     ) -> Result<Done, Trouble> {
         let look = match &mut self.origin {
-            Origin::Live(live) => live.bring(self.session, &at.path, held, links, plain)?,
-            Origin::Store(carrier) => carrier.bring(self.session, &at.path, held, want)?,
+            Origin::Live(live) => live.bring(&self.target, &at.path, held, links, plain)?,
+            Origin::Store(carrier) => carrier.bring(&self.target, &at.path, held, want)?,
         };
         match look {
             Look::Gone => self.gone(at, held),
@@ -793,8 +833,8 @@ impl Worker<'_> {
 
     fn repair(&mut self, at: &At, held: &Held, want: Option<Node>) -> Result<Done, Trouble> {
         let look = match &mut self.origin {
-            Origin::Live(live) => live.bring(self.session, &at.path, None, true, false)?,
-            Origin::Store(carrier) => carrier.bring(self.session, &at.path, None, want)?,
+            Origin::Live(live) => live.bring(&self.target, &at.path, None, true, false)?,
+            Origin::Store(carrier) => carrier.bring(&self.target, &at.path, None, want)?,
         };
         let Look::Node {
             node,
@@ -934,7 +974,7 @@ impl Worker<'_> {
             node,
             resume_key,
         };
-        let staged = match self.session.stage_copy(&job, &source, self.stop) {
+        let staged = match self.target.session.stage_copy(&job, &source, self.stop) {
             Err(error) if is_fatal(&error) => return Err(error.into()),
             // It is brought whole.
             Err(_) => return Ok(Done::Stays),
@@ -1015,12 +1055,14 @@ const SENT: Done = Done::Sent {
     },
 };
 
-/// Content that an earlier session had begun counts when it is whole, and only then.
+/// Content that an earlier session had begun counts when it is whole, and only then. What shares
+/// its blocks with what lay there is neither written nor changed.
 fn wear_of(staged: Option<&Staged>) -> Wear {
-    staged.map_or_else(Wear::default, |staged| Wear {
-        written: staged.data_bytes,
-        changed: staged.data_bytes,
-    })
+    let bytes = staged.map_or(0, |staged| staged.data_bytes - staged.shared_bytes);
+    Wear {
+        written: bytes,
+        changed: bytes,
+    }
 }
 
 /// Whether it is no trouble but the end of the run.

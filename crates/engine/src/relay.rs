@@ -10,6 +10,7 @@ use store::{Place, Session, StageJob, Store, Want};
 use tree::{Digest, Kind, Node, RelPath};
 
 use crate::decide::{self, Need};
+use crate::delta::{Came, Target};
 use crate::error::{Error, Result};
 use crate::guard::Counts;
 use crate::live::{Look, Trouble, resume_key};
@@ -32,7 +33,7 @@ impl Carrier<'_> {
     /// Brings `want` to the session, if the replica lacks it.
     pub(crate) fn bring(
         &mut self,
-        session: &dyn Session,
+        target: &Target<'_>,
         path: &RelPath,
         held: Option<&Held>,
         want: Option<Node>,
@@ -59,22 +60,35 @@ impl Carrier<'_> {
             hash,
             extents: node.extents.clone(),
         };
-        let mut content = self.store.open(self.dataset, &want).map_err(not_read)?;
-        let resume_key = (node.size >= RESUME_BYTES_MIN).then(|| resume_key(path, &node));
-        let job = StageJob {
+        let mut job = StageJob {
             path: path.clone(),
             node: (*node).clone(),
-            resume_key,
+            resume_key: None,
         };
-        let staged = session.stage(
-            &job,
-            &mut self.pace.over(content.as_mut(), job.resume_key.is_some()),
-        )?;
+        let open = || self.store.open(self.dataset, &want).map_err(not_read);
+        let (mut came, mut bytes_read) = (Came::Not, 0);
+        if let Some(base) = target.base(path, node.size, held) {
+            let mut content = open()?;
+            let paced = &mut self.pace.over(content.as_mut(), false);
+            (came, bytes_read) = target.stage(base, &job, paced)?;
+        }
+        let staged = match came {
+            Came::Staged(staged) => staged,
+            // The same content is brought again only to have a place of its own.
+            Came::Same(_) | Came::Not => {
+                let resumes = node.size >= RESUME_BYTES_MIN;
+                job.resume_key = resumes.then(|| resume_key(path, &node));
+                let mut content = open()?;
+                let paced = &mut self.pace.over(content.as_mut(), job.resume_key.is_some());
+                let staged = target.session.stage(&job, paced)?;
+                bytes_read += staged.data_bytes;
+                staged
+            }
+        };
         if staged.hash != hash {
-            session.discard(staged)?;
+            target.session.discard(staged)?;
             return Err(damaged(path, "its bytes are not those that were written"));
         }
-        let bytes_read = staged.data_bytes;
         Ok(Look::Node {
             node,
             need,

@@ -15,12 +15,14 @@ use std::thread::{self, Scope};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use tree::{Content, Digest, Extent, FileContent};
+use tree::{Content, Delta, Digest, Extent, FileContent, Part};
 
 use crate::message::*;
 use crate::place::{check_dataset, check_version};
 use crate::wire::{self, Inbox, Incoming, Kind, Outbox, Urgency, lock, wait};
-use crate::{Begun, Error, Event, LogRecord, Op, Result, Session, Source, StageJob, Staged, Store};
+use crate::{
+    Begun, Error, Event, LogRecord, Op, Result, Session, Source, StageJob, Staged, Store, Want,
+};
 
 /// Content bytes that wait to be staged.
 const UNSTAGED_MAX: u64 = 24 << 20;
@@ -36,7 +38,7 @@ const STREAM_CHUNKS: usize = 4;
 const STREAM_THREADS: usize = 2 * STREAMS_MAX;
 /// Streams neither submitted nor discarded.
 const STREAMS_KEPT: usize = IN_FLIGHT_MAX;
-/// `fetch`es that hold content in memory at once.
+/// `fetch`es that hold content in memory at once, and signatures that are computed.
 const FETCHES: u32 = 4;
 /// How long the last words may take to be written.
 const PARTING: Duration = Duration::from_secs(2);
@@ -279,6 +281,8 @@ struct Stream {
 enum Chunk {
     From(u64),
     Data(Vec<u8>),
+    /// Offset in the base, length.
+    Copies(Vec<(u64, u64)>),
     End(Digest),
     Abort,
 }
@@ -415,7 +419,34 @@ impl<'scope, 'env> Agent<'scope, 'env> {
                     node,
                     resume_key: key,
                 };
-                self.stage(stream, job, size, extents)
+                self.stage(stream, job, size, extents, None)
+            }
+            ToAgent::StageDelta {
+                stream,
+                path,
+                node,
+                size,
+                extents,
+                base,
+            } => {
+                let checked = check_node(&node)
+                    .and_then(|()| check_extents(size, extents.as_deref()))
+                    .and_then(|()| check_want(&base));
+                if let Err(error) = checked {
+                    return breach(&error.to_string());
+                }
+                let job = StageJob {
+                    path,
+                    node,
+                    resume_key: None,
+                };
+                self.stage(stream, job, size, extents, Some(base))
+            }
+            ToAgent::StageCopies { stream, copies } => {
+                if copies.len() > COPIES_MAX {
+                    return breach("too many copies in one message");
+                }
+                self.sitting()?.chunk(stream, Chunk::Copies(copies))
             }
             ToAgent::StageFrom { stream, at } => self.sitting()?.chunk(stream, Chunk::From(at)),
             ToAgent::StageEnd { stream, hash } => self.sitting()?.chunk(stream, Chunk::End(hash)),
@@ -519,6 +550,7 @@ impl<'scope, 'env> Agent<'scope, 'env> {
         job: StageJob,
         size: u64,
         extents: Option<Vec<Extent>>,
+        base: Option<Want>,
     ) -> Result<()> {
         let scope = self.scope;
         let sitting = self.sitting()?;
@@ -542,9 +574,18 @@ impl<'scope, 'env> Agent<'scope, 'env> {
         sitting.streams.insert(id, stream);
         scope.spawn(move || {
             let content = Arriving::new(incoming, size, extents);
-            let stored = held.stage_stream(id, &job, content);
+            let stored = match &base {
+                None => held.stage_stream(id, &job, content),
+                Some(base) => held.stage_delta(&job, base, content),
+            };
             held.streaming.leave(1);
+            let spared = stored.as_ref().ok().map(|staged| staged.shared_bytes);
             held.stored(id, &state, stored);
+            if let (Some(_), Some(spared)) = (base, spared) {
+                // When this cannot be sent, the connection is lost and the reader knows.
+                let staged = ToHost::Staged { stream: id, spared };
+                let _ = held.out.send(Urgency::Now, &staged);
+            }
         });
         Ok(())
     }
@@ -913,6 +954,15 @@ impl Held<'_> {
         })
     }
 
+    /// Builds a content out of another.
+    fn stage_delta(&self, job: &StageJob, base: &Want, content: Arriving) -> Result<Staged> {
+        let mut delta = ArrivingDelta {
+            copies: Vec::new().into_iter(),
+            content,
+        };
+        self.session.stage_delta(job, base, &mut delta)
+    }
+
     /// Tells the host what is there of a stream, and where it then goes on.
     fn resume(&self, id: u32, key: &str, content: &mut Arriving) -> Result<()> {
         let part = self.session.part(key)?;
@@ -1138,7 +1188,9 @@ impl Arriving {
             match self.chunks.recv() {
                 Ok(Chunk::Data(data)) => (self.chunk, self.used) = (data, 0),
                 Ok(Chunk::End(hash)) => self.end = Some(hash),
-                Ok(Chunk::From(_)) => return Err(std::io::Error::other("out of order")),
+                Ok(Chunk::From(_) | Chunk::Copies(_)) => {
+                    return Err(std::io::Error::other("out of order"));
+                }
                 Ok(Chunk::Abort) => return Err(std::io::Error::other("the host gave up")),
                 Err(_) => return Err(std::io::Error::other("the host is gone")),
             }
@@ -1176,6 +1228,45 @@ impl Content for Arriving {
     }
 }
 
+/// The same, where what is there already are parts of another content.
+struct ArrivingDelta {
+    content: Arriving,
+    copies: std::vec::IntoIter<(u64, u64)>,
+}
+
+impl Delta for ArrivingDelta {
+    fn size(&self) -> u64 {
+        self.content.size
+    }
+
+    fn extents(&self) -> Option<&[Extent]> {
+        self.content.extents.as_deref()
+    }
+
+    fn next(&mut self) -> std::io::Result<Option<Part>> {
+        loop {
+            if let Some((from, len)) = self.copies.next() {
+                return Ok(Some(Part::Copy { from, len }));
+            }
+            match self.content.chunks.recv() {
+                Ok(Chunk::Data(data)) => return Ok(Some(Part::Data(data))),
+                Ok(Chunk::Copies(copies)) => self.copies = copies.into_iter(),
+                Ok(Chunk::End(hash)) => {
+                    self.content.end = Some(hash);
+                    return Ok(None);
+                }
+                Ok(Chunk::From(_)) => return Err(std::io::Error::other("out of order")),
+                Ok(Chunk::Abort) => return Err(std::io::Error::other("the host gave up")),
+                Err(_) => return Err(std::io::Error::other("the host is gone")),
+            }
+        }
+    }
+
+    fn hash(&mut self) -> Option<Digest> {
+        self.content.end
+    }
+}
+
 fn check_call(call: &Call) -> Result<()> {
     match call {
         Call::Info | Call::Datasets => Ok(()),
@@ -1195,7 +1286,9 @@ fn check_call(call: &Call) -> Result<()> {
             }
             check_dataset(dataset)
         }
-        Call::Open { dataset, want } => check_want(want).and_then(|()| check_dataset(dataset)),
+        Call::Open { dataset, want } | Call::Signature { dataset, want } => {
+            check_want(want).and_then(|()| check_dataset(dataset))
+        }
         Call::Check { dataset, checks } => {
             checks.iter().try_for_each(check_want)?;
             check_dataset(dataset)
@@ -1343,6 +1436,16 @@ fn answer(
                 }
                 reply.data(&buffer[..n])?;
             }
+        }
+        Call::Signature { dataset, want } => {
+            fetches.enter(1, FETCHES.into());
+            let signature = store.signature(&dataset, &want);
+            let signature = signature.map(|signature| signature.to_bytes());
+            fetches.leave(1);
+            let signature = signature?;
+            let mut chunks = signature.chunks(wire::CHUNK);
+            chunks.try_for_each(|chunk| reply.data(chunk))?;
+            Ok(Answer::Done)
         }
         Call::Check { dataset, checks } => {
             for some in split_by_cost(&checks, 64 << 20, |check| check.size.max(1 << 18)) {

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use tree::{Content, ContentHasher, Digest, Extent, Flags, Kind, Node, RelPath, Time, Xattr};
+use tree::{
+    Content, ContentHasher, Delta, Digest, Extent, Flags, Kind, Matcher, Node, Part, RelPath, Time,
+    Xattr,
+};
 
 use crate::{
     Checked, Error, Event, LogRecord, Old, Op, Place, Result, Seal, SealStatus, Session, Source,
@@ -42,6 +45,8 @@ pub const CASES: &[Case] = &[
     ("attributes change without content", attributes),
     ("what lies there is adopted", adoption),
     ("a large file is gone on with", resume),
+    ("a large file is built out of an old one", built_from_old),
+    ("what cannot be built is not staged", not_built),
     ("holes stay holes", holes),
     (
         "what another dataset has is taken from there",
@@ -979,6 +984,206 @@ fn resume(fixture: &Fixture) {
     assert!(fixture.tmp_is_clean(false), "the part was not used up");
 }
 
+/// A content's size, extents and data, and the node of a file that has it.
+fn sparse_content(size: u64, extents: &[Extent], data: &[u8]) -> (Bytes, Node) {
+    let mut hasher = ContentHasher::new(size, Some(extents));
+    hasher.update(data);
+    let extents = Some(extents.to_vec());
+    let node = Node {
+        size,
+        hash: Some(hasher.finish()),
+        extents: extents.clone(),
+        ..node(Kind::File)
+    };
+    let content = Bytes {
+        size,
+        extents,
+        ..Bytes::new(data)
+    };
+    (content, node)
+}
+
+/// Stages what `path` holds next out of what it holds now.
+fn stage_next(
+    session: &dyn Session,
+    base: &Want,
+    node: &Node,
+    content: &mut Bytes,
+) -> Result<Staged> {
+    let signature = session.signature(base).expect("it is as recorded");
+    let extents = base.extents.as_deref();
+    let matcher = Matcher::new(content, signature, base.size, extents);
+    let mut matcher = matcher.expect("the signature is of the base");
+    let job = StageJob {
+        path: base.place.path().clone(),
+        node: node.clone(),
+        resume_key: None,
+    };
+    session.stage_delta(&job, base, &mut matcher)
+}
+
+fn built_from_old(fixture: &Fixture) {
+    let store = (fixture.open)();
+    let old = noise(3 << 20);
+    version(&*store, 1, &[put("big", &old, Old::None)]);
+    // A block changed, bytes inserted, an end cut off; then holes.
+    let mut new = old.clone();
+    new[5000] ^= 1;
+    new.splice(1 << 20..1 << 20, *b"in between");
+    new.truncate(2 << 20);
+    let base = current("big", &file_node(&old));
+    let session = store.begin(DATASET, 2).expect("opens");
+    let node = file_node(&new);
+    let staged = stage_next(&*session, &base, &node, &mut Bytes::new(&new)).expect("built");
+    assert_eq!(
+        (staged.hash, staged.data_bytes),
+        (Digest::of(&new), 2 << 20)
+    );
+    let put = |node: &Node| Op::Put {
+        path: path("big"),
+        node: node.clone(),
+        old: Old::Keep,
+    };
+    session.submit(0, put(&node), Some(staged)).expect("taken");
+    flushed(&*session);
+    session.seal(seal(2)).expect("sealed");
+    drop(session);
+    assert!(std::fs::read(fixture.at("big")).expect("there") == new);
+
+    let extents = [(4096, 1 << 20), (2 << 20, 8192), (1 << 30, 100)];
+    let extents = extents.map(|(at, len)| Extent { at, len });
+    let data = [&new[4096..4096 + (1 << 20)], &old[..8192], &old[..100]].concat();
+    let (mut content, sparse) = sparse_content(2 << 30, &extents, &data);
+    let session = store.begin(DATASET, 3).expect("opens");
+    let base = current("big", &node);
+    let staged = stage_next(&*session, &base, &sparse, &mut content).expect("built");
+    session
+        .submit(0, put(&sparse), Some(staged))
+        .expect("taken");
+    flushed(&*session);
+    session.seal(seal(3)).expect("sealed");
+    let stat = std::fs::metadata(fixture.at("big")).expect("there");
+    assert!(
+        stat.len() == 2 << 30 && stat.blocks() < 4 << 11,
+        "{}",
+        stat.blocks()
+    );
+
+    // And from one with holes to one with others; given up, it leaves nothing.
+    let extents = extents.map(|Extent { at, len }| Extent { at: at * 2, len });
+    let (mut content, other) = sparse_content(3 << 30, &extents, &data);
+    drop(session);
+    let session = store.begin(DATASET, 4).expect("opens");
+    let base = current("big", &sparse);
+    let staged = stage_next(&*session, &base, &other, &mut content).expect("built");
+    assert_eq!(Some(staged.hash), other.hash);
+    session.discard(staged).expect("discarded");
+    drop(session);
+    assert!(fixture.tmp_is_clean(false), "something is left in tmp/");
+    let past = |node: &Node, number| Want {
+        place: Place::History {
+            version: Some(seal(number).version),
+            path: path("big"),
+        },
+        ..current("big", node)
+    };
+    let wants = [
+        current("big", &sparse),
+        past(&file_node(&old), 2),
+        past(&node, 3),
+    ];
+    let checked = store.check(DATASET, &wants).expect("answers");
+    assert_eq!(checked, vec![Checked::Good; 3]);
+}
+
+/// Parts that somebody made up.
+struct MadeUp(Vec<Part>, u64, Digest);
+
+impl Delta for MadeUp {
+    fn size(&self) -> u64 {
+        self.1
+    }
+
+    fn extents(&self) -> Option<&[Extent]> {
+        None
+    }
+
+    fn next(&mut self) -> std::io::Result<Option<Part>> {
+        Ok((!self.0.is_empty()).then(|| self.0.remove(0)))
+    }
+
+    fn hash(&mut self) -> Option<Digest> {
+        Some(self.2)
+    }
+}
+
+fn not_built(fixture: &Fixture) {
+    let store = (fixture.open)();
+    let old = noise(1 << 20);
+    version(&*store, 1, &[put("big", &old, Old::None)]);
+    let session = store.begin(DATASET, 2).expect("opens");
+    let base = current("big", &file_node(&old));
+    let signature = session.signature(&base).expect("it is as recorded");
+    let new = [b"before".to_vec(), old.clone()].concat();
+    let job = StageJob {
+        path: path("big"),
+        node: file_node(&new),
+        resume_key: None,
+    };
+    let (len, hash) = (new.len() as u64, Digest::of(&new));
+    let copy = |from, len| Part::Copy { from, len };
+    let data = |len: usize| Part::Data(new[..len].to_vec());
+    for parts in [
+        vec![copy(0, len)],
+        vec![copy(u64::MAX, len)],
+        vec![copy(0, u64::MAX)],
+        vec![data(6), copy(0, 5)],
+        vec![data(7), copy(0, 1 << 20)],
+        vec![data(6), copy(1, (1 << 20) - 1), data(1)],
+        vec![],
+    ] {
+        let mut made_up = MadeUp(parts.clone(), len, hash);
+        let staged = session.stage_delta(&job, &base, &mut made_up);
+        assert!(staged.is_err(), "{parts:?}");
+    }
+    // A base that is not there, and one that is not what it was.
+    let gone = current("gone", &file_node(&old));
+    assert!(session.signature(&gone).is_err());
+    let mut parts = MadeUp(vec![data(6), copy(0, 1 << 20)], len, hash);
+    assert!(session.stage_delta(&job, &gone, &mut parts).is_err());
+    let mut rotten = old.clone();
+    rotten[777_777] ^= 1;
+    std::fs::write(fixture.at("big"), &rotten).expect("written");
+    let error = session.signature(&base).expect_err("its bytes are others");
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    let mut content = Bytes::new(&new);
+    let matcher = Matcher::new(&mut content, signature, base.size, None);
+    let mut matcher = matcher.expect("the signature is of the base");
+    let error = session.stage_delta(&job, &base, &mut matcher);
+    let error = error.expect_err("what was built is not what was read");
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    // The content fails in the middle.
+    let mut failing = Bytes {
+        fails_at: 500_000,
+        ..Bytes::new(&new)
+    };
+    std::fs::write(fixture.at("big"), &old).expect("written");
+    assert!(stage_next(&*session, &base, &job.node, &mut failing).is_err());
+    // Whole it goes, and nothing is left of the rest.
+    let staged = session.stage(&job, &mut Bytes::new(&new)).expect("staged");
+    let op = Op::Put {
+        path: path("big"),
+        node: job.node.clone(),
+        old: Old::Keep,
+    };
+    session.submit(0, op, Some(staged)).expect("taken");
+    flushed(&*session);
+    session.seal(seal(2)).expect("sealed");
+    drop(session);
+    assert!(std::fs::read(fixture.at("big")).expect("there") == new);
+    assert!(fixture.tmp_is_clean(false), "something is left in tmp/");
+}
+
 fn holes(fixture: &Fixture) {
     let store = (fixture.open)();
     let size = 1 << 40;
@@ -1517,6 +1722,7 @@ fn escapes(fixture: &Fixture) {
         hash: Digest::of(b"x"),
         data_bytes: 1,
         resumed_bytes: 0,
+        shared_bytes: 0,
     };
     // A far store may tell it as an event; either way nothing happens.
     let _ = session.submit(0, put("stolen", b"x", Old::None).0, Some(forged));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tree::{Content, Dir, RelPath};
+use tree::{Content, Dir, RelPath, Signature};
 
 use crate::fault::Faults;
 use crate::place::{CONTROL, HOW_TO, check_dataset, io_error, is, is_absent, now, rel};
@@ -484,6 +484,11 @@ impl Store for Disk {
             .into_iter()
             .map(|(line, pruned)| (line.seal, pruned))
             .collect())
+    }
+
+    fn signature(&self, dataset: &str, want: &Want) -> Result<Signature> {
+        self.inner.check_dataset(dataset)?;
+        read::signature(&self.inner, dataset, want)
     }
 
     fn fetch(&self, dataset: &str, wants: &[Want]) -> Result<Vec<Result<Vec<u8>>>> {

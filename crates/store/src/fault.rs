@@ -7,7 +7,8 @@
 
 /// Every point, in the order in which a batch and a seal pass them.
 #[cfg(debug_assertions)]
-const POINTS: [&str; 16] = [
+const POINTS: [&str; 17] = [
+    "stage.base",
     "stage.written",
     "log.append",
     "log.appended",

@@ -1,4 +1,4 @@
-//! What the frames mean: the messages of protocol version 2, and what either side checks
+//! What the frames mean: the messages of the protocol, and what either side checks
 //! before it believes one. `docs/protocol.md` is the specification.
 
 use std::collections::VecDeque;
@@ -39,6 +39,8 @@ pub(crate) const BLOCK_MAX: u64 = 64 << 20;
 const EXTENTS_MAX: usize = 65_536;
 const XATTRS_MAX: usize = 4_096;
 const TEXT_MAX: usize = 16 << 10;
+/// Copies told in one message.
+pub(crate) const COPIES_MAX: usize = 512;
 
 /// How a host introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +213,21 @@ pub(crate) enum ToAgent {
         op: Op,
         source: Source,
     },
+    /// Since version 2. Content is built out of `base`: copies of it and data frames of this
+    /// stream, in the order of the content. `StageEnd` is answered by `Staged` or `StageFailed`.
+    StageDelta {
+        stream: u32,
+        path: RelPath,
+        node: Node,
+        size: u64,
+        extents: Option<Vec<Extent>>,
+        base: Want,
+    },
+    /// Since version 2. The next data bytes of the content are these of the base: offset, length.
+    StageCopies {
+        stream: u32,
+        copies: Vec<(u64, u64)>,
+    },
 }
 
 /// What can be asked.
@@ -258,6 +275,11 @@ pub(crate) enum Call {
         newest: u64,
         objects: Vec<Place>,
     },
+    /// Since version 2. The answer is data frames.
+    Signature {
+        dataset: String,
+        want: Want,
+    },
 }
 
 /// From the agent.
@@ -298,6 +320,12 @@ pub(crate) enum ToHost {
     Answer {
         call: u32,
         answer: Result<Answer, Failure>,
+    },
+    /// Since version 2. What was to be built lies there and is what the host has; so many of its
+    /// data bytes did not have to be written.
+    Staged {
+        stream: u32,
+        spared: u64,
     },
 }
 

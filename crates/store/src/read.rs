@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 
-use tree::{Content, DirCache, FileContent, Kind, Node, RelPath};
+use tree::{Content, DirCache, FileContent, Kind, Node, RelPath, Signature};
 
 use crate::disk::Inner;
 use crate::line::SealLine;
@@ -225,6 +225,21 @@ fn data_bytes(want: &Want) -> u64 {
             .map(|extent| extent.len)
             .fold(0, u64::saturating_add),
         None => want.size,
+    }
+}
+
+/// Reads one content and tells the fingerprints of its blocks.
+pub(crate) fn signature(disk: &Inner, dataset: &str, want: &Want) -> Result<Signature> {
+    let mut content = Reader::new(disk, dataset).open(want)?;
+    match Signature::of(&mut content) {
+        Ok((signature, hash)) if hash == want.hash => Ok(signature),
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => {
+            Err(io_error(want.place.path())(error))
+        }
+        _ => Err(Error::Damaged {
+            what: want.place.path().to_string(),
+            why: "its bytes are not those recorded".to_owned(),
+        }),
     }
 }
 

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use tree::{Content, ContentHasher, Digest, Extent, Node, RelPath};
+use tree::{Content, ContentHasher, Delta, Digest, Extent, Node, Part, RelPath, Signature};
 
 use crate::agent::read_full;
 use crate::message::*;
@@ -78,9 +78,9 @@ impl RemoteOptions {
 /// A store on another machine. Dropping it ends the agent, and with it the store's lock.
 pub struct Remote {
     shared: Arc<Shared>,
-    /// Of the protocol.
-    version: u16,
     info: StoreInfo,
+    /// The protocol that both sides speak.
+    version: u16,
     calls: AtomicU32,
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
@@ -129,6 +129,8 @@ struct InFlight {
 /// A stream that is being sent.
 struct Outgoing {
     resume: Option<Sender<Resume>>,
+    /// Who waits to hear that it was built, and how many bytes did not have to be written.
+    staged: Option<Sender<u64>>,
     failed: Option<Failure>,
 }
 
@@ -196,8 +198,8 @@ impl Remote {
         });
         Ok(Self {
             shared,
-            version,
             info,
+            version,
             calls: AtomicU32::new(0),
             stop,
             received,
@@ -407,6 +409,15 @@ impl Shared {
                 if let Some(outgoing) = lock(&self.streams).get_mut(&stream) {
                     outgoing.failed = Some(why);
                     outgoing.resume = None;
+                    outgoing.staged = None;
+                }
+            }
+            ToHost::Staged { stream, spared } => {
+                if let Some(outgoing) = lock(&self.streams).get_mut(&stream)
+                    && let Some(sender) = outgoing.staged.take()
+                {
+                    // Nobody waits for it where the stream was given up.
+                    let _ = sender.try_send(spared);
                 }
             }
             ToHost::Piece { call, piece } => self.route(call, || Routed::Piece(piece))?,
@@ -474,6 +485,7 @@ impl Shared {
         lock(&self.calls).clear();
         for outgoing in lock(&self.streams).values_mut() {
             outgoing.resume = None;
+            outgoing.staged = None;
             outgoing
                 .failed
                 .get_or_insert_with(|| Failure::Wire(short(&text)));
@@ -555,7 +567,7 @@ impl Store for Remote {
             let text = "another dataset is being written over this connection";
             return Err(Error::Refused(text.into()));
         }
-        let dataset = dataset.to_owned();
+        let (dataset, name) = (dataset.to_owned(), dataset.to_owned());
         let calling = self.start(|call| ToAgent::Begin {
             call,
             dataset,
@@ -577,6 +589,7 @@ impl Store for Remote {
         }
         Ok(Box::new(RemoteSession {
             remote: self,
+            dataset: name,
             begun,
             events,
             held: Mutex::default(),
@@ -622,6 +635,31 @@ impl Store for Remote {
     fn logs(&self, dataset: &str) -> Result<Vec<(Seal, bool)>> {
         let dataset = dataset.to_owned();
         self.seals(Call::Logs { dataset })
+    }
+
+    fn signature(&self, dataset: &str, want: &Want) -> Result<Signature> {
+        if self.version < wire::DELTAS_SINCE {
+            let text = "the agent is too old to tell the fingerprints of a content";
+            return Err(Error::Refused(text.into()));
+        }
+        let data_len = data_len(want.size, want.extents.as_deref());
+        let most = Signature::len_max(data_len, want.extents.as_ref().map_or(0, Vec::len));
+        let mut calling = self.call(Call::Signature {
+            dataset: dataset.to_owned(),
+            want: want.clone(),
+        })?;
+        let mut bytes = Vec::new();
+        loop {
+            match calling.next()? {
+                Routed::Data(data) if (bytes.len() + data.len()) as u64 <= most => {
+                    bytes.extend_from_slice(&data);
+                }
+                Routed::Answer(Ok(Answer::Done)) => break,
+                Routed::Answer(Err(failure)) => return Err(failure.into()),
+                _ => return Err(calling.nonsense()),
+            }
+        }
+        Signature::from_bytes(&bytes).ok_or_else(|| calling.nonsense())
     }
 
     fn fetch(&self, dataset: &str, wants: &[Want]) -> Result<Vec<Result<Vec<u8>>>> {
@@ -814,6 +852,7 @@ impl Content for Opened<'_> {
 /// A dataset being written over the connection.
 struct RemoteSession<'a> {
     remote: &'a Remote,
+    dataset: String,
     begun: Begun,
     events: Receiver<Event>,
     /// Small contents that wait for their operation.
@@ -896,27 +935,10 @@ impl RemoteSession<'_> {
     /// Sends a content, `first` and then what is left of it, as a stream.
     fn stream(&self, job: &StageJob, content: &mut dyn Content, first: &[u8]) -> Result<Staged> {
         let shared = self.shared();
-        let stream = self.next.fetch_add(1, Ordering::Relaxed);
         let (resume, resumed) = bounded(1);
-        {
-            let mut streams = lock(&shared.streams);
-            while streams.len() >= STREAMS_MAX && lock(&shared.lost).is_none() {
-                streams = wait(&shared.stream_ended, streams);
-            }
-            let outgoing = Outgoing {
-                resume: Some(resume),
-                failed: None,
-            };
-            streams.insert(stream, outgoing);
-        }
-        let mut sending = Sending {
-            shared,
-            stream,
-            begun: false,
-            ended: false,
-            hasher: ContentHasher::new(content.size(), content.extents()),
-            resumed: 0,
-        };
+        let mut sending = self.open_stream(Some(resume), None);
+        let stream = sending.stream;
+        sending.hasher = ContentHasher::new(content.size(), content.extents());
         let path = || tree::escape(job.path.as_bytes()).into_owned();
         let io = |source| Error::Io {
             what: path(),
@@ -952,6 +974,105 @@ impl RemoteSession<'_> {
         }
         sending.end()
     }
+
+    /// Waits until one more stream may be open.
+    fn open_stream(
+        &self,
+        resume: Option<Sender<Resume>>,
+        staged: Option<Sender<u64>>,
+    ) -> Sending<'_> {
+        let shared = self.shared();
+        let stream = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut streams = lock(&shared.streams);
+        while streams.len() >= STREAMS_MAX && lock(&shared.lost).is_none() {
+            streams = wait(&shared.stream_ended, streams);
+        }
+        let outgoing = Outgoing {
+            resume,
+            staged,
+            failed: None,
+        };
+        streams.insert(stream, outgoing);
+        Sending {
+            shared,
+            stream,
+            begun: false,
+            ended: false,
+            hasher: ContentHasher::new(0, None),
+            resumed: 0,
+        }
+    }
+
+    /// Has the agent build a content out of one that it has, and waits to hear that it did.
+    fn stream_delta(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged> {
+        let (staged, heard) = bounded(1);
+        let mut sending = self.open_stream(None, Some(staged));
+        let (shared, stream) = (self.shared(), sending.stream);
+        let begin = ToAgent::StageDelta {
+            stream,
+            path: job.path.clone(),
+            // The extents are told once.
+            node: Node {
+                extents: None,
+                ..job.node.clone()
+            },
+            size: delta.size(),
+            extents: delta.extents().map(<[_]>::to_vec),
+            base: base.clone(),
+        };
+        shared.out.send(Urgency::Soon, &begin)?;
+        sending.begun = true;
+        let mut data_bytes = 0;
+        let mut copies = Vec::new();
+        loop {
+            let part = delta.next().map_err(|source| Error::Io {
+                what: tree::escape(job.path.as_bytes()).into_owned(),
+                source,
+            })?;
+            if let Some(Part::Copy { from, len }) = part {
+                data_bytes += len;
+                copies.push((from, len));
+                if copies.len() < COPIES_MAX {
+                    continue;
+                }
+            }
+            if !copies.is_empty() {
+                let copies = std::mem::take(&mut copies);
+                let told = ToAgent::StageCopies { stream, copies };
+                shared.out.send(Urgency::Soon, &told)?;
+            }
+            match part {
+                Some(Part::Copy { .. }) => sending.check()?,
+                Some(Part::Data(data)) => {
+                    data_bytes += data.len() as u64;
+                    sending.send_data(&data)?;
+                }
+                None => break,
+            }
+        }
+        let Some(hash) = delta.hash() else {
+            let text = "what is to be built has no digest";
+            return Err(Error::Refused(text.into()));
+        };
+        let end = ToAgent::StageEnd { stream, hash };
+        shared.out.send(Urgency::Now, &end)?;
+        sending.ended = true;
+        match heard.recv() {
+            Ok(spared) => Ok(Staged {
+                token: format!("s{stream}"),
+                hash,
+                data_bytes,
+                resumed_bytes: 0,
+                shared_bytes: spared.min(data_bytes),
+            }),
+            Err(_) => {
+                let failure = sending.failure();
+                // Where it cannot be sent, the agent is gone.
+                let _ = shared.out.send(Urgency::Soon, &ToAgent::Discard { stream });
+                Err(failure)
+            }
+        }
+    }
 }
 
 /// A stream while it is sent; given up when it is dropped before its end.
@@ -977,12 +1098,19 @@ impl Sending<'_> {
             return Ok(());
         }
         self.hasher.update(data);
+        self.send_data(data)
+    }
+
+    /// Fails when the agent cannot store it.
+    fn check(&self) -> Result<()> {
         let failed = lock(&self.shared.streams)
             .get(&self.stream)
             .is_some_and(|stream| stream.failed.is_some());
-        if failed {
-            return Err(self.failure());
-        }
+        if failed { Err(self.failure()) } else { Ok(()) }
+    }
+
+    fn send_data(&self, data: &[u8]) -> Result<()> {
+        self.check()?;
         data.chunks(wire::CHUNK)
             .try_for_each(|chunk| self.shared.out.send_data(self.stream, chunk))
     }
@@ -1025,6 +1153,7 @@ impl Sending<'_> {
             hash,
             data_bytes,
             resumed_bytes: self.resumed,
+            shared_bytes: 0,
         })
     }
 }
@@ -1078,6 +1207,7 @@ impl Session for RemoteSession<'_> {
             hash: hasher.finish(),
             data_bytes: n as u64,
             resumed_bytes: 0,
+            shared_bytes: 0,
         })
     }
 
@@ -1098,7 +1228,27 @@ impl Session for RemoteSession<'_> {
             hash,
             data_bytes: data_len(job.node.size, job.node.extents.as_deref()),
             resumed_bytes: 0,
+            shared_bytes: 0,
         })
+    }
+
+    fn prefers_deltas(&self) -> bool {
+        self.remote.version >= wire::DELTAS_SINCE
+    }
+
+    fn signature(&self, base: &Want) -> Result<Signature> {
+        self.remote.signature(&self.dataset, base)
+    }
+
+    fn stage_delta(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged> {
+        check_node(&job.node)
+            .and_then(|()| check_extents(delta.size(), delta.extents()))
+            .and_then(|()| check_want(base))?;
+        if !self.prefers_deltas() {
+            let text = "the agent is too old to build a content out of another";
+            return Err(Error::Refused(text.into()));
+        }
+        self.stream_delta(job, base, delta)
     }
 
     fn discard(&self, staged: Staged) -> Result<()> {

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 use rustix::io::Errno;
-use tree::{Content, Kind, Node, RelPath};
+use tree::{Content, Delta, Kind, Node, RelPath, Signature};
 
 use crate::commit::{Batch, Committer, Item, Work};
 use crate::disk::Inner;
@@ -23,7 +23,7 @@ use crate::place::{NAME_MAX, check_version, io_error, rel};
 use crate::recover::{self, recover};
 use crate::staging::{Staging, part_token};
 use crate::{
-    Begun, Error, Event, Op, Place, Result, Seal, Session, Source, StageJob, Staged, read,
+    Begun, Error, Event, Op, Place, Result, Seal, Session, Source, StageJob, Staged, Want, read,
 };
 
 /// A batch is handed to the committer when it has this many operations and no other waits …
@@ -185,6 +185,23 @@ impl Session for DiskSession {
         self.disk.check_dataset(&source.dataset)?;
         let file = read::Reader::new(&self.disk, &source.dataset).file(&source.place)?;
         let staged = self.staging.stage_copy(job, &file, stop)?;
+        self.disk.faults.point("stage.written")?;
+        Ok(staged)
+    }
+
+    fn prefers_deltas(&self) -> bool {
+        self.staging.shares_blocks()
+    }
+
+    fn signature(&self, base: &Want) -> Result<Signature> {
+        read::signature(&self.disk, &self.dataset, base)
+    }
+
+    fn stage_delta(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged> {
+        self.check_alive()?;
+        let file = read::Reader::new(&self.disk, &self.dataset).file(&base.place)?;
+        self.disk.faults.point("stage.base")?;
+        let staged = self.staging.stage_delta(job, &file, delta)?;
         self.disk.faults.point("stage.written")?;
         Ok(staged)
     }

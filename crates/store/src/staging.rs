@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tree::{
-    Content, ContentHasher, Digest, Dir, DirCache, Extent, FileContent, RelPath, Stat, Target,
+    Content, ContentHasher, Delta, Digest, Dir, DirCache, Extent, FileContent, RelPath, Stat,
+    Target,
 };
 
 use crate::apply;
@@ -104,6 +105,17 @@ struct Spot {
     folder: Option<Arc<Folder>>,
 }
 
+impl Spot {
+    /// Removes what was not completed: the room is needed, and nobody will use it.
+    fn clear(&self) {
+        if self.dir.unlink(&self.name).is_ok()
+            && let Some(folder) = &self.folder
+        {
+            folder.leave();
+        }
+    }
+}
+
 /// Content on its way: `tmp/<session>/<slot>/<n>`, `tmp/<session>/f<n>/<name>` and
 /// `tmp/part-<key>`.
 pub(crate) struct Staging {
@@ -119,11 +131,11 @@ pub(crate) struct Staging {
     /// Whether the file system takes names that differ in case for one: then every file is placed
     /// by itself, after a look at the names that are there.
     folds: bool,
+    /// Whether files can share blocks, once that was tried.
+    shares: OnceLock<bool>,
     /// What a file is like here when it has just been made with all permissions, and whether it
     /// has no extended attributes then.
     fresh: (Stat, bool),
-    /// Whether a file can share its blocks with another.
-    shares_blocks: OnceLock<bool>,
 }
 
 thread_local! {
@@ -169,8 +181,8 @@ impl Staging {
             folders: Mutex::new(folders),
             held: Mutex::default(),
             folds: disk.folds,
+            shares: OnceLock::new(),
             fresh,
-            shares_blocks: OnceLock::new(),
         })
     }
 
@@ -348,15 +360,16 @@ impl Staging {
         stop: &AtomicBool,
     ) -> Result<Staged> {
         let node = &job.node;
-        let staged = self.place(job, |file| {
+        let mut shared = false;
+        let mut staged = self.place(job, |file| {
             if from.metadata()?.len() != node.size {
                 return Err(std::io::ErrorKind::InvalidData.into());
             }
-            let shares = tree::reflink(from, file)?;
-            let read = if shares { file } else { from };
+            shared = tree::reflink(from, file)?;
+            let read = if shared { file } else { from };
             let content = FileContent::with_extents(read, node.size, node.extents.clone())?;
             let mut content = Until { content, stop };
-            if !shares {
+            if !shared {
                 return self.fill(file, job, &mut content);
             }
             let hashed = hash_of(&mut content)?;
@@ -364,28 +377,13 @@ impl Staging {
             Ok(hashed)
         })?;
         if Some(staged.hash) == node.hash {
+            staged.shared_bytes = if shared { staged.data_bytes } else { 0 };
             return Ok(staged);
         }
         self.discard(&staged)?;
         Err(Error::Damaged {
             what: job.path.to_string(),
             why: "what was to be taken from another place in the store is not its content".into(),
-        })
-    }
-
-    /// Whether a file here can share its blocks with another.
-    pub(crate) fn shares_blocks(&self) -> bool {
-        *self.shares_blocks.get_or_init(|| {
-            let names: [&[u8]; 2] = [b"probe-from", b"probe-to"];
-            let tried = self.dir.create_file(names[0], 0o600).and_then(|mut from| {
-                from.write_all(b"probe")?;
-                tree::reflink(&from, &self.dir.create_file(names[1], 0o600)?)
-            });
-            for name in names {
-                // What is left goes with the session's directory.
-                let _ = self.dir.unlink(name);
-            }
-            tried.unwrap_or(false)
         })
     }
 
@@ -400,12 +398,7 @@ impl Staging {
         let (hash, data_bytes) = match fill(&spot.file) {
             Ok(staged) => staged,
             Err(error) => {
-                // The room is needed, and nobody will use it.
-                if spot.dir.unlink(&spot.name).is_ok()
-                    && let Some(folder) = &spot.folder
-                {
-                    folder.leave();
-                }
+                spot.clear();
                 return Err(io_error(&job.path)(error));
             }
         };
@@ -415,6 +408,57 @@ impl Staging {
             hash,
             data_bytes,
             resumed_bytes: 0,
+            shared_bytes: 0,
+        })
+    }
+
+    /// Whether the file system can share blocks between files: tried, for nothing else tells.
+    pub(crate) fn shares_blocks(&self) -> bool {
+        *self.shares.get_or_init(|| {
+            const NAMES: [&[u8]; 2] = [b"shared", b"sharing"];
+            let try_it = || {
+                let from = self.dir.create_file(NAMES[0], 0o600)?;
+                from.write_all_at(&[1], 0)?;
+                tree::reflink(&from, &self.dir.create_file(NAMES[1], 0o600)?)
+            };
+            // If not even that can be done, staging will say why.
+            let shares = try_it().unwrap_or(false);
+            for name in NAMES {
+                // What cannot be removed goes with the session's directory.
+                let _ = self.dir.unlink(name);
+            }
+            shares
+        })
+    }
+
+    /// Stages content that is built out of `base`. What a cut leaves of it lies in the session's
+    /// directory and goes with it, like any other that no batch has named; the base is only read.
+    pub(crate) fn stage_delta(
+        &self,
+        job: &StageJob,
+        base: &File,
+        delta: &mut dyn Delta,
+    ) -> Result<Staged> {
+        let spot = self.spot(&job.path, job.node.mode & PERMISSIONS);
+        let spot = spot.map_err(io_error(&job.path))?;
+        let built = tree::patch_content(base, delta, &spot.file)
+            .and_then(|built| self.hold_attributes(&spot.file, job).map(|()| built))
+            .map_err(io_error(&job.path));
+        let built = built.and_then(|built| match delta.hash() {
+            Some(hash) if hash == built.hash => Ok(built),
+            _ => Err(Error::Damaged {
+                what: job.path.to_string(),
+                why: "what was built out of its copy is not what was read".to_owned(),
+            }),
+        });
+        let built = built.inspect_err(|_| spot.clear())?;
+        self.hold(&spot.token, spot.folder);
+        Ok(Staged {
+            token: spot.token,
+            hash: built.hash,
+            data_bytes: built.data_bytes,
+            resumed_bytes: 0,
+            shared_bytes: built.data_bytes - built.written,
         })
     }
 
@@ -463,6 +507,7 @@ impl Staging {
             hash,
             data_bytes,
             resumed_bytes,
+            shared_bytes: 0,
         })
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
-use tree::{Content, Digest, Extent, Node, RelPath};
+use tree::{Content, Delta, Digest, Extent, Node, RelPath, Signature};
 
 use crate::{LogRecord, Op};
 
@@ -184,8 +184,10 @@ pub struct Staged {
     pub hash: Digest,
     /// Bytes of data read (holes not counted).
     pub data_bytes: u64,
-    /// Bytes that an earlier session had already brought over.
+    /// How many of them an earlier session had brought.
     pub resumed_bytes: u64,
+    /// How many share blocks with what lay there, and were not written.
+    pub shared_bytes: u64,
 }
 
 /// What a session tells, in the order in which it became true.
@@ -249,6 +251,10 @@ pub trait Store: Send + Sync {
     /// today's state came to be.
     fn logs(&self, dataset: &str) -> Result<Vec<(Seal, bool)>>;
 
+    /// Reads one content and tells the fingerprints of its blocks. Error [`Error::Damaged`]: its
+    /// bytes are not those recorded.
+    fn signature(&self, dataset: &str, want: &Want) -> Result<Signature>;
+
     /// Reads small contents (at most 8 MiB together), one answer each, in order. Not verified.
     fn fetch(&self, dataset: &str, wants: &[Want]) -> Result<Vec<Result<Vec<u8>>>>;
 
@@ -279,6 +285,21 @@ pub trait Session: Send + Sync {
 
     /// Brings content into the store's `tmp/`. Reads `content` to its end and hashes it.
     fn stage(&self, job: &StageJob, content: &mut dyn Content) -> Result<Staged>;
+
+    /// Whether [`Session::stage_delta`] costs less than [`Session::stage`] here: there is a network
+    /// in between, or the file system can share blocks.
+    fn prefers_deltas(&self) -> bool;
+
+    /// The fingerprints of what lies in the dataset's place, as [`Store::signature`] has them.
+    fn signature(&self, base: &Want) -> Result<Signature>;
+
+    /// Brings content into the store's `tmp/` by building it out of `base`, which lies in the
+    /// store. What was built is read back whole, and its digest compared with the one that `delta`
+    /// tells at its end; the staged hash is that. A cut loses it: there is nothing to go on with.
+    ///
+    /// Error: any that comes of `base` (damaged, gone, not readable) as well as of the staging.
+    /// Then nothing is staged, and [`Session::stage`] is the way.
+    fn stage_delta(&self, job: &StageJob, base: &Want, delta: &mut dyn Delta) -> Result<Staged>;
 
     /// The file in which an earlier session left the beginning of the content with this
     /// [`StageJob::resume_key`], opened for reading and writing, its data where the content

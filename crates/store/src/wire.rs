@@ -22,6 +22,8 @@ pub(crate) const MAGIC: [u8; 8] = *b"\x89thrice\n";
 pub(crate) const VERSIONS: std::ops::RangeInclusive<u16> = 1..=2;
 /// From here on content can come from where it lies in the store.
 pub(crate) const FROM_STORE: u16 = 2;
+/// The first version in which contents are built out of others.
+pub(crate) const DELTAS_SINCE: u16 = 2;
 /// The longest payload of one frame, bytes.
 pub(crate) const FRAME_MAX: usize = (1 << 20) + (64 << 10);
 /// The longest message, put together from several frames, bytes.

@@ -6,11 +6,12 @@ use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::extents::{self, Cursor};
 use crate::file::{BIG, Cache, DONTCACHE, drop_cached};
-use crate::{Content, ContentHasher, Digest, Extent, FileContent, stat_fd};
+use crate::{Content, ContentHasher, Delta, Digest, Extent, FileContent, Part, stat_fd};
 
 /// Bytes per read where one thread does all.
 const PIECE: usize = 256 << 10;
@@ -139,8 +140,7 @@ impl Writer<'_> {
     fn write(&mut self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             let Some(here) = self.cursor.here() else {
-                let why = "there is more content than was announced";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                return Err(invalid(TOO_MUCH));
             };
             let count = self.write_at(&data[..here.fit(data.len())], here.at)?;
             self.cursor.advance(count as u64);
@@ -174,6 +174,130 @@ impl Writer<'_> {
             }
         }
     }
+}
+
+/// What came of [`patch_content`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patched {
+    /// Of what was built, as [`crate::Node::hash`] defines it.
+    pub hash: Digest,
+    /// Its bytes of data.
+    pub data_bytes: u64,
+    /// How many of them were written; the others share blocks with the old content.
+    pub written: u64,
+}
+
+/// Builds a new content out of an old one in `to`, a new and empty file. Where the file system can
+/// share blocks, what has not changed is not written. All of it is read and hashed all the same:
+/// the digest is that of the bytes that lie there. Nothing is synced.
+///
+/// A part that the old content cannot have is `InvalidData`, as are too few or too many.
+pub fn patch_content(old: &File, delta: &mut dyn Delta, to: &File) -> io::Result<Patched> {
+    let (size, extents) = (delta.size(), delta.extents().map(<[_]>::to_vec));
+    let old_size = stat_fd(old)?.size;
+    let shared = reflink(old, to)?;
+    if shared {
+        to.set_len(size)?;
+        let all = [Extent { at: 0, len: size }];
+        punch_gaps(to, size, extents.as_deref().unwrap_or(&all))?;
+    }
+    let mut hasher = ContentHasher::new(size, extents.as_deref());
+    let cursor = Cursor::new(size, extents.as_deref());
+    let mut patch = Patch {
+        old: FileContent::recorded(old, old_size, None)?,
+        writer: Writer {
+            to,
+            cursor,
+            cache: Cache::for_len(size),
+        },
+        shared,
+        written: 0,
+        buffer: vec![0; BIG_PIECE],
+    };
+    while let Some(part) = delta.next()? {
+        match part {
+            Part::Data(data) => {
+                hasher.update(&data);
+                patch.written += data.len() as u64;
+                patch.writer.write(&data)?;
+            }
+            Part::Copy { from, len } => {
+                if from.checked_add(len).is_none_or(|end| end > old_size) {
+                    return Err(invalid("it is to be built from what the old one has not"));
+                }
+                patch.copy(from, len, &mut hasher)?;
+            }
+        }
+    }
+    if patch.writer.cursor.here().is_some() {
+        return Err(invalid("there is less content than was announced"));
+    }
+    if !shared {
+        to.set_len(size)?;
+    }
+    let data_bytes = hasher.data_bytes();
+    Ok(Patched {
+        hash: hasher.finish(),
+        data_bytes,
+        written: patch.written,
+    })
+}
+
+/// A content that is being built out of an old one.
+struct Patch<'a> {
+    old: FileContent<&'a File>,
+    writer: Writer<'a>,
+    /// Every block of the old content lies where it lay already.
+    shared: bool,
+    written: u64,
+    buffer: Vec<u8>,
+}
+
+impl Patch<'_> {
+    fn copy(&mut self, mut from: u64, mut len: u64, hasher: &mut ContentHasher) -> io::Result<()> {
+        self.old.go_to(from);
+        while len > 0 {
+            let Some(here) = self.writer.cursor.here() else {
+                return Err(invalid(TOO_MUCH));
+            };
+            let count = here.fit(self.buffer.len());
+            let count = count.min(usize::try_from(len).unwrap_or(usize::MAX));
+            let data = &mut self.buffer[..count];
+            if self.old.read(data)? < count {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            hasher.update(data);
+            if self.shared && here.at == from {
+                self.writer.cursor.advance(count as u64);
+            } else {
+                self.written += count as u64;
+                self.writer.write(data)?;
+            }
+            (from, len) = (from + count as u64, len - count as u64);
+        }
+        Ok(())
+    }
+}
+
+const TOO_MUCH: &str = "there is more content than was announced";
+
+fn invalid(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Makes holes of whatever data lies between the extents (`fallocate(2)`).
+fn punch_gaps(file: &File, size: u64, extents: &[Extent]) -> io::Result<()> {
+    let mut at = 0;
+    let end = Extent { at: size, len: 0 };
+    for extent in extents.iter().chain([&end]) {
+        while let Some(run) = extents::next_data(file, at, extent.at)? {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(file, flags, run.at, run.len)?;
+            at = run.at + run.len;
+        }
+        at = extent.at + extent.len;
+    }
+    Ok(())
 }
 
 /// Makes `to` share the content of `from` (`ioctl_ficlone(2)`). `false` where the file systems

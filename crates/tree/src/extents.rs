@@ -66,6 +66,11 @@ impl Cursor {
         None
     }
 
+    /// Goes on at an offset of a content without extents.
+    pub(crate) fn go_to(&mut self, offset: u64) {
+        self.done = offset;
+    }
+
     /// Goes on by `count` bytes, at most what is left in the extent.
     pub(crate) fn advance(&mut self, count: u64) {
         self.done += count;

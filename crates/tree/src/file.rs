@@ -108,6 +108,11 @@ impl<F: AsFd> FileContent<F> {
         self.short
     }
 
+    /// Goes on at an offset of a file that is read without extents.
+    pub(crate) fn go_to(&mut self, offset: u64) {
+        self.cursor.go_to(offset);
+    }
+
     /// Reads at most to the end of the extent. 0 only at the end of all.
     fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(here) = self.cursor.here() else {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
 use serde::Serialize;
-use tree::{Flags, Node, RelPath, Time};
+use tree::{Flags, Node, RelPath, Signature, Time};
 
 use super::*;
 use crate::{Check, Checked, Disk, DiskOptions, Old, Place, Seal, Space, StoreInfo, Want};
@@ -377,6 +377,18 @@ impl Session for StuckSession {
         Err(self.0.wait())
     }
 
+    fn prefers_deltas(&self) -> bool {
+        true
+    }
+
+    fn signature(&self, _: &Want) -> Result<Signature> {
+        Err(self.0.wait())
+    }
+
+    fn stage_delta(&self, _: &StageJob, _: &Want, _: &mut dyn Delta) -> Result<Staged> {
+        Err(self.0.wait())
+    }
+
     fn discard(&self, _: Staged) -> Result<()> {
         Ok(())
     }
@@ -448,6 +460,10 @@ impl Store for Stuck {
     }
 
     fn logs(&self, _: &str) -> Result<Vec<(Seal, bool)>> {
+        Err(self.wait())
+    }
+
+    fn signature(&self, _: &str, _: &Want) -> Result<Signature> {
         Err(self.wait())
     }
 

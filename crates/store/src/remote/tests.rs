@@ -75,3 +75,95 @@ fn an_older_agent_is_not_asked_to_take_what_it_has() {
     let refused = session.stage_copy(&job, &source, &AtomicBool::new(false));
     assert!(matches!(refused, Err(Error::Missing(_))), "{refused:?}");
 }
+
+#[test]
+fn an_old_agent_is_sent_nothing_that_it_does_not_know() {
+    struct Old(Sender<Vec<String>>);
+
+    impl Transport for Old {
+        fn name(&self) -> String {
+            "there".into()
+        }
+
+        fn open(&self) -> Result<Link> {
+            let (host_in, mut agent_out) = pipe().unwrap();
+            let (agent_in, host_out) = pipe().unwrap();
+            let tell = self.0.clone();
+            std::thread::spawn(move || {
+                let mut inbox = Inbox::new(agent_in, Duration::from_secs(20));
+                inbox.expect_magic().unwrap();
+                let Incoming::Hello(hello) = inbox.next().unwrap() else {
+                    panic!("no hello");
+                };
+                let known = u16::from_le_bytes([hello[0], hello[1]]);
+                assert_eq!(known, 1, "the first version is still spoken");
+                let info = StoreInfo {
+                    id: "id".into(),
+                    owner: "pve".into(),
+                    format: 1,
+                    space: crate::Space {
+                        size_bytes: 0,
+                        available_bytes: 0,
+                        inodes: 0,
+                        available_inodes: 0,
+                    },
+                    now: String::new(),
+                    append_only: false,
+                };
+                let welcome: Welcome = Ok((1, info));
+                let mut bytes = wire::MAGIC.to_vec();
+                let mut payload = Vec::new();
+                wire::encode(&mut payload, &welcome).unwrap();
+                wire::put_raw(&mut bytes, Kind::Welcome, &[&payload]);
+                let begun = Begun {
+                    sealed: None,
+                    open_records: 0,
+                    unlogged: false,
+                };
+                let answer = ToHost::Answer {
+                    call: 0,
+                    answer: Ok(Answer::Begun(begun)),
+                };
+                wire::put_message(&mut bytes, &answer, &[]).unwrap();
+                std::io::Write::write_all(&mut agent_out, &bytes).unwrap();
+                let mut heard = Vec::new();
+                while let Incoming::Message(bytes) = inbox.next().unwrap() {
+                    let (message, _) = wire::decode::<ToAgent>(bytes).unwrap();
+                    heard.push(format!("{message:?}"));
+                }
+                tell.send(heard).unwrap();
+            });
+            Ok(Link::pipes(host_in.into(), host_out.into()))
+        }
+    }
+
+    let (tell, heard) = bounded(1);
+    let remote = Remote::connect(&Old(tell), &RemoteOptions::new("pve")).unwrap();
+    let session = remote.begin("d", 1).unwrap();
+    assert!(!session.prefers_deltas());
+    let node = conformance::file_node(b"old");
+    let base = Want {
+        place: Place::Current(conformance::path("a")),
+        size: 3,
+        hash: node.hash.unwrap(),
+        extents: None,
+    };
+    let (signature, _) = Signature::of(&mut conformance::Bytes::new(b"old")).unwrap();
+    let mut content = conformance::Bytes::new(b"new");
+    let mut delta = tree::Matcher::new(&mut content, signature, 3, None).unwrap();
+    let job = StageJob {
+        path: conformance::path("a"),
+        node,
+        resume_key: None,
+    };
+    assert!(session.signature(&base).is_err());
+    assert!(session.stage_delta(&job, &base, &mut delta).is_err());
+    drop(session);
+    drop(remote);
+    let heard = heard.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(heard.len(), 2, "{heard:?}");
+    assert!(
+        heard[0].starts_with("Begin") && heard[1] == "End",
+        "{heard:?}"
+    );
+}
