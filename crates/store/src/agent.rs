@@ -384,13 +384,7 @@ impl<'scope, 'env> Agent<'scope, 'env> {
         }
         match message {
             ToAgent::Submit { op, body } => self.sitting()?.submit(op, body, head_len, tail),
-            ToAgent::SubmitFrom { op, source } => {
-                let checked = check_dataset(&source.dataset);
-                if let Err(error) = checked.and_then(|()| check_place(&source.place)) {
-                    return breach(&error.to_string());
-                }
-                self.sitting()?.submit_from(op, source, head_len)
-            }
+            ToAgent::SubmitFrom { op, source } => self.sitting()?.submit_from(op, source, head_len),
             ToAgent::Begin {
                 call,
                 dataset,
@@ -700,6 +694,10 @@ impl Sitting<'_> {
     }
 
     fn submit_from(&mut self, op: Op, source: Source, head_len: u64) -> Result<()> {
+        let checked = check_dataset(&source.dataset);
+        if let Err(error) = checked.and_then(|()| check_place(&source.place)) {
+            return breach(&error.to_string());
+        }
         let operation = self.held.ledger.arrived(head_len)?;
         if let Err(error) = self.held.check(&op) {
             let refused = Ready::Failed(operation, Failure::from(&error));
