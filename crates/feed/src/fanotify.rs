@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use fanotify_fid::consts::{
@@ -155,8 +155,7 @@ impl<'a> Resolver<'a> {
 
     /// Where a handle leads to; `None` where it leads nowhere below the root any more.
     pub(crate) fn find(&self, handle: &Handle) -> io::Result<Option<Spot>> {
-        let bytes = handle.file_handle();
-        let fd = match fanotify_fid::handle::open_by_handle_at(self.root, bytes) {
+        let fd = match self.open(handle) {
             Ok(fd) => fd,
             // Deleted since (or of another file system).
             Err(error) if Errno::from_io_error(&error) == Some(Errno::STALE) => return Ok(None),
@@ -175,6 +174,25 @@ impl<'a> Resolver<'a> {
             None if stat.dev == self.device => Ok(Some(Spot::Inode(stat.ino))),
             None => Ok(Some(Spot::Elsewhere)),
         }
+    }
+
+    /// While a directory is being removed the kernel may say that it has no memory.
+    fn open(&self, handle: &Handle) -> io::Result<OwnedFd> {
+        const TRIES: usize = 10;
+        let open = || fanotify_fid::handle::open_by_handle_at(self.root, handle.file_handle());
+        let is_passing = |opened: &io::Result<OwnedFd>| {
+            let error = opened.as_ref().err().and_then(Errno::from_io_error);
+            matches!(error, Some(Errno::NOMEM | Errno::INTR | Errno::AGAIN))
+        };
+        let mut opened = open();
+        for _ in 1..TRIES {
+            if !is_passing(&opened) {
+                break;
+            }
+            std::thread::yield_now();
+            opened = open();
+        }
+        opened
     }
 
     fn below(&self, path: &[u8]) -> Option<RelPath> {
