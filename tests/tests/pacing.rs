@@ -636,3 +636,52 @@ fn r18_a_file_longer_than_the_window_is_gone_on_with() -> Result<()> {
     ensure!(parts == 0, "{parts} things were left in tmp");
     Ok(())
 }
+
+/// Compression costs a core, so it is for where a network is between that is slower than it, and
+/// for nothing else: what lies in a store is the file itself.
+#[test]
+fn text_is_compressed_over_a_slow_network_and_nowhere_else() -> Result<()> {
+    let mut world = blackbox::two_legs!();
+    world.sshd();
+    let file = world.path("thrice.toml");
+    let config = std::fs::read_to_string(&file)?;
+    let slow = config.replace(
+        "[store.nas]\n",
+        "[store.nas]\nlimit = { up = \"20MB/s\" }\n",
+    );
+    ensure!(slow != config, "{config}");
+    std::fs::write(&file, slow)?;
+    let text = "what people write is mostly what they wrote before; ".repeat(40);
+    for n in 0..500 {
+        world.write(&format!("docs/{n}"), format!("{n} {text}"))?;
+    }
+    world.write("docs/large", text.repeat(500))?;
+    let summary = world.expect(&["run", "--json"], 0)?.summary()?;
+    let (sent, written) = (&summary["bytes_sent"]["nas"], &summary["bytes_written"]);
+    let sent = sent.as_u64().context("bytes sent")?;
+    let written = written["nas"].as_u64().context("bytes written")?;
+    ensure!(written > 2_000_000 && sent < written / 4, "{summary:#}");
+    ensure!(summary["bytes_written"]["sda"] == written, "{summary:#}");
+    for store in ["sda", "nas"] {
+        same(&world.live().join("docs"), &world.path(store).join("docs"))?;
+    }
+    // An agent on this machine, though its pipe be slow, is sent the bytes.
+    let near = World::new()?;
+    let agent = format!(
+        "[store.nas]\nkind = \"agent\"\nvia = [\"{}\"]\npath = \"{}\"\nlimit = {{ up = \"20MB/s\" }}\n\n",
+        near.program().display(),
+        near.path("nas").display()
+    );
+    near.configure(&format!(
+        "{}{agent}{}",
+        near.head(),
+        dataset(&near, "docs", &["nas"])
+    ))?;
+    near.write("docs/large", text.repeat(500))?;
+    let summary = near.expect(&["run", "--json"], 0)?.summary()?;
+    ensure!(
+        summary["bytes_sent"]["nas"].as_u64() > Some(1_000_000),
+        "{summary:#}"
+    );
+    Ok(())
+}

@@ -163,6 +163,7 @@ fn connect(
         read_only: purpose == Purpose::Read,
         require_mount: spec.mounted,
         limit_up: spec.limit_up,
+        network: matches!(spec.kind, policy::StoreKind::Agent { .. }),
         cancel: engine.cancel.clone(),
         ..RemoteOptions::new(engine.config.host.name.clone())
     };

@@ -110,6 +110,7 @@ pub fn serve(
     let served = match served {
         Ok((store, info)) => {
             welcome(&out, &Ok((version, info)))?;
+            inbox.packs_for(&out);
             connected(&mut inbox, &out, store.into(), options)
         }
         Err(error) => welcome(&out, &Err(Failure::from(&error))).and(Err(error)),

@@ -18,7 +18,7 @@ use tree::{Content, ContentHasher, Delta, Digest, Extent, Node, Part, RelPath, S
 use crate::agent::read_full;
 use crate::message::*;
 use crate::transport::{Link, Program, Transport};
-use crate::wire::{self, Inbox, Incoming, Kind, Outbox, Urgency, lock, wait, wait_for};
+use crate::wire::{self, Inbox, Incoming, Kind, Outbox, Packing, Urgency, lock, wait, wait_for};
 use crate::{
     Begun, Check, Checked, Error, Event, LogRecord, Op, Place, Result, Seal, Session, Source,
     StageJob, Staged, Store, StoreInfo, Want,
@@ -52,6 +52,8 @@ pub struct RemoteOptions {
     pub require_mount: bool,
     /// Bytes per second towards the store; `None` without limit.
     pub limit_up: Option<u64>,
+    /// Whether there is a network between: only then anything is compressed.
+    pub network: bool,
     /// How long to bear silence; at least 100 ms, at most what the agent allows (120 s).
     pub silence_limit: Duration,
     /// Set when the user wants to stop. A far side that speaks is heard as before; one that is
@@ -69,6 +71,7 @@ impl RemoteOptions {
             read_only: false,
             require_mount: false,
             limit_up: None,
+            network: false,
             silence_limit: Duration::from_secs(120),
             cancel: Arc::default(),
         }
@@ -185,6 +188,10 @@ impl Remote {
                 return Err(error);
             }
         };
+        if options.network && version >= wire::PACKED_SINCE {
+            shared.out.send_frame(Kind::Packed, &[])?;
+            shared.out.set_packing(Packing::WhenSlow);
+        }
         *lock(&shared.program) = program;
         let (stop, received) = (inbox.stop(), inbox.received());
         let (ended, over) = bounded(0);

@@ -16,6 +16,11 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
+mod pack;
+
+use pack::Packer;
+pub(crate) use pack::Packing;
+
 /// The first bytes of each direction. Not text, so that no banner can be mistaken for it.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89thrice\n";
 /// The protocol versions that this program speaks.
@@ -24,6 +29,8 @@ pub(crate) const VERSIONS: std::ops::RangeInclusive<u16> = 1..=2;
 pub(crate) const FROM_STORE: u16 = 2;
 /// The first version in which contents are built out of others.
 pub(crate) const DELTAS_SINCE: u16 = 2;
+/// The first version in which frames may come packed.
+pub(crate) const PACKED_SINCE: u16 = 2;
 /// The longest payload of one frame, bytes.
 pub(crate) const FRAME_MAX: usize = (1 << 20) + (64 << 10);
 /// The longest message, put together from several frames, bytes.
@@ -64,6 +71,9 @@ pub(crate) enum Kind {
     Data = 5,
     /// Nothing: the sender is alive.
     Alive = 6,
+    /// A piece of the stream of frames, compressed. One without payload says that whoever gets it
+    /// may pack, for there is a network between.
+    Packed = 7,
 }
 
 impl Kind {
@@ -75,6 +85,7 @@ impl Kind {
             Self::Part,
             Self::Data,
             Self::Alive,
+            Self::Packed,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -260,6 +271,11 @@ pub(crate) struct Inbox<R> {
     /// What was read and not yet taken: `buffer[start..end]`.
     start: usize,
     end: usize,
+    /// Frames that came packed, from `unpacked_start` on not taken yet.
+    unpacked: Vec<u8>,
+    unpacked_start: usize,
+    /// What packs once the far side has said that it is worth while.
+    answers: Option<Arc<Outbox>>,
     /// Pieces of a message that is not whole yet.
     pieces: Vec<u8>,
     received: Arc<AtomicU64>,
@@ -277,6 +293,9 @@ impl<R: Read + AsFd> Inbox<R> {
             buffer: vec![0; 2 * (FRAME_MAX + OVERHEAD)].into(),
             start: 0,
             end: 0,
+            unpacked: Vec::new(),
+            unpacked_start: 0,
+            answers: None,
             pieces: Vec::new(),
             received: Arc::default(),
             stop: Arc::default(),
@@ -288,6 +307,11 @@ impl<R: Read + AsFd> Inbox<R> {
     /// Bytes read so far.
     pub(crate) fn received(&self) -> Arc<AtomicU64> {
         self.received.clone()
+    }
+
+    /// Has `answers` pack once the far side says that there is a network between.
+    pub(crate) fn packs_for(&mut self, answers: &Arc<Outbox>) {
+        self.answers = Some(answers.clone());
     }
 
     /// Set it to make a waiting reader give up soon.
@@ -326,7 +350,10 @@ impl<R: Read + AsFd> Inbox<R> {
 
     /// Whether the next frame is here already, so that [`Self::next`] will not wait.
     pub(crate) fn is_ready(&self) -> bool {
-        let bytes = &self.buffer[self.start..self.end];
+        let bytes = match self.unpacked.len() - self.unpacked_start {
+            0 => &self.buffer[self.start..self.end],
+            _ => &self.unpacked[self.unpacked_start..],
+        };
         bytes.first_chunk::<4>().is_some_and(|head| {
             bytes.len() >= (u32::from_le_bytes(*head) as usize).saturating_add(OVERHEAD)
         })
@@ -340,7 +367,7 @@ impl<R: Read + AsFd> Inbox<R> {
     pub(crate) fn next(&mut self) -> Result<Incoming<'_>> {
         self.pieces.clear();
         loop {
-            let Some((kind, payload)) = self.frame()? else {
+            let Some((kind, payload, was_packed)) = self.plain_frame()? else {
                 return Ok(Incoming::End);
             };
             if !self.pieces.is_empty() && !matches!(kind, Kind::Part | Kind::Message) {
@@ -348,17 +375,18 @@ impl<R: Read + AsFd> Inbox<R> {
             }
             match kind {
                 Kind::Alive => {}
-                Kind::Hello => return Ok(Incoming::Hello(&self.buffer[payload])),
-                Kind::Welcome => return Ok(Incoming::Welcome(&self.buffer[payload])),
+                Kind::Packed => return Err(broken("a pack within a pack")),
+                Kind::Hello => return Ok(Incoming::Hello(&self.source(was_packed)[payload])),
+                Kind::Welcome => return Ok(Incoming::Welcome(&self.source(was_packed)[payload])),
                 Kind::Data => {
-                    let data = &self.buffer[payload];
+                    let data = &self.source(was_packed)[payload];
                     let Some((id, data)) = data.split_first_chunk::<4>() else {
                         return Err(broken("a data frame without a stream"));
                     };
                     return Ok(Incoming::Data(u32::from_le_bytes(*id), data));
                 }
                 Kind::Message if self.pieces.is_empty() => {
-                    return Ok(Incoming::Message(&self.buffer[payload]));
+                    return Ok(Incoming::Message(&self.source(was_packed)[payload]));
                 }
                 Kind::Part | Kind::Message => {
                     if payload.is_empty() || self.pieces.len() + payload.len() > MESSAGE_MAX {
@@ -366,11 +394,58 @@ impl<R: Read + AsFd> Inbox<R> {
                             "a message in pieces is too long or has an empty piece",
                         ));
                     }
-                    self.pieces.extend_from_slice(&self.buffer[payload]);
+                    self.pieces.extend_from_slice(match was_packed {
+                        true => &self.unpacked[payload],
+                        false => &self.buffer[payload],
+                    });
                     if kind == Kind::Message {
                         return Ok(Incoming::Message(&self.pieces));
                     }
                 }
+            }
+        }
+    }
+
+    fn source(&self, was_packed: bool) -> &[u8] {
+        match was_packed {
+            true => &self.unpacked,
+            false => &self.buffer,
+        }
+    }
+
+    /// The next frame that is no pack, and whether it came in one: its payload stays in that buffer
+    /// until the next call.
+    fn plain_frame(&mut self) -> Result<Option<(Kind, Range<usize>, bool)>> {
+        loop {
+            let rest = &self.unpacked[self.unpacked_start..];
+            if let Some((kind, payload, len)) = parse(rest)? {
+                let at = self.unpacked_start;
+                self.unpacked_start += len;
+                return Ok(Some((kind, at + payload.start..at + payload.end, true)));
+            }
+            let is_cut = !rest.is_empty();
+            let Some((kind, payload)) = self.frame()? else {
+                return match is_cut {
+                    true => Err(broken("the connection was cut in the middle of a frame")),
+                    false => Ok(None),
+                };
+            };
+            match kind {
+                Kind::Packed if payload.is_empty() => {
+                    if let Some(answers) = &self.answers {
+                        answers.set_packing(Packing::WhenSlow);
+                    }
+                }
+                Kind::Packed => {
+                    self.unpacked.drain(..self.unpacked_start);
+                    self.unpacked_start = 0;
+                    if self.unpacked.len() > FRAME_MAX + OVERHEAD {
+                        return Err(broken("a packed frame without an end"));
+                    }
+                    pack::unpack(&self.buffer[payload], &mut self.unpacked)?;
+                }
+                _ if is_cut => return Err(broken("a packed frame was interrupted by another")),
+                kind => return Ok(Some((kind, payload, false))),
             }
         }
     }
@@ -475,6 +550,7 @@ pub(crate) struct Outbox {
     filled: Condvar,
     room: Condvar,
     sent: AtomicU64,
+    packing: Mutex<Packing>,
 }
 
 #[derive(Default)]
@@ -499,6 +575,11 @@ enum Writer {
 }
 
 impl Outbox {
+    /// When what is written from here on is packed.
+    pub(crate) fn set_packing(&self, packing: Packing) {
+        *lock(&self.packing) = packing;
+    }
+
     /// Bytes written so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
@@ -589,15 +670,21 @@ impl Outbox {
     /// sent for `keepalive`, it says that this side is alive. `limit` is in bytes per second.
     pub(crate) fn run(&self, mut output: impl Write, limit: Option<u64>, keepalive: Duration) {
         let mut pace = Pace::new(limit);
+        let mut packer = Packer::new(limit);
         let mut taken = Vec::with_capacity(2 * COALESCE);
         while self.take(&mut taken, keepalive) {
-            for slice in taken.chunks(pace.slice) {
+            let packing = *lock(&self.packing);
+            let packed = packer.pack(packing, &taken);
+            let bytes = packed.unwrap_or(&taken);
+            let (len, began) = (bytes.len(), Instant::now());
+            for slice in bytes.chunks(pace.slice) {
                 if let Err(error) = output.write_all(slice).and_then(|()| output.flush()) {
                     return self.fail(&format!("writing to the far side: {error}"));
                 }
                 self.sent.fetch_add(slice.len() as u64, Ordering::Relaxed);
                 pace.wrote(slice.len());
             }
+            packer.wrote(len, began);
             taken.clear();
         }
     }

@@ -189,6 +189,65 @@ fn many_small_messages_are_few_writes() {
 }
 
 #[test]
+fn what_is_packed_comes_out_as_it_went_in() {
+    let outbox = Outbox::default();
+    outbox.set_packing(Packing::Always);
+    let recorder = Recorder::default();
+    let long = vec![b'x'; MESSAGE_MAX - 100];
+    thread::scope(|scope| {
+        scope.spawn(|| outbox.run(recorder.clone(), None, LIMIT));
+        for n in 0..2_000u32 {
+            outbox.send(Urgency::Soon, &(n, [7u8; 30])).unwrap();
+            outbox.send_data(n, &[n as u8; 1000]).unwrap();
+        }
+        // In pieces, and over several packs.
+        outbox
+            .send_then(Urgency::Now, 1u32, &long, |_, put| assert!(put.is_ok()))
+            .unwrap();
+        outbox.close();
+    });
+    let (_, bytes) = std::mem::take(&mut *lock(&recorder.0));
+    assert!(bytes.len() < 400_000, "{}", bytes.len());
+    for cut in [1, bytes.len() / 2, bytes.len() - 1] {
+        let mut inbox = inbox(bytes[..cut].to_vec());
+        let end = loop {
+            match inbox.next() {
+                Ok(Incoming::End) => panic!("an end that is none, cut at {cut}"),
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(message_of(end).contains("middle of a frame"));
+    }
+    let mut inbox = inbox(bytes);
+    for n in 0..2_000u32 {
+        let Incoming::Message(message) = inbox.next().unwrap() else {
+            panic!("{n}");
+        };
+        assert_eq!(decode::<(u32, [u8; 30])>(message).unwrap().0.0, n);
+        let data = vec![n as u8; 1000];
+        assert_eq!(inbox.next().unwrap(), Incoming::Data(n, &data));
+    }
+    let Incoming::Message(message) = inbox.next().unwrap() else {
+        panic!("the long one");
+    };
+    assert_eq!(decode::<u32>(message).unwrap(), (1, &long[..]));
+    assert_eq!(inbox.next().unwrap(), Incoming::End);
+}
+
+#[test]
+fn a_pack_is_no_way_around_the_rules() {
+    let pack = |frames: &[u8]| frame(Kind::Packed, &zstd::bulk::compress(frames, 1).unwrap());
+    let whole = frame(Kind::Message, b"hello");
+    let refused = |bytes: Vec<u8>| message_of(inbox(bytes).next().unwrap_err());
+    assert!(refused(pack(&pack(&whole))).contains("within a pack"));
+    assert!(refused([pack(&whole[..7]), whole.clone()].concat()).contains("interrupted"));
+    assert!(refused(frame(Kind::Packed, b"no pack")).contains("cannot be unpacked"));
+    let halves = [pack(&whole[..7]), pack(&whole[7..])].concat();
+    assert_eq!(inbox(halves).next().unwrap(), Incoming::Message(b"hello"));
+}
+
+#[test]
 fn an_idle_side_says_that_it_lives() {
     let outbox = Outbox::default();
     let recorder = Recorder::default();
