@@ -7,8 +7,9 @@ use rusqlite::{OptionalExtension, params};
 use tree::RelPath;
 
 use crate::datasets::time;
+use crate::entries::read_held;
 use crate::node::{blob, decode, int, join, number, path as read_path};
-use crate::{Catalog, DatasetId, DirId, FeedRow, Replica, ReplicaId, Result};
+use crate::{Catalog, DatasetId, DirId, Error, FeedRow, Held, Replica, ReplicaId, Result};
 
 impl Catalog {
     /// How far the dataset's scans have used the feed.
@@ -116,22 +117,25 @@ impl Catalog {
         Ok(())
     }
 
-    /// One name of each inode with several names that the replica holds, by inode number.
-    pub fn linked(&self, replica: ReplicaId) -> Result<Vec<(u64, RelPath)>> {
-        let mut select = self.conn.prepare_cached(
-            "SELECT link, dir.path, entry.name FROM entry INDEXED BY entry_link
-             JOIN dir ON dir.id = entry.dir
-             WHERE replica = ?1 AND link IS NOT NULL ORDER BY link",
-        )?;
-        let mut rows = select.query([replica])?;
-        let mut found: Vec<(u64, RelPath)> = Vec::new();
-        while let Some(row) = rows.next()? {
-            let ino = number(row, 0)?;
-            if found.last().is_none_or(|(last, _)| *last != ino) {
-                found.push((ino, join(&read_path(blob(row, 1)?)?, blob(row, 2)?)));
-            }
+    /// Feeds `sink` one name of each inode with several names that the replica holds: its number,
+    /// the name, and what is held there; names of one directory one after the other.
+    pub fn linked<E: From<Error>>(
+        &self,
+        replica: ReplicaId,
+        mut sink: impl FnMut(u64, RelPath, Held) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // Of a group any row will do (SQLite's bare columns).
+        let select = "SELECT link, dir.path, entry.name, born, since, node
+             FROM entry INDEXED BY entry_link JOIN dir ON dir.id = entry.dir
+             WHERE replica = ?1 AND link IS NOT NULL GROUP BY link ORDER BY entry.dir";
+        let mut select = self.conn.prepare_cached(select).map_err(Error::from)?;
+        let mut rows = select.query([replica]).map_err(Error::from)?;
+        while let Some(row) = rows.next().map_err(Error::from)? {
+            let ino = number(row, 0).map_err(Error::from)?;
+            let path = join(&read_path(blob(row, 1)?)?, blob(row, 2)?);
+            sink(ino, path, read_held(row, 3)?)?;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// All names of one such inode.

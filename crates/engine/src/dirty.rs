@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use catalog::{Catalog, DatasetId, DirId, Held, Replica, What};
 use feed::Spot;
 use policy::Verdict;
-use tree::{Kind, RelPath, Stat};
+use tree::{DirCache, Kind, RelPath, Stat};
 
 use crate::error::{Error, Result};
 use crate::scan::{Comparison, Deeper, Difference, Scan, Walk};
@@ -196,11 +196,20 @@ impl Search<'_, '_, '_> {
     /// One inode with several names may have been written to by a name outside.
     fn linked(&mut self) -> Result<()> {
         let (catalog, replica) = (self.comparison.catalog, self.comparison.replica.id);
-        for (ino, path) in catalog.linked(replica)? {
-            if self.differs(&path)? {
-                for name in catalog.links_of(replica, ino)? {
-                    self.name(&name)?;
-                }
+        let root = self.walk.root.open_dir(&RelPath::root());
+        let mut dirs = DirCache::new(root.map_err(Error::io("opening the source"))?, 64);
+        let mut changed = Vec::new();
+        catalog.linked(replica, |ino, path, held| {
+            let (dir, name) = path.split().unwrap_or((&[], b"."));
+            let stat = dirs.get(dir).and_then(|dir| dir.stat(name));
+            if !stat.is_ok_and(|stat| held.node.is_unchanged(&stat)) {
+                changed.push(ino);
+            }
+            Ok::<_, Error>(())
+        })?;
+        for ino in changed {
+            for name in catalog.links_of(replica, ino)? {
+                self.name(&name)?;
             }
         }
         Ok(())

@@ -271,6 +271,14 @@ pub fn suite(base: &Path, how: How) {
     uses_and_gaps(&sub(base, "gaps"), how);
 }
 
+/// What a tracker of `base` tells after something was done.
+pub fn told_after(base: &Path, how: How, doing: &dyn Fn()) -> Vec<Spot> {
+    let running = Running::start(base, how);
+    let position = first(&running, base);
+    doing();
+    dirty(&running, base, &position).1
+}
+
 fn sub(base: &Path, name: &str) -> PathBuf {
     let path = base.join(name);
     fs::create_dir(&path).expect("a folder");
