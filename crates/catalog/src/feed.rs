@@ -9,7 +9,7 @@ use tree::RelPath;
 use crate::datasets::time;
 use crate::entries::read_held;
 use crate::node::{blob, decode, int, join, number, path as read_path};
-use crate::{Catalog, DatasetId, DirId, Error, FeedRow, Held, Replica, ReplicaId, Result};
+use crate::{Catalog, DatasetId, DirId, Error, FeedRow, Held, ReplicaId, Result};
 
 impl Catalog {
     /// How far the dataset's scans have used the feed.
@@ -176,7 +176,7 @@ impl Catalog {
     /// Up to `limit` directories of the dataset that were ever known, from `after` on.
     pub fn dirs_after(
         &self,
-        replica: &Replica,
+        dataset: DatasetId,
         after: Option<DirId>,
         limit: u64,
     ) -> Result<Vec<(DirId, RelPath)>> {
@@ -184,7 +184,7 @@ impl Catalog {
             "SELECT id, path FROM dir WHERE dataset = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
         )?;
         let after = after.unwrap_or(DirId(0));
-        let mut rows = select.query(params![replica.dataset, after, int(limit)])?;
+        let mut rows = select.query(params![dataset, after, int(limit)])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             found.push((row.get(0)?, read_path(blob(row, 1)?)?));

@@ -88,6 +88,7 @@ fn is_same_content(held: &Held, stat: &Stat) -> bool {
 pub(crate) struct Missed {
     pub(crate) dir: RelPath,
     pub(crate) path: RelPath,
+    pub(crate) ino: u64,
     pub(crate) class: Class,
 }
 
@@ -123,7 +124,13 @@ pub(crate) fn look(
                 true => dir.clone(),
                 false => dir.join(&difference.note.name),
             };
-            missed.push(Missed { dir, path, class });
+            let ino = difference.note.ino;
+            missed.push(Missed {
+                dir,
+                path,
+                ino,
+                class,
+            });
         }
         tell(catalog, difference)
     };
@@ -376,7 +383,7 @@ impl Search<'_, '_, '_> {
         let (catalog, replica) = (self.comparison.catalog, self.comparison.replica);
         let (mut after, mut left) = (slice.after, slice.dirs);
         loop {
-            let dirs = catalog.dirs_after(replica, after, SLICE.min(left))?;
+            let dirs = catalog.dirs_after(replica.dataset, after, SLICE.min(left))?;
             if dirs.is_empty() {
                 return Ok(if left > 0 { None } else { after });
             }

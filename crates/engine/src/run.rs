@@ -13,7 +13,6 @@ use policy::{Config, Dataset, Source};
 use store::{Seal, SealStatus, Session};
 use tree::RelPath;
 
-use crate::dirty::Missed;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
@@ -581,11 +580,8 @@ impl Run<'_, '_> {
             open,
             (engine.now)(),
         )?;
-        let (scan, missed) =
-            self.scan(meant, &replica, &walk, &watch, opened, &source, &accepted)?;
+        let scan = self.scan(meant, &replica, &walk, &watch, opened, &source, &accepted)?;
         watch::settle(catalog, feed)?;
-        self.findings
-            .missed(&meant.name, &missed, watch.why.is_some())?;
         self.summary.scanned(watch.why.as_deref());
         let identity = serde_json::to_string(&view.identity)
             .map_err(|_| Error::Internal("an identity that is no JSON"))?;
@@ -740,7 +736,7 @@ impl Run<'_, '_> {
         opened: &Opened,
         source: &str,
         accepted: &Accepted,
-    ) -> Result<(Scan, Vec<Missed>)> {
+    ) -> Result<Scan> {
         let (catalog, dataset) = (self.engine.catalog, replica.dataset);
         catalog.atomically(|| {
             let (mut scan, missed) = watch.scan(catalog, replica, &mut |catalog, difference| {
@@ -780,7 +776,10 @@ impl Run<'_, '_> {
                 files: scan.new,
                 bytes: scan.bytes,
             });
-            Ok((scan, missed))
+            // With the count of misses, or a cut between the two would leave it without a word.
+            self.findings
+                .missed(&meant.name, &missed, watch.why.is_some())?;
+            Ok(scan)
         })
     }
 

@@ -30,7 +30,6 @@ struct Mark {
 pub(crate) struct Watch<'a> {
     feed: &'a dyn Feed,
     walk: &'a Walk<'a>,
-    meant: &'a Dataset,
     /// Within this time everything is looked at, whatever the feed says.
     audit: Duration,
     dataset: DatasetId,
@@ -51,7 +50,7 @@ impl<'a> Watch<'a> {
         catalog: &Catalog,
         feed: &'a dyn Feed,
         walk: &'a Walk<'a>,
-        meant: &'a Dataset,
+        meant: &Dataset,
         audit: Duration,
         replica: &Replica,
         open: &[OpenFile],
@@ -69,7 +68,7 @@ impl<'a> Watch<'a> {
         let mark = row.position.as_deref().map(serde_json::from_str::<Mark>);
         let mark = mark.transpose().ok().flatten();
         let since = mark.as_ref().map(|mark| &mark.position);
-        let answer = feed.look(walk.root, base, walk.cross_mounts, since);
+        let answer = feed.look(walk.root, walk.cross_mounts, since);
         let changed = mark.as_ref().is_some_and(|mark| mark.context != context);
         let why = match (&replica.reconcile, &answer.coverage) {
             (Some(_), _) if replica.sealed == 0 => Some("first scan".to_owned()),
@@ -92,7 +91,6 @@ impl<'a> Watch<'a> {
         Ok(Self {
             feed,
             walk,
-            meant,
             audit,
             dataset,
             context,
@@ -137,7 +135,7 @@ impl<'a> Watch<'a> {
             let scan = self.walk.compare(catalog, self.dataset, replica, tell)?;
             (row.audit_dir, row.audited) = (None, Some(self.now));
             crate::dirty::reread_mapped(catalog, replica, &doubtful)?;
-            (scan, Vec::new())
+            (scan, Some(Vec::new()))
         } else {
             let places = Where {
                 spots: self.spots(),
@@ -150,12 +148,15 @@ impl<'a> Watch<'a> {
             if looked.audited_to.is_none() {
                 row.audited = Some(self.now);
             }
-            let missed = self.really_missed(looked.missed);
-            (looked.scan, missed)
+            (looked.scan, self.really_missed(looked.missed))
         };
+        let unsure = missed.is_none();
+        let missed = missed.unwrap_or_default();
         row.missed += missed.len() as u64;
         row.position = None;
-        if !missed.is_empty() {
+        if unsure {
+            row.broken = Some("the change tracker could not be asked twice".to_owned());
+        } else if !missed.is_empty() {
             row.broken = Some(MISSED.to_owned());
         } else if !scan.unreadable.is_empty() {
             row.broken = Some("some of it could not be read at the last scan".to_owned());
@@ -185,30 +186,33 @@ impl<'a> Watch<'a> {
         })
     }
 
-    /// What differed in the meantime is no miss: the feed is asked once more.
-    fn really_missed(&self, missed: Vec<Missed>) -> Vec<Missed> {
+    /// What differed in the meantime is no miss: the feed is asked once more. `None`: it cannot
+    /// say, and so nobody can.
+    fn really_missed(&self, mut missed: Vec<Missed>) -> Option<Vec<Missed>> {
         let Some(position) = self.answer.position.as_ref().filter(|_| !missed.is_empty()) else {
-            return Vec::new();
+            return Some(Vec::new());
         };
-        let policy::Source::Tree { base, .. } = &self.meant.source;
-        let again = self
-            .feed
-            .look(self.walk.root, base, self.walk.cross_mounts, Some(position));
+        let (root, cross_mounts) = (self.walk.root, self.walk.cross_mounts);
+        let again = self.feed.look(root, cross_mounts, Some(position));
         let Coverage::Dirty(spots) = again.coverage else {
-            // It cannot say, and so nobody can: the next scan walks.
-            return Vec::new();
+            return None;
         };
-        let is_told = |missed: &Missed| {
-            spots.iter().any(|spot| match spot {
-                Spot::Dir(path) => missed.dir.is_in(path),
-                Spot::File(path) => missed.path.is_in(path),
-                Spot::Inode(_) | Spot::Elsewhere => true,
-            })
-        };
-        missed
-            .into_iter()
-            .filter(|missed| !is_told(missed))
-            .collect()
+        missed.sort_by(|a, b| a.path.cmp(&b.path));
+        // What came or went with all that is in it is told by its own name.
+        let mut told: Vec<RelPath> = Vec::new();
+        missed.retain(|missed| {
+            let is_told = spots.iter().any(|spot| match spot {
+                Spot::Dir(path) => missed.dir == *path || missed.path == *path,
+                Spot::File(path) => missed.path == *path,
+                Spot::Inode(ino) => missed.ino == *ino,
+                Spot::Elsewhere => false,
+            }) || told.iter().any(|above| missed.path.is_in(above));
+            if is_told {
+                told.push(missed.path.clone());
+            }
+            !is_told
+        });
+        Some(missed)
     }
 }
 

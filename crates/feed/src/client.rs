@@ -135,7 +135,7 @@ fn place(root: &Dir, base: &Path, cross_mounts: bool) -> Result<String, String> 
 }
 
 impl Feed for Tracked {
-    fn look(&self, root: &Dir, _: &Path, cross_mounts: bool, since: Option<&Position>) -> Answer {
+    fn look(&self, root: &Dir, cross_mounts: bool, since: Option<&Position>) -> Answer {
         self.ask(root, cross_mounts, since)
             .unwrap_or_else(Answer::walk)
     }

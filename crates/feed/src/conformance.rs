@@ -182,7 +182,7 @@ fn dirty(running: &Running, base: &Path, since: &Position) -> (Position, Vec<Spo
 
 fn look(running: &Running, base: &Path, since: Option<&Position>) -> Answer {
     let root = Dir::open(base).expect("the base");
-    running.feed().look(&root, base, false, since)
+    running.feed().look(&root, false, since)
 }
 
 /// How many are surely of the tree: an inode may be anybody's on the file system.

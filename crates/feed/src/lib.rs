@@ -23,7 +23,7 @@ mod tracker;
 mod wire;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tree::{Dir, RelPath};
@@ -133,11 +133,10 @@ impl Answer {
 
 /// A source of dirty directories.
 pub trait Feed: Send + Sync {
-    /// What may have changed below `root`, which lies at `base`, since the scan that ended with
+    /// What may have changed below `root`, since the scan that ended with
     /// `since`. All that was done before the call is in it. `cross_mounts`: whether the dataset
     /// goes on below other file systems' mount points.
-    fn look(&self, root: &Dir, base: &Path, cross_mounts: bool, since: Option<&Position>)
-    -> Answer;
+    fn look(&self, root: &Dir, cross_mounts: bool, since: Option<&Position>) -> Answer;
 
     /// No scan will ask for what was noted up to these positions: all that have been recorded.
     /// To be called after the transaction that recorded them.
