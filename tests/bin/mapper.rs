@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     };
     drop(file);
     let mut say = std::io::stdout();
-    writeln!(say, "mapped")?;
+    writeln!(say, "ready")?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         bytes[..line.len()].copy_from_slice(line.as_bytes());

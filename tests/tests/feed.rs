@@ -362,37 +362,42 @@ fn r05_writing_by_a_name_outside_is_found() -> Result<()> {
     Ok(())
 }
 
-/// What writes through a mapping, with no file open.
-struct Mapper {
+/// A program that does something to a file for each line it is given, and says what it did.
+struct Helper {
     child: Child,
     says: BufReader<std::process::ChildStdout>,
 }
 
-impl Mapper {
-    fn map(file: &Path) -> Result<Self> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mapper"));
+impl Helper {
+    fn start(program: &str, file: &Path) -> Result<Self> {
+        let mut command = Command::new(program);
         let command = command
             .arg(file)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let says = BufReader::new(child.stdout.take().context("its output")?);
-        let mut mapper = Self { child, says };
-        mapper.hear("mapped")?;
-        Ok(mapper)
+        let mut helper = Self { child, says };
+        ensure!(helper.hear()? == "ready");
+        Ok(helper)
     }
 
-    fn hear(&mut self, word: &str) -> Result<()> {
+    fn hear(&mut self) -> Result<String> {
         let mut line = String::new();
         self.says.read_line(&mut line)?;
-        ensure!(line.trim() == word, "the mapper says {line:?}");
-        Ok(())
+        Ok(line.trim().to_owned())
+    }
+
+    fn ask(&mut self, text: &str) -> Result<String> {
+        let input = self.child.stdin.as_mut().context("its input")?;
+        writeln!(input, "{text}")?;
+        self.hear()
     }
 
     fn write(&mut self, text: &str) -> Result<()> {
-        let input = self.child.stdin.as_mut().context("its input")?;
-        writeln!(input, "{text}")?;
-        self.hear("written")
+        let said = self.ask(text)?;
+        ensure!(said == "written", "it says {said:?}");
+        Ok(())
     }
 
     fn end(mut self) -> Result<()> {
@@ -400,6 +405,50 @@ impl Mapper {
         ensure!(self.child.wait()?.success());
         Ok(())
     }
+}
+
+/// What writes through a mapping, with no file open.
+fn mapper(file: &Path) -> Result<Helper> {
+    Helper::start(env!("CARGO_BIN_EXE_mapper"), file)
+}
+
+/// A file server's writes have no directory. From when one runs they are told all the same, and
+/// what was before is looked at.
+#[test]
+fn r05_what_a_file_server_writes_by_handle_is_found() -> Result<()> {
+    let Some(image) = image(FileSystem::Ext4)? else {
+        return Ok(());
+    };
+    let watched = Watched::new(image.path().join("data"), &["--server", "by-handle"])?;
+    let file = watched.source.join("shared/file");
+    fs::create_dir(watched.source.join("shared"))?;
+    fs::write(&file, "one")?;
+    watched.run(&[])?;
+    watched.dirty()?;
+    let mut server = Helper::start(env!("CARGO_BIN_EXE_by-handle"), &file)?;
+    let why = watched.walked()?;
+    ensure!(why.contains("`by-handle` runs"), "{why}");
+    for text in ["two, longer", "and a third time"] {
+        // As long as it is cached, the kernel knows by which name it was looked up.
+        let mut said = String::new();
+        for _ in 0..20 {
+            rustix::fs::sync();
+            fs::write("/proc/sys/vm/drop_caches", "2")?;
+            said = server.ask(text)?;
+            if said != "named" {
+                break;
+            }
+        }
+        if said == "named" {
+            return skip("the kernel does not forget names here");
+        }
+        ensure!(said == "written" && fs::read_to_string(&file)? == text);
+        let summary = watched.dirty()?;
+        ensure!(summary["files_changed"] == 2, "once a store: {summary:#}");
+    }
+    server.end()?;
+    watched.dirty()?;
+    Ok(())
 }
 
 /// R12: same size, and in the end the same times: the content is what counts.
@@ -413,7 +462,7 @@ fn r12_what_is_written_through_a_mapping_is_copied() -> Result<()> {
         let file = watched.source.join("mapped");
         fs::write(&file, [b'.'; 8192])?;
         watched.run(&[])?;
-        let mut mapper = Mapper::map(&file)?;
+        let mut mapper = mapper(&file)?;
         mapper.write("one")?;
         watched.dirty()?;
         // The page is dirty already: no fault, no new time, no event.

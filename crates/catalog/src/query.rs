@@ -153,7 +153,8 @@ impl Catalog {
 
     /// Feeds `sink` every object that the replica should have: what it holds now, in the order
     /// of directory and name, and then what lies in history and a version needs. Something that
-    /// was moved since is told once, where it lies.
+    /// was moved since is told once, where it lies. Directories are told like the rest, though in
+    /// history only what was in them is an object.
     pub fn contents<E: From<Error>>(
         &self,
         replica: ReplicaId,

@@ -242,6 +242,21 @@ impl<'a> Findings<'a> {
         self.raise(Severity::S1, kind, dataset, message, remedy)
     }
 
+    /// `audited`: when the audit last had looked at everything, if that is too long ago.
+    pub(crate) fn overdue(&self, dataset: &str, audited: Option<Timestamp>) -> Result<()> {
+        let kind = "audit-overdue";
+        let Some(audited) = audited else {
+            return self.clear(kind, dataset);
+        };
+        let message = format!(
+            "the audit does not keep up: it has not looked at everything since {audited:.0}, so \
+             what the change tracker does not tell may be unseen for longer than `audit` says"
+        );
+        let remedy = "run more often, give `audit` in [host] a longer period, or stop \
+                      `thrice watch` for one run, which then looks at everything";
+        self.raise(Severity::S2, kind, dataset, message, remedy)
+    }
+
     /// What a leg came to.
     pub(crate) fn leg(
         &self,
@@ -333,5 +348,28 @@ fn kind(place: &Place) -> &'static str {
     match place {
         Place::Current(_) => CORRUPT,
         Place::History { .. } => CORRUPT_PAST,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use catalog::Mode;
+
+    use super::*;
+
+    #[test]
+    fn r05_an_audit_that_falls_behind_is_said_until_it_has_caught_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(dir.path(), Mode::Write).unwrap();
+        let now = || Timestamp::from_second(2_000_000_000).unwrap();
+        let findings = Findings::new(&catalog, &now);
+        let open = || catalog.findings(true).unwrap();
+        let audited = Timestamp::from_second(1_900_000_000).unwrap();
+        findings.overdue("data", Some(audited)).unwrap();
+        let finding = &open()[0].finding;
+        assert_eq!((finding.kind.as_str(), finding.subject.as_str()), ("audit-overdue", "data"));
+        assert!(finding.message.contains("since 2030-03-17T17:46:40Z"), "{}", finding.message);
+        findings.overdue("data", None).unwrap();
+        assert_eq!(open(), []);
     }
 }

@@ -739,13 +739,14 @@ impl Run<'_, '_> {
     ) -> Result<Scan> {
         let (catalog, dataset) = (self.engine.catalog, replica.dataset);
         catalog.atomically(|| {
-            let (mut scan, missed) = watch.scan(catalog, replica, &mut |catalog, difference| {
+            let watched = watch.scan(catalog, replica, &mut |catalog, difference| {
                 let note = difference.note;
                 let (what, ino, size) = (note.what, note.ino, note.size);
                 let limit = OUTBOX_ROWS_MAX;
                 catalog.note(dataset, note.dir, &note.name, what, ino, size, limit)?;
                 Ok(())
             })?;
+            let mut scan = watched.scan;
             if scan.counts.gone >= meant.guard.files {
                 let moved = moves::count(catalog, replica, walk.root)?;
                 scan.counts.gone -= moved.min(scan.counts.gone);
@@ -777,8 +778,9 @@ impl Run<'_, '_> {
                 bytes: scan.bytes,
             });
             // With the count of misses, or a cut between the two would leave it without a word.
-            self.findings
-                .missed(&meant.name, &missed, watch.why.is_some())?;
+            let walked = watch.why.is_some();
+            self.findings.missed(&meant.name, &watched.missed, walked)?;
+            self.findings.overdue(&meant.name, watched.overdue)?;
             Ok(scan)
         })
     }

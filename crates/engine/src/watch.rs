@@ -26,6 +26,15 @@ struct Mark {
     context: String,
 }
 
+/// What came of a scan.
+pub(crate) struct Watched {
+    pub(crate) scan: Scan,
+    /// Changes that the feed had not told.
+    pub(crate) missed: Vec<Missed>,
+    /// When the audit last had looked at everything, where that is too long ago.
+    pub(crate) overdue: Option<Timestamp>,
+}
+
 /// What a scan is to go by.
 pub(crate) struct Watch<'a> {
     feed: &'a dyn Feed,
@@ -124,7 +133,7 @@ impl<'a> Watch<'a> {
         catalog: &Catalog,
         replica: &Replica,
         tell: crate::scan::Tell<'_>,
-    ) -> Result<(Scan, Vec<Missed>)> {
+    ) -> Result<Watched> {
         let doubtful = self.doubtful();
         let mut row = FeedRow {
             audit_at: Some(self.now),
@@ -167,7 +176,11 @@ impl<'a> Watch<'a> {
         }
         catalog.set_feed(self.dataset, &row)?;
         catalog.set_open_files(self.dataset, &self.open)?;
-        Ok((scan, missed))
+        Ok(Watched {
+            scan,
+            missed,
+            overdue: overdue(row.audited, self.now, self.audit),
+        })
     }
 
     /// How much of the rest to look at: all of it within the period.
@@ -216,6 +229,13 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// When everything had last been looked at, if that is longer ago than any schedule explains: runs
+/// come seldom but do their whole part, so one round and the next end within two periods.
+fn overdue(audited: Option<Timestamp>, now: Timestamp, period: Duration) -> Option<Timestamp> {
+    let age = |at: Timestamp| now.duration_since(at).as_secs_f64();
+    audited.filter(|at| age(*at) > 2.0 * period.as_secs_f64())
+}
+
 fn to_json(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|_| Error::Internal("a position that is no JSON"))
 }
@@ -235,4 +255,19 @@ pub(crate) fn settle(catalog: &Catalog, feed: &dyn Feed) -> Result<()> {
         catalog.set_tracker(&to_json(&status)?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audit_is_overdue_after_two_periods_and_not_when_the_clock_was_set_back() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let (period, begin) = (Duration::from_secs(100), at(1_000));
+        assert_eq!(overdue(None, at(9_000), period), None);
+        assert_eq!(overdue(Some(begin), at(1_200), period), None);
+        assert_eq!(overdue(Some(begin), at(1_201), period), Some(begin));
+        assert_eq!(overdue(Some(begin), at(10), period), None);
+    }
 }

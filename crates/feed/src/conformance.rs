@@ -38,7 +38,7 @@ impl Running {
     fn restart(&mut self, base: &Path, how: How) {
         let options = Options {
             inotify: how == How::Inotify,
-            bounded_queue: false,
+            ..Options::default()
         };
         let mut tracker = Tracker::open(self.state.path(), options).expect("a tracker");
         let got = tracker.watch(base).expect("a watch");

@@ -1,9 +1,9 @@
 //! What the kernel writes into a fanotify group's descriptor (`fanotify(7)`). Pure.
 //!
-//! The group reports file handles: of the directory an event happened in and, for events on a file,
-//! of that file. A file that was opened by handle, as an NFS server does, has no known
-//! directory; then only the file is told. A group that asked for directories alone would never
-//! hear of it.
+//! A group reports file handles: of the directory an event happened in and, if it asked for that,
+//! of the file an event was about. A file that was opened by handle, as an NFS server does, has
+//! no known directory; then only the file is told, and a group that asked for directories alone
+//! never hears of it.
 
 /// `FAN_Q_OVERFLOW`, `FAN_ONDIR` and `FAN_OPEN` of `linux/fanotify.h`.
 const OVERFLOW: u64 = 0x4000;

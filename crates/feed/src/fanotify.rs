@@ -28,13 +28,40 @@ const CHANGES: u64 = FAN_CREATE
     | FAN_CLOSE_WRITE
     | FAN_ATTRIB
     | FAN_ONDIR;
+/// Of these the files themselves are told: when a file gets or loses a name, maybe outside of what
+/// a run looks at, the kernel tells it without a directory.
+const OF_FILES: u64 = FAN_ATTRIB;
+/// And these, where files are opened by handle.
+const OF_FILES_BY_HANDLE: u64 = FAN_ATTRIB | FAN_MODIFY | FAN_CLOSE_WRITE;
 /// Bytes that one `read(2)` may fill.
 const BUFFER_BYTES: usize = 1 << 18;
 
-/// One fanotify group.
+/// One view of the kernel's events, out of two of its queues.
+///
+/// In the first the kernel makes one event of thousands in the same directory, so it costs those
+/// who write little. But what happens to a file without a known directory is left out of it.
+/// In the second each file has an event of its own, so no more is asked of it than is needed.
 pub(crate) struct Group {
-    fan: Fanotify,
+    dirs: Queue,
+    files: Queue,
+    by_handle: bool,
     buffer: Vec<u8>,
+}
+
+/// One fanotify group.
+struct Queue {
+    fan: Fanotify,
+    /// This process's own marks that came through it.
+    markers: u64,
+}
+
+impl Queue {
+    fn new(flags: u32) -> Result<Self, FanotifyError> {
+        Ok(Self {
+            fan: Fanotify::new(flags)?,
+            markers: 0,
+        })
+    }
 }
 
 /// Why a file system cannot be watched.
@@ -60,59 +87,92 @@ impl Group {
             false => FAN_UNLIMITED_QUEUE,
             true => 0,
         };
-        let flags = FAN_CLASS_NOTIF
-            | FAN_CLOEXEC
-            | FAN_NONBLOCK
-            | FAN_REPORT_DIR_FID
-            | FAN_REPORT_FID
-            | unlimited;
+        let flags =
+            FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_DIR_FID | unlimited;
         Ok(Self {
-            fan: Fanotify::new(flags)?,
+            dirs: Queue::new(flags)?,
+            files: Queue::new(flags | FAN_REPORT_FID)?,
+            by_handle: false,
             buffer: vec![0; BUFFER_BYTES],
         })
     }
 
+    /// From here on what is watched is watched for files that are opened by handle, too. What
+    /// was watched before has to be watched again.
+    pub(crate) fn expect_handles(&mut self) {
+        self.by_handle = true;
+    }
+
+    pub(crate) fn expects_handles(&self) -> bool {
+        self.by_handle
+    }
+
     /// Watches the whole file system that is mounted at `point`.
     pub(crate) fn watch(&self, point: &Path) -> Result<(), FanotifyError> {
-        self.fan
-            .mark(FAN_MARK_ADD | FAN_MARK_FILESYSTEM, CHANGES, point)
+        let of_files = match self.by_handle {
+            false => OF_FILES,
+            true => OF_FILES_BY_HANDLE,
+        };
+        let add = FAN_MARK_ADD | FAN_MARK_FILESYSTEM;
+        self.files.fan.mark(add, of_files, point)?;
+        self.dirs.fan.mark(add, CHANGES, point)
     }
 
     /// Whether what is mounted at `point` is still watched: the kernel forgets a mark when the file
     /// system is unmounted, and says nothing. Taking away what was never asked for
     /// (`fanotify_mark(2)`: `ENOENT` without a mark) changes nothing.
     pub(crate) fn is_watched(&self, point: &Path) -> bool {
-        self.fan
-            .mark(FAN_MARK_REMOVE | FAN_MARK_FILESYSTEM, FAN_ACCESS, point)
-            .is_ok()
+        let remove = FAN_MARK_REMOVE | FAN_MARK_FILESYSTEM;
+        self.queues()
+            .iter()
+            .all(|queue| queue.fan.mark(remove, FAN_ACCESS, point).is_ok())
     }
 
     /// Makes an event of this process, which comes after all that happened before: it looks at
-    /// `point`, and is told so. Nothing on disk changes.
+    /// `point`, and is told so in both queues. Nothing on disk changes.
     pub(crate) fn mark(&self, point: &Path) -> io::Result<()> {
-        let looked = FAN_OPEN | FAN_ONDIR;
+        let set = |how: u32| {
+            let mut queues = self.queues().into_iter();
+            queues.try_for_each(|queue| queue.fan.mark(how, FAN_OPEN | FAN_ONDIR, point))
+        };
         let failed = |error: FanotifyError| io::Error::other(refusal(&error));
-        self.fan.mark(FAN_MARK_ADD, looked, point).map_err(failed)?;
+        set(FAN_MARK_ADD).map_err(failed)?;
         let opened = File::open(point);
-        self.fan
-            .mark(FAN_MARK_REMOVE, looked, point)
-            .map_err(failed)?;
+        set(FAN_MARK_REMOVE).map_err(failed)?;
         opened.map(drop)
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fan.as_fd()
+    /// How many of its own marks came through both queues.
+    pub(crate) fn markers(&self) -> u64 {
+        self.dirs.markers.min(self.files.markers)
     }
 
-    /// Reads what is waiting, up to one buffer; whether there was anything.
+    fn queues(&self) -> [&Queue; 2] {
+        [&self.dirs, &self.files]
+    }
+
+    pub(crate) fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        self.queues().map(|queue| queue.fan.as_fd())
+    }
+
+    /// Reads what is waiting, up to one buffer of each queue; whether there was anything.
     pub(crate) fn read(&mut self, sink: &mut dyn FnMut(Event)) -> io::Result<bool> {
-        let len = match rustix::io::read(self.fan.as_fd(), &mut self.buffer[..]) {
-            Ok(len) => len,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        event::parse(&self.buffer[..len], std::process::id(), sink).map_err(io::Error::other)?;
-        Ok(len > 0)
+        let mut any = false;
+        for queue in [&mut self.dirs, &mut self.files] {
+            let len = match rustix::io::read(queue.fan.as_fd(), &mut self.buffer[..]) {
+                Ok(len) => len,
+                Err(Errno::AGAIN | Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let mut heard = |event| match event {
+                Event::Marker => queue.markers += 1,
+                event => sink(event),
+            };
+            event::parse(&self.buffer[..len], std::process::id(), &mut heard)
+                .map_err(io::Error::other)?;
+            any |= len > 0;
+        }
+        Ok(any)
     }
 }
 

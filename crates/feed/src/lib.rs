@@ -6,6 +6,7 @@
 //! tracker has listened without a gap since the last scan, and nothing was mounted or taken away.
 //! Otherwise the answer is to walk, and why. See `docs/feed.md`.
 
+mod by_handle;
 mod client;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -70,13 +71,16 @@ impl How {
 }
 
 /// What a tracker may use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Inotify only, also where fanotify is to be had.
     pub inotify: bool,
     /// Let the kernel keep as few events as `fs.fanotify.max_queued_events` says, and drop what is
     /// more. Else it keeps as many as there is memory for, however slow the tracker is.
     pub bounded_queue: bool,
+    /// Names of programs that open files by handle, beside those that are known to: while one of them
+    /// runs every file is told by itself.
+    pub servers: Vec<String>,
 }
 
 /// Up to where a scan has used what a tracker noted.

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use tree::Dir;
 use uuid::Uuid;
 
+use crate::by_handle;
 use crate::event::Event;
 use crate::fanotify::{self, Group};
 use crate::inotify::{Heard, Tree};
@@ -50,6 +51,10 @@ pub struct Tracker {
     feed: PathBuf,
     listener: UnixListener,
     group: std::result::Result<Group, String>,
+    /// Programs that open files by handle, beside those that are known to.
+    servers: Vec<String>,
+    /// Why files are expected to be opened by handle.
+    by_handle: Option<String>,
     marks: Vec<Mark>,
     trees: Vec<Watched>,
     ended: VecDeque<Ended>,
@@ -57,8 +62,6 @@ pub struct Tracker {
     beat: Option<Instant>,
     /// Markers made so far, to tell them apart.
     markers: u64,
-    /// Markers of the group that were seen.
-    seen: u64,
     /// One tracker at a time.
     _lock: File,
 }
@@ -123,11 +126,13 @@ impl Tracker {
             marks: Vec::new(),
             trees: Vec::new(),
             ended: VecDeque::new(),
+            servers: options.servers,
+            by_handle: None,
             beat: None,
             markers: 0,
-            seen: 0,
             _lock: lock_file,
         };
+        tracker.expect_handles().map_err(at("/proc".as_ref()))?;
         tracker.heartbeat()?;
         Ok(tracker)
     }
@@ -197,6 +202,39 @@ impl Tracker {
         ))
     }
 
+    /// Why every file is told by itself, if it is.
+    pub fn expects_handles(&self) -> Option<&str> {
+        self.by_handle.as_deref()
+    }
+
+    /// From where a program that opens files by handle is seen, files are told as well. What it
+    /// wrote before is not known, so what is watched begins a new epoch.
+    fn expect_handles(&mut self) -> io::Result<()> {
+        let Ok(group) = &mut self.group else {
+            return Ok(());
+        };
+        if group.expects_handles() {
+            return Ok(());
+        }
+        let Some(why) = by_handle::why(&self.servers)? else {
+            return Ok(());
+        };
+        group.expect_handles();
+        let again = |mark: &Mark| group.watch(&mark.point).map_err(|e| fanotify::refusal(&e));
+        let again: Vec<_> = self.marks.iter().map(again).collect();
+        for (at, again) in again.into_iter().enumerate().rev() {
+            match again {
+                Ok(()) => self.renew(at, &why)?,
+                Err(refusal) => {
+                    let mark = self.marks.swap_remove(at);
+                    self.end(mark.out, &refusal)?;
+                }
+            }
+        }
+        self.by_handle = Some(why);
+        Ok(())
+    }
+
     /// What comes back after an unmount, under whatever number, was not watched meanwhile.
     fn forget_unmounted(&mut self) -> io::Result<()> {
         for at in (0..self.marks.len()).rev() {
@@ -220,6 +258,7 @@ impl Tracker {
         };
         while !cancel.load(Ordering::Relaxed) {
             if self.beat.is_none_or(|beat| beat.elapsed() >= HEARTBEAT) {
+                self.expect_handles().map_err(failed)?;
                 self.heartbeat()?;
             }
             let asked = self
@@ -246,9 +285,9 @@ impl Tracker {
             PollFlags::IN,
         )];
         if events {
-            let group = self.group.as_ref().ok().map(Group::fd);
+            let group = self.group.iter().flat_map(Group::fds);
             let trees = self.trees.iter().map(|watched| watched.tree.fd());
-            let all = group.into_iter().chain(trees);
+            let all = group.chain(trees);
             fds.extend(all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
         let timeout = Timespec {
@@ -304,7 +343,7 @@ impl Tracker {
         let Ok(group) = &mut self.group else {
             return Ok(false);
         };
-        let (marks, seen) = (&mut self.marks, &mut self.seen);
+        let marks = &mut self.marks;
         let (mut overflow, mut failure) = (false, None);
         let mut note = |dirty: Dirty| {
             let (Dirty::Dir(handle) | Dirty::Object(handle)) = &dirty else {
@@ -324,7 +363,8 @@ impl Tracker {
             Event::Dir(handle) => note(Dirty::Dir(handle)),
             Event::Object(handle) => note(Dirty::Object(handle)),
             Event::Overflow => overflow = true,
-            Event::Marker => *seen += 1,
+            // The group counts them.
+            Event::Marker => {}
         });
         if let Some(error) = failure {
             return Err(error);
@@ -439,14 +479,20 @@ impl Tracker {
     }
 
     fn seal_mark(&mut self, base: &Path) -> io::Result<Option<Sealed>> {
+        self.expect_handles()?;
+        // A mark that came too late for who waited for it is read here, and not taken for the next.
+        self.drain()?;
         let (dev, _) = fanotify::points(&Mounts::read()?, &Dir::open(base)?)?;
         let at = |tracker: &Self| tracker.marks.iter().position(|mark| mark.dev == dev);
         let (Some(mark), Ok(group)) = (at(self), &self.group) else {
             return Ok(None);
         };
-        let before = self.seen;
+        let before = group.markers();
         group.mark(&self.marks[mark].point)?;
-        self.wait_for_marker(|tracker| tracker.seen > before)?;
+        self.wait_for_marker(|tracker| {
+            let group = tracker.group.as_ref();
+            group.is_ok_and(|group| group.markers() > before)
+        })?;
         // Only now: it was watched all the time until everything before was heard.
         self.forget_unmounted()?;
         let Some(mark) = at(self) else {

@@ -16,6 +16,7 @@ pub fn watch(global: &Global, printer: &Printer, args: &WatchArgs) -> Result<u8>
     let options = Options {
         inotify: args.inotify,
         bounded_queue: args.bounded_queue,
+        servers: args.server.clone(),
     };
     let mut tracker = match Tracker::open(&config.host.state, options) {
         Err(error @ feed::Error::Busy) => {
@@ -47,6 +48,9 @@ pub fn watch(global: &Global, printer: &Printer, args: &WatchArgs) -> Result<u8>
                 dataset.name
             )),
         }
+    }
+    if let Some(why) = tracker.expects_handles() {
+        printer.line(&format!("every file is told by itself: {why}"));
     }
     printer.line("watching");
     tracker
