@@ -15,6 +15,9 @@ const BOTH: [Peer; 2] = [Peer::Thrice, Peer::Rsync];
 /// Bytes of one file of the folder that is renamed.
 const FILM: u64 = 8 << 20;
 
+/// Makes a place: the size of its image, and bytes that the disk below has to have room for.
+type Make = fn(u64, u64) -> Result<Place>;
+
 pub fn relay_lan(bench: &Bench, page: &mut Page) -> Result<()> {
     relay((bench, page), "relay-lan", Speed::LAN, ("loopback", 0.8))
 }
@@ -55,15 +58,28 @@ fn relay(
     Ok(())
 }
 
-/// One of a hundred bytes of a large file changes.
+/// One of a hundred bytes of a large file changes: where the old and the new one can share blocks,
+/// and where they cannot.
 pub fn image(bench: &Bench, page: &mut Page) -> Result<()> {
+    let (size, needed) = (bench.size.image, 5 * bench.size.large);
+    let kinds: [(&str, Make); 2] = [
+        ("ext4", Place::new),
+        ("xfs, which shares blocks", Place::sharing),
+    ];
+    for (kind, make) in kinds {
+        let found = make(size, needed).and_then(|place| image_on(bench, kind, &place));
+        page.add("image", found.map(|line| vec![line]));
+    }
+    Ok(())
+}
+
+fn image_on(bench: &Bench, kind: &str, place: &Place) -> Result<Line> {
     let size = bench.size;
-    let place = Place::new(size.image, 5 * size.large)?;
     std::fs::create_dir_all(place.data())?;
     let image = place.data().join("image");
     data::large(&image, size.large, 0)?;
     let far = Far::new(&place.path("ssh"), Speed::LAN)?;
-    let world = World::local(bench, &place).over(&far, Route::Far);
+    let world = World::local(bench, place).over(&far, Route::Far);
     let (thrice, mut rsync) = (
         world.copy(Peer::Thrice, "0")?,
         world.copy(Peer::Rsync, "0")?,
@@ -73,7 +89,7 @@ pub fn image(bench: &Bench, page: &mut Page) -> Result<()> {
         quiet(&mut copy.update())?;
     }
     let what = format!(
-        "1 % of an image of {} MiB changed, over ssh",
+        "1 % of an image of {} MiB changed, over ssh, on {kind}",
         size.large >> 20
     );
     let mut line = Line::new("image", what);
@@ -89,8 +105,7 @@ pub fn image(bench: &Bench, page: &mut Page) -> Result<()> {
     let sent = |cost: &super::measure::Cost| cost.link.map(|(sent, _)| sent / changed);
     line.at_most("times the changed bytes sent", 1.2, sent);
     line.share(Peer::Rsync, 0.5);
-    page.add(line.row, Ok(vec![line]));
-    Ok(())
+    Ok(line)
 }
 
 /// A folder gets another name, with all that is in it.

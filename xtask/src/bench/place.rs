@@ -32,23 +32,9 @@ impl Place {
     /// # Errors
     /// When neither can be made, or the disk has no room for it.
     pub fn new(size: u64, needed: u64) -> Result<Self> {
-        let stat = rustix::fs::statvfs(std::env::temp_dir())?;
-        let free = stat.f_bavail * stat.f_frsize;
-        ensure!(
-            free >= needed + SPARE_BYTES,
-            "needs {:.0} GiB of disk and {:.0} are free",
-            mib(needed + SPARE_BYTES) / 1024.0,
-            mib(free) / 1024.0
-        );
+        has_room(needed)?;
         if let Ok(fs) = LoopFs::new(FileSystem::Ext4, size) {
-            // Else the system writes out what was measured before.
-            fs.bypass_cache().ok();
-            return Ok(Self {
-                top: fs.path(),
-                counters: counters(&fs.path()),
-                _fs: Some(fs),
-                _dir: None,
-            });
+            return Ok(Self::in_image(fs));
         }
         let dir = tempfile::Builder::new().prefix("thrice-bench-").tempdir()?;
         Ok(Self {
@@ -57,6 +43,26 @@ impl Place {
             _fs: None,
             _dir: Some(dir),
         })
+    }
+
+    /// An image with xfs, where files can share blocks.
+    ///
+    /// # Errors
+    /// When it cannot be made, or the disk has no room for it.
+    pub fn sharing(size: u64, needed: u64) -> Result<Self> {
+        has_room(needed)?;
+        Ok(Self::in_image(LoopFs::new(FileSystem::Xfs, size)?))
+    }
+
+    fn in_image(fs: LoopFs) -> Self {
+        // Else the system writes out what was measured before.
+        fs.bypass_cache().ok();
+        Self {
+            top: fs.path(),
+            counters: counters(&fs.path()),
+            _fs: Some(fs),
+            _dir: None,
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -115,6 +121,19 @@ impl Place {
             .map(|(now, then)| since(now, then));
         Ok(measured)
     }
+}
+
+/// Whether the disk below has room for so many bytes.
+fn has_room(needed: u64) -> Result<()> {
+    let stat = rustix::fs::statvfs(std::env::temp_dir())?;
+    let free = stat.f_bavail * stat.f_frsize;
+    ensure!(
+        free >= needed + SPARE_BYTES,
+        "needs {:.0} GiB of disk and {:.0} are free",
+        mib(needed + SPARE_BYTES) / 1024.0,
+        mib(free) / 1024.0
+    );
+    Ok(())
 }
 
 /// `/sys/block/DEVICE/stat` of what is mounted at `mount`.
