@@ -367,8 +367,15 @@ mod tests {
         let audited = Timestamp::from_second(1_900_000_000).unwrap();
         findings.overdue("data", Some(audited)).unwrap();
         let finding = &open()[0].finding;
-        assert_eq!((finding.kind.as_str(), finding.subject.as_str()), ("audit-overdue", "data"));
-        assert!(finding.message.contains("since 2030-03-17T17:46:40Z"), "{}", finding.message);
+        assert_eq!(
+            (finding.kind.as_str(), finding.subject.as_str()),
+            ("audit-overdue", "data")
+        );
+        assert!(
+            finding.message.contains("since 2030-03-17T17:46:40Z"),
+            "{}",
+            finding.message
+        );
         findings.overdue("data", None).unwrap();
         assert_eq!(open(), []);
     }

@@ -87,8 +87,7 @@ impl Group {
             false => FAN_UNLIMITED_QUEUE,
             true => 0,
         };
-        let flags =
-            FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_DIR_FID | unlimited;
+        let flags = FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_DIR_FID | unlimited;
         Ok(Self {
             dirs: Queue::new(flags)?,
             files: Queue::new(flags | FAN_REPORT_FID)?,
