@@ -12,10 +12,14 @@ use super::{Kind, Result, broken, put_raw};
 pub(super) const PACK: usize = 512 << 10;
 /// Less is not worth a frame.
 const PACK_MIN: usize = 512;
-/// zstd's fastest: some 350 MB/s a core.
-const LEVEL: i32 = 1;
 /// A connection that takes more than this many bytes a second is given them as they are.
 const FAST: f64 = 60e6;
+/// One that takes less than this leaves the time to look closer.
+const SLOW: f64 = 20e6;
+/// zstd's fastest: some 350 MB/s a core.
+const LEVEL: i32 = 1;
+/// Some 150 MB/s a core, and text a sixth smaller.
+const LEVEL_SLOW: i32 = 3;
 /// What does not get smaller than this is sent as it is …
 const SHRUNK: f64 = 0.9;
 /// … and the next batches too, before it is tried again.
@@ -59,7 +63,7 @@ impl Packer {
     pub(super) fn pack(&mut self, packing: Packing, frames: &[u8]) -> Option<&[u8]> {
         let wanted = match packing {
             Packing::Never => false,
-            Packing::WhenSlow => self.is_slow() && frames.len() >= PACK_MIN,
+            Packing::WhenSlow => self.takes_less_than(FAST) && frames.len() >= PACK_MIN,
             #[cfg(test)]
             Packing::Always => true,
         };
@@ -71,8 +75,12 @@ impl Packer {
             return None;
         }
         self.packed.clear();
+        let level = match self.takes_less_than(SLOW) {
+            true => LEVEL_SLOW,
+            false => LEVEL,
+        };
         for piece in frames.chunks(PACK) {
-            let packed = zstd::bulk::compress(piece, LEVEL).ok()?;
+            let packed = zstd::bulk::compress(piece, level).ok()?;
             put_raw(&mut self.packed, Kind::Packed, &[&packed]);
         }
         #[cfg(test)]
@@ -86,9 +94,10 @@ impl Packer {
         Some(&self.packed)
     }
 
-    fn is_slow(&self) -> bool {
+    /// Whether the connection takes less than `rate` bytes a second, as far as is known.
+    fn takes_less_than(&self, rate: f64) -> bool {
         let seconds = self.time.as_secs_f64();
-        seconds > 0.0 && self.bytes < FAST * seconds
+        seconds > 0.0 && self.bytes < rate * seconds
     }
 
     /// So much was written just now, since `began`.
@@ -132,6 +141,26 @@ mod tests {
             slow.pack(Packing::WhenSlow, &text[..PACK_MIN - 1])
                 .is_none()
         );
+        // Where more is to be had from looking closer, it is looked at closer.
+        let mut draws = vec![0; 20_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut draws);
+        let words: Vec<u8> = draws
+            .iter()
+            .flat_map(|draw| {
+                let mut word =
+                    blake3::hash(&[*draw]).to_hex()[..3 + usize::from(*draw % 7)].to_owned();
+                word.push(' ');
+                word.into_bytes()
+            })
+            .collect();
+        let least = slow.pack(Packing::WhenSlow, &words).unwrap().len();
+        let mut faster = Packer::new(Some(12_000_000));
+        faster.wrote(
+            80_000_000,
+            Instant::now().checked_sub(Duration::from_secs(1)).unwrap(),
+        );
+        assert!(faster.takes_less_than(FAST) && !faster.takes_less_than(SLOW));
+        assert!(least < faster.pack(Packing::WhenSlow, &words).unwrap().len());
         // Noise is sent as it is, and what follows is not tried for a while.
         assert!(slow.pack(Packing::WhenSlow, &noise).is_none());
         for _ in 0..SKIPPED {
