@@ -113,8 +113,8 @@ pub struct WatchArgs {
     /// in memory until they are read; the next run then looks at everything
     #[arg(long)]
     pub bounded_queue: bool,
-    /// A program that opens files by handle, as nfsd, ganesha.nfsd and virtiofsd do: while one of them
-    /// runs, every file is told by itself (may be given more than once)
+    /// A program that opens files by handle, as nfsd, ganesha.nfsd and virtiofsd do: while one of
+    /// them runs, every file is told by itself (may be given more than once)
     #[arg(long, value_name = "NAME")]
     pub server: Vec<String>,
 }

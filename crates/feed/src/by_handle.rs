@@ -3,8 +3,8 @@
 
 use std::io;
 
-/// What is known to do so: the kernel's NFS server, one in user space, and that of virtual machines'
-/// shared folders.
+/// What is known to do so: the kernel's NFS server, one in user space, and that of virtual
+/// machines' shared folders.
 const SERVERS: [&str; 3] = ["nfsd", "ganesha.nfsd", "virtiofsd"];
 /// `TASK_COMM_LEN` without its NUL (`proc_pid_comm(5)`): what a name is cut to.
 const COMM_LEN_MAX: usize = 15;

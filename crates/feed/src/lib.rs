@@ -78,8 +78,8 @@ pub struct Options {
     /// Let the kernel keep as few events as `fs.fanotify.max_queued_events` says, and drop what is
     /// more. Else it keeps as many as there is memory for, however slow the tracker is.
     pub bounded_queue: bool,
-    /// Names of programs that open files by handle, beside those that are known to: while one of them
-    /// runs every file is told by itself.
+    /// Names of programs that open files by handle, beside those that are known to: while one of
+    /// them runs every file is told by itself.
     pub servers: Vec<String>,
 }
 
