@@ -524,6 +524,12 @@ fn r05_the_audit_finds_what_no_event_told() -> Result<()> {
     let status = watched.world.run(&["status", "--json"])?;
     let status: Value = serde_json::from_str(&status.stdout)?;
     ensure!(status["feed"]["missed"] == 1, "the counter: {status:#}");
+    // Long after, one run looks at all of it, and so the audit is not behind.
+    for day in [40, 80] {
+        ensure!(late(day)?["walked"] == "dirty");
+        let status = watched.world.run(&["status"])?.stdout;
+        ensure!(!status.contains("does not keep up"), "{status}");
+    }
     Ok(())
 }
 

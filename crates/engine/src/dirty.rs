@@ -385,7 +385,9 @@ impl Search<'_, '_, '_> {
         loop {
             let dirs = catalog.dirs_after(replica.dataset, after, SLICE.min(left))?;
             if dirs.is_empty() {
-                return Ok(if left > 0 { None } else { after });
+                // A part that ends with the last directory ends the round, too.
+                let ended = left > 0 || catalog.dirs_after(replica.dataset, after, 1)?.is_empty();
+                return Ok(after.filter(|_| !ended));
             }
             for (id, dir) in dirs {
                 after = Some(id);

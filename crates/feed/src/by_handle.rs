@@ -15,7 +15,9 @@ const ALL_PROCESSES: &str = "pid:[4026531836]";
 /// `more`, or it cannot be known. Error: the table of processes cannot be read.
 pub(crate) fn why(more: &[String]) -> io::Result<Option<String>> {
     let namespace = rustix::fs::readlink("/proc/self/ns/pid", Vec::new())?;
-    if namespace.to_bytes() != ALL_PROCESSES.as_bytes() {
+    // A mount of /proc may hide others' processes too: then the first one cannot be seen either.
+    let hidden = std::fs::read("/proc/1/comm").is_err();
+    if hidden || namespace.to_bytes() != ALL_PROCESSES.as_bytes() {
         return Ok(Some(
             "the other processes of this machine cannot be seen from here".to_owned(),
         ));
@@ -26,9 +28,11 @@ pub(crate) fn why(more: &[String]) -> io::Result<Option<String>> {
         if !id.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
             continue;
         }
-        // One that has ended meanwhile opens nothing any more.
-        let Ok(comm) = std::fs::read(process.path().join("comm")) else {
-            continue;
+        let comm = match std::fs::read(process.path().join("comm")) {
+            Ok(comm) => comm,
+            // It has ended meanwhile, and opens nothing any more.
+            Err(error) if has_ended(&error) => continue,
+            Err(error) => return Err(error),
         };
         let names = SERVERS.into_iter().chain(more.iter().map(String::as_str));
         if let Some(name) = called(&comm, names) {
@@ -36,6 +40,14 @@ pub(crate) fn why(more: &[String]) -> io::Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+fn has_ended(error: &io::Error) -> bool {
+    let code = rustix::io::Errno::from_io_error(error);
+    matches!(
+        code,
+        Some(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH)
+    )
 }
 
 /// The name of those that the process with this `comm` has.

@@ -135,10 +135,10 @@ impl Group {
             queues.try_for_each(|queue| queue.fan.mark(how, FAN_OPEN | FAN_ONDIR, point))
         };
         let failed = |error: FanotifyError| io::Error::other(refusal(&error));
-        set(FAN_MARK_ADD).map_err(failed)?;
-        let opened = File::open(point);
-        set(FAN_MARK_REMOVE).map_err(failed)?;
-        opened.map(drop)
+        let added = set(FAN_MARK_ADD).map_err(failed);
+        let opened = added.and_then(|()| File::open(point));
+        let removed = set(FAN_MARK_REMOVE).map_err(failed);
+        opened.and(removed)
     }
 
     /// How many of its own marks came through both queues.

@@ -59,6 +59,8 @@ pub struct Tracker {
     trees: Vec<Watched>,
     ended: VecDeque<Ended>,
     status: TrackerStatus,
+    /// Something that it heard, or that an epoch ended, could not be written down.
+    doubtful: bool,
     beat: Option<Instant>,
     /// Markers made so far, to tell them apart.
     markers: u64,
@@ -128,6 +130,7 @@ impl Tracker {
             ended: VecDeque::new(),
             servers: options.servers,
             by_handle: None,
+            doubtful: false,
             beat: None,
             markers: 0,
             _lock: lock_file,
@@ -210,6 +213,19 @@ impl Tracker {
     /// From where a program that opens files by handle is seen, files are told as well. What it
     /// wrote before is not known, so what is watched begins a new epoch.
     fn expect_handles(&mut self) -> io::Result<()> {
+        // Nothing may be marked where something else is mounted now.
+        self.forget_unmounted()?;
+        let done = self.find_servers();
+        self.sure(done)
+    }
+
+    /// Whoever asks is told of a failure; that what was noted is no longer all, nobody would be.
+    fn sure<T>(&mut self, done: io::Result<T>) -> io::Result<T> {
+        self.doubtful |= done.is_err();
+        done
+    }
+
+    fn find_servers(&mut self) -> io::Result<()> {
         let Ok(group) = &mut self.group else {
             return Ok(());
         };
@@ -237,10 +253,17 @@ impl Tracker {
 
     /// What comes back after an unmount, under whatever number, was not watched meanwhile.
     fn forget_unmounted(&mut self) -> io::Result<()> {
+        let done = self.end_unmounted();
+        self.sure(done)
+    }
+
+    fn end_unmounted(&mut self) -> io::Result<()> {
         for at in (0..self.marks.len()).rev() {
-            let point = &self.marks[at].point;
+            let Mark { point, dev, .. } = &self.marks[at];
             let group = self.group.as_ref();
-            if group.is_ok_and(|group| !group.is_watched(point)) {
+            // Another one that is watched may be mounted there now.
+            let is_there = is_mounted(dev, point)?;
+            if group.is_ok_and(|group| !is_there || !group.is_watched(point)) {
                 let mark = self.marks.swap_remove(at);
                 self.end(mark.out, "it was unmounted")?;
             }
@@ -303,6 +326,11 @@ impl Tracker {
 
     /// Notes everything that is waiting; whether there was anything.
     fn drain(&mut self) -> io::Result<bool> {
+        let done = self.note_all();
+        self.sure(done)
+    }
+
+    fn note_all(&mut self) -> io::Result<bool> {
         let mut any = false;
         while self.drain_group()? {
             any = true;
@@ -458,7 +486,11 @@ impl Tracker {
             line.push(b'\n');
             let _ = (&stream).write_all(&line);
         }
-        Ok(())
+        match self.doubtful {
+            // The tracker ends, and with it every epoch.
+            true => Err(io::Error::other("what it heard could not be noted")),
+            false => Ok(()),
+        }
     }
 
     /// Seals everything that happened up to now where `base` lies.
@@ -499,9 +531,10 @@ impl Tracker {
             return Ok(None);
         };
         let out = &mut self.marks[mark].out;
+        let (epoch, segment) = (out.epoch(), out.seal());
         Ok(Some(Sealed {
-            epoch: out.epoch(),
-            segment: out.seal()?,
+            epoch,
+            segment: self.sure(segment)?,
             how: How::Fanotify,
         }))
     }
@@ -526,9 +559,10 @@ impl Tracker {
             return Ok(None);
         };
         let out = &mut self.trees[at].out;
+        let (epoch, segment) = (out.epoch(), out.seal());
         Ok(Some(Sealed {
-            epoch: out.epoch(),
-            segment: out.seal()?,
+            epoch,
+            segment: self.sure(segment)?,
             how: How::Inotify,
         }))
     }
@@ -571,6 +605,15 @@ impl Tracker {
             source,
         })
     }
+}
+
+/// Whether the file system `dev` is what `point` leads to now.
+fn is_mounted(dev: &str, point: &Path) -> io::Result<bool> {
+    let Ok(dir) = Dir::open(point) else {
+        return Ok(false);
+    };
+    let mounts = Mounts::read()?;
+    Ok(mounts.of(&dir)?.is_some_and(|mount| mount.dev == dev))
 }
 
 /// What a run asks for: a directory.
