@@ -67,7 +67,8 @@ impl LoopFs {
         self.dir.path().join("mount")
     }
 
-    fn image(&self) -> PathBuf {
+    /// The image itself.
+    pub fn image(&self) -> PathBuf {
         self.dir.path().join("image")
     }
 

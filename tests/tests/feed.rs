@@ -305,25 +305,45 @@ impl Drop for Overlay {
     }
 }
 
-/// A tracker that was stopped while more happened than the kernel keeps. `change` is to make an
-/// event for each number at least, and no two in a row that the kernel could make one of.
-fn overflow(words: &[&'static str], change: fn(&Path) -> std::io::Result<()>) -> Result<()> {
+/// As many events as the kernel keeps for one fanotify queue, and for inotify.
+fn queue_limit() -> Result<usize> {
+    let limit = fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events")?;
+    let limit: usize = limit.trim().parse()?;
+    ensure!(limit <= 20_000, "this test would take long");
+    Ok(limit)
+}
+
+/// More events than that. Whatever happens in one directory is one: there have to be many.
+fn overflow_dirs(top: &Path) -> Result<()> {
+    for at in 0..queue_limit()? + 500 {
+        let dir = top.join(format!("{:02}/{at}", at % 100));
+        fs::create_dir(&dir)?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// More events than that, for a tree watched by its directories.
+fn overflow_files(top: &Path) -> Result<()> {
+    for at in 0..queue_limit()? + 500 {
+        fs::write(top.join(format!("{:02}/{at}", at % 100)), "x")?;
+    }
+    Ok(())
+}
+
+/// A tracker that was stopped while more happened than the kernel keeps.
+fn overflow(words: &[&'static str], change: fn(&Path) -> Result<()>) -> Result<()> {
     let Some(image) = image(FileSystem::Ext4)? else {
         return Ok(());
     };
     let watched = Watched::new(image.path().join("data"), words)?;
     for at in 0..100 {
-        fs::create_dir(watched.source.join(format!("{at}")))?;
+        fs::create_dir(watched.source.join(format!("{at:02}")))?;
     }
     watched.run(&[])?;
     watched.dirty()?;
     watched.signal(Signal::STOP)?;
-    let limit = fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events")?;
-    let limit: usize = limit.trim().parse()?;
-    ensure!(limit <= 20_000, "this test would take long");
-    for at in 0..limit + 500 {
-        change(&watched.source.join(format!("{}/{at}", at % 100)))?;
-    }
+    change(&watched.source)?;
     watched.signal(Signal::CONT)?;
     let why = watched.walked()?;
     ensure!(why.contains("dropped events"), "{why}");
@@ -336,19 +356,15 @@ fn overflow(words: &[&'static str], change: fn(&Path) -> std::io::Result<()>) ->
 
 #[test]
 fn r05_an_overflow_of_fanotify_is_a_walk() -> Result<()> {
-    // Whatever happens in one directory is one event: there have to be many.
-    overflow(&["--bounded-queue"], |path| {
-        fs::create_dir(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-    })
+    overflow(&["--bounded-queue"], overflow_dirs)
 }
 
 #[test]
 fn r05_an_overflow_of_inotify_is_a_walk() -> Result<()> {
-    overflow(&["--inotify"], |path| fs::write(path, "x"))
+    overflow(&["--inotify"], overflow_files)
 }
 
-/// A name outside of the dataset is a way in that the dataset's directories do not tell.
+/// R5: a file may be written by a name that lies elsewhere.
 #[test]
 fn r05_writing_by_a_name_outside_is_found() -> Result<()> {
     let Some(image) = image(FileSystem::Ext4)? else {
@@ -581,6 +597,70 @@ impl Drop for Device {
             .status()
             .ok();
     }
+}
+
+/// What the tracker answers to a run that asks for `base`.
+fn ask(watched: &Watched, base: &Path) -> Result<Value> {
+    let socket = watched.world.path("state/feed/socket");
+    let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(base.as_os_str().as_encoded_bytes())?;
+    stream.write_all(&[0])?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// Unmounts what it was given when dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(words: &[&str], what: &Path, at: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&at)?;
+        let mount = Command::new("mount")
+            .args(words)
+            .arg(what)
+            .arg(&at)
+            .output()?;
+        let said = String::from_utf8_lossy(&mount.stderr);
+        ensure!(mount.status.success(), "mount: {said}");
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let umount = Command::new("umount").arg("-l").arg(&self.0).output();
+        umount.ok();
+    }
+}
+
+/// A file system leaves, another one that is watched is mounted in its place, and it comes back
+/// elsewhere, maybe under its old number: it was not watched meanwhile, and its mark is gone.
+#[test]
+fn r05_what_is_mounted_in_its_place_does_not_pass_for_it() -> Result<()> {
+    let (Some(mut first), Some(second)) = (image(FileSystem::Ext4)?, image(FileSystem::Ext4)?)
+    else {
+        return Ok(());
+    };
+    let watched = Watched::new(first.path().join("data"), &[])?;
+    let before = ask(&watched, &watched.source)?;
+    ensure!(before["sealed"]["how"] == "fanotify", "{before}");
+    ask(&watched, &second.path())?;
+    first.umount()?;
+    let _in_its_place = Mounted::new(&["--bind"], &second.path(), first.path())?;
+    let again = watched.world.path("elsewhere");
+    let elsewhere = Mounted::new(&["-o", "loop"], &first.image(), again)?;
+    let back = ask(&watched, &elsewhere.0.join("data"))?;
+    ensure!(
+        back["sealed"]["epoch"] != before["sealed"]["epoch"],
+        "{back}"
+    );
+    let ended = back["ended"].as_array().context("what ended")?;
+    let is_it = |ended: &&Value| ended["epoch"] == before["sealed"]["epoch"];
+    let ended = ended.iter().find(is_it).context("its epoch lives on")?;
+    ensure!(ended["why"] == "it was unmounted", "{ended}");
+    Ok(())
 }
 
 /// Two trackers would each believe that it is the one.

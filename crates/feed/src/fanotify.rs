@@ -102,10 +102,6 @@ impl Group {
         self.by_handle = true;
     }
 
-    pub(crate) fn expects_handles(&self) -> bool {
-        self.by_handle
-    }
-
     /// Watches the whole file system that is mounted at `point`.
     pub(crate) fn watch(&self, point: &Path) -> Result<(), FanotifyError> {
         let of_files = match self.by_handle {

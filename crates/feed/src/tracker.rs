@@ -226,12 +226,9 @@ impl Tracker {
     }
 
     fn find_servers(&mut self) -> io::Result<()> {
-        let Ok(group) = &mut self.group else {
+        let (Ok(group), None) = (&mut self.group, &self.by_handle) else {
             return Ok(());
         };
-        if group.expects_handles() {
-            return Ok(());
-        }
         let Some(why) = by_handle::why(&self.servers)? else {
             return Ok(());
         };
@@ -258,11 +255,16 @@ impl Tracker {
     }
 
     fn end_unmounted(&mut self) -> io::Result<()> {
+        if self.marks.is_empty() {
+            return Ok(());
+        }
+        let mounts = Mounts::read()?;
         for at in (0..self.marks.len()).rev() {
             let Mark { point, dev, .. } = &self.marks[at];
             let group = self.group.as_ref();
             // Another one that is watched may be mounted there now.
-            let is_there = is_mounted(dev, point)?;
+            let there = Dir::open(point).and_then(|dir| Ok(mounts.of(&dir)?.cloned()));
+            let is_there = there.is_ok_and(|mount| mount.is_some_and(|mount| mount.dev == *dev));
             if group.is_ok_and(|group| !is_there || !group.is_watched(point)) {
                 let mark = self.marks.swap_remove(at);
                 self.end(mark.out, "it was unmounted")?;
@@ -607,15 +609,6 @@ impl Tracker {
     }
 }
 
-/// Whether the file system `dev` is what `point` leads to now.
-fn is_mounted(dev: &str, point: &Path) -> io::Result<bool> {
-    let Ok(dir) = Dir::open(point) else {
-        return Ok(false);
-    };
-    let mounts = Mounts::read()?;
-    Ok(mounts.of(&dir)?.is_some_and(|mount| mount.dev == dev))
-}
-
 /// What a run asks for: a directory.
 fn asked(stream: &UnixStream) -> Option<PathBuf> {
     stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
@@ -626,4 +619,35 @@ fn asked(stream: &UnixStream) -> Option<PathBuf> {
     BufReader::new(stream).read_until(0, &mut path).ok()?;
     path.pop_if(|last| *last == 0)?;
     Some(PathBuf::from(std::ffi::OsStr::from_bytes(&path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment;
+
+    /// What was noted is no longer all, and only the run that asked was told: a tracker that went
+    /// on would stand by it before the next.
+    #[test]
+    fn r05_a_tracker_that_cannot_note_what_it_heard_ends() {
+        let (state, base) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let options = Options {
+            inotify: true,
+            ..Options::default()
+        };
+        let mut tracker = Tracker::open(state.path(), options).unwrap();
+        tracker.watch(base.path()).unwrap();
+        let feed = tracker.feed.clone();
+        let asked = |tracker: &mut Tracker| {
+            let (feed, base) = (feed.clone(), base.path().to_owned());
+            let run = std::thread::spawn(move || wire::ask(&feed, &base).unwrap().unwrap());
+            while !tracker.wait(false, Duration::from_secs(10)).unwrap() {}
+            (tracker.answer(), run.join().unwrap())
+        };
+        let (answered, answer) = asked(&mut tracker);
+        assert!(answered.is_ok() && answer.sealed.is_some(), "{answer:?}");
+        std::fs::remove_dir_all(segment::folder(&feed, tracker.trees[0].out.epoch())).unwrap();
+        let (answered, answer) = asked(&mut tracker);
+        assert!(answered.is_err() && answer.sealed.is_none(), "{answer:?}");
+    }
 }
