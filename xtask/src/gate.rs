@@ -210,9 +210,6 @@ fn blackbox(root: &Path) -> Result<Tally> {
     }
     let mut command = test_command(root, &selection);
     command.env("THRICE_BIN", program);
-    if let Ok(release) = binary(root, "release") {
-        command.env("THRICE_BIN_RELEASE", release);
-    }
     tests(&mut command)
 }
 
