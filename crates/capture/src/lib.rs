@@ -1,13 +1,23 @@
 //! Capture: a view of live data that is what it claims to be.
 //!
-//! In this version a view is the live tree itself, opened by descriptor, with the identity of
-//! the file system it lies on; snapshots and dumps will give views of the same shape. A source
-//! that cannot be seen is never an empty one.
+//! A view is the live tree itself, opened by descriptor, with the identity of the file system it
+//! lies on, or a folder that something has filled ([`Produce`]): a dump, an answer, a listing. A
+//! source that cannot be seen is never an empty one.
 
-use std::path::{Path, PathBuf};
+mod error;
+mod job;
+mod place;
+mod produce;
+
+use std::path::PathBuf;
 
 use policy::Source;
 use tree::{Dir, FsIdentity};
+
+pub use error::{Error, Result};
+pub use job::Job;
+pub use place::{Program, Ready, quote, reveal, ssh};
+pub use produce::{Produce, Produced, Vitals};
 
 /// Live data, ready to be read.
 #[derive(Debug)]
@@ -21,22 +31,8 @@ pub struct View {
     pub identity: FsIdentity,
 }
 
-/// Why there is no view.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The source is not there.
-    #[error("`{}` does not exist", shown(.0))]
-    Missing(PathBuf),
-    /// The source is there and cannot be opened.
-    #[error("`{}` cannot be opened: {source}", shown(path))]
-    Unreadable {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-}
-
 /// Opens a dataset's live data.
-pub fn view(source: &Source) -> Result<View, Error> {
+pub fn view(source: &Source) -> Result<View> {
     let Source::Tree { base, .. } = source;
     let root = Dir::open(base).map_err(|error| refused(base, error))?;
     let identity = FsIdentity::of(&root).map_err(|error| refused(base, error))?;
@@ -47,11 +43,7 @@ pub fn view(source: &Source) -> Result<View, Error> {
     })
 }
 
-fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
-    tree::escape(path.as_os_str().as_encoded_bytes())
-}
-
-fn refused(path: &Path, source: std::io::Error) -> Error {
+fn refused(path: &std::path::Path, source: std::io::Error) -> Error {
     match source.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
             Error::Missing(path.to_owned())
@@ -65,6 +57,8 @@ fn refused(path: &Path, source: std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn tree_at(base: &Path) -> Source {

@@ -8,6 +8,7 @@ mod coverage;
 mod diagnostic;
 mod fields;
 mod look;
+mod made;
 mod meant;
 mod name;
 mod parse;
@@ -20,6 +21,10 @@ mod written;
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
 pub use look::{Entry, Landscape, Seen, look};
+pub use made::{
+    CommandSpec, DatabaseEngine, DatabaseSpec, DeviceFile, DeviceOutput, DeviceSpec, Expect, Gives,
+    InventorySpec, Made, Making, Place, Secret, Tls,
+};
 pub use meant::{
     Config, Dataset, Declared, DeclaredSource, Guard, Host, IoClass, Keep, Metrics, Pace, Root,
     RootEach, Schedule, Source, StoreKind, StoreSpec,

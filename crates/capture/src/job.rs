@@ -1,0 +1,308 @@
+//! Programs that a capture runs: each has a deadline, and is ended with all that it has begun.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use crate::error::{Error, Result};
+
+/// The end of what a program says on its standard error that is kept, bytes.
+const SAID_MAX: usize = 4 << 10;
+/// How often a program that goes on is seen to, while the run may be told to end.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a program that was asked to end may take before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What bounds a capture.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    began: Instant,
+    deadline: Instant,
+    cancel: &'a AtomicBool,
+}
+
+impl<'a> Job<'a> {
+    /// A capture that begins now and may take `allowed`; `cancel` is set when the run is to end.
+    pub fn new(allowed: Duration, cancel: &'a AtomicBool) -> Self {
+        let began = Instant::now();
+        Self {
+            began,
+            deadline: began + allowed,
+            cancel,
+        }
+    }
+
+    /// Whether `what` may go on. Errors: [`Error::Late`], [`Error::Interrupted`].
+    pub fn check(&self, what: &str) -> Result<()> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        if Instant::now() >= self.deadline {
+            return Err(self.late(what));
+        }
+        Ok(())
+    }
+
+    /// What is left of the time; none when it is over.
+    pub fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn late(&self, what: &str) -> Error {
+        Error::Late {
+            what: what.to_owned(),
+            after: self.deadline - self.began,
+        }
+    }
+
+    /// Runs a program to its end with `input` on its standard input and its standard output in
+    /// `output`: nothing of it passes through this process. Errors: as [`Job::answer`].
+    pub fn into_file(&self, command: &mut Command, input: &[u8], output: &File) -> Result<()> {
+        let output = output.try_clone();
+        let output = output.map_err(Error::io("sharing a file with a program"))?;
+        command.stdout(output);
+        self.run(command, input, |_| Ok(())).map(drop)
+    }
+
+    /// Runs a program to its end and returns what it wrote on its standard output, at most `max`
+    /// bytes. Errors: [`Error::NoProgram`], [`Error::Failed`] with the end of its standard error,
+    /// [`Error::Late`], [`Error::Interrupted`]; more than `max` bytes is [`Error::Bad`].
+    pub fn answer(&self, command: &mut Command, input: &[u8], max: u64) -> Result<Vec<u8>> {
+        let name = name_of(command);
+        command.stdout(Stdio::piped());
+        let read = |child: &mut Child| {
+            let mut answer = Vec::new();
+            if let Some(output) = child.stdout.take() {
+                output.take(max + 1).read_to_end(&mut answer)?;
+            }
+            Ok(answer)
+        };
+        let answer = self.run(command, input, read)?;
+        match answer.len() as u64 <= max {
+            true => Ok(answer),
+            false => Err(Error::bad(
+                name,
+                format!("it answered with more than {max} bytes"),
+            )),
+        }
+    }
+
+    /// Runs a program for its effect. Errors: as [`Job::answer`].
+    pub fn run_quietly(&self, command: &mut Command) -> Result<()> {
+        command.stdout(Stdio::null());
+        self.run(command, &[], |_| Ok(())).map(drop)
+    }
+
+    /// Begins the program, serves its pipes with threads, waits for its end.
+    fn run<T: Send>(
+        &self,
+        command: &mut Command,
+        input: &[u8],
+        read: impl FnOnce(&mut Child) -> io::Result<T> + Send,
+    ) -> Result<T> {
+        let name = name_of(command);
+        self.check(&name)?;
+        command.stderr(Stdio::piped()).process_group(0);
+        command.stdin(match input.is_empty() {
+            true => Stdio::null(),
+            false => Stdio::piped(),
+        });
+        let mut child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NoProgram {
+                program: name.clone(),
+                remedy: "install it".into(),
+            },
+            _ => Error::io(format!("beginning `{name}`"))(error),
+        })?;
+        let doing = format!("talking to `{name}`");
+        let (errors, sink) = (child.stderr.take(), child.stdin.take());
+        thread::scope(|scope| {
+            let said = scope.spawn(move || tail(errors));
+            scope.spawn(move || feed(sink, input));
+            let pid = Pid::from_child(&child);
+            let output = scope.spawn(move || {
+                let mut child = child;
+                let answer = read(&mut child);
+                (child, answer)
+            });
+            let ended = self.wait(pid, &name);
+            let (mut child, answer) = output
+                .join()
+                .map_err(|_| Error::bad(&*name, "a thread that served it died"))?;
+            let status = child.wait().map_err(Error::io(&*doing))?;
+            let said = said.join().unwrap_or_default();
+            ended?;
+            judge(&name, status, said)?;
+            answer.map_err(Error::io(doing))
+        })
+    }
+
+    /// Waits until the program has ended, of itself or because it must. Whoever it has begun and
+    /// left behind is ended too: a pipe that such a one holds open would be waited for.
+    fn wait(&self, pid: Pid, name: &str) -> Result<()> {
+        let ended = self.watch(pid, name);
+        // That nobody is left is no failure.
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        ended
+    }
+
+    fn watch(&self, pid: Pid, name: &str) -> Result<()> {
+        let doing = || format!("waiting for `{name}`");
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
+        let pidfd = pidfd.map_err(|error| Error::io(doing())(error.into()))?;
+        while !is_over(&pidfd, TICK.min(self.left())).map_err(Error::io(doing()))? {
+            if let Err(error) = self.check(name) {
+                end(pid, &pidfd).map_err(Error::io(doing()))?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks a program and all that it has begun to end, and gives it some time for that.
+fn end(pid: Pid, pidfd: impl AsFd) -> io::Result<()> {
+    let _ = rustix::process::kill_process_group(pid, Signal::TERM);
+    let asked = Instant::now();
+    while !is_over(&pidfd, TICK)? {
+        if asked.elapsed() > GRACE {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the program has ended; waits for `time` at most.
+fn is_over(pidfd: impl AsFd, time: Duration) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let time = Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    match poll(&mut fds, Some(&time)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn judge(name: &str, status: ExitStatus, said: String) -> Result<()> {
+    match status.success() {
+        true => Ok(()),
+        false => Err(Error::Failed {
+            program: name.to_owned(),
+            status: status.to_string(),
+            said,
+        }),
+    }
+}
+
+/// Writes all of it. A program that does not want it has its own reasons, and its status.
+fn feed(sink: Option<impl Write>, input: &[u8]) {
+    if let Some(mut sink) = sink {
+        let _ = sink.write_all(input);
+    }
+}
+
+/// The end of a stream, read to its end so that nobody who writes there waits.
+fn tail(stream: Option<impl Read>) -> String {
+    let Some(mut stream) = stream else {
+        return String::new();
+    };
+    let (mut kept, mut part) = (Vec::new(), [0; 4096]);
+    while let Ok(n @ 1..) = stream.read(&mut part) {
+        kept.extend_from_slice(&part[..n]);
+        let excess = kept.len().saturating_sub(SAID_MAX);
+        kept.drain(..excess);
+    }
+    let text = tree::escape(kept.trim_ascii());
+    text.replace("\\n", "; ")
+}
+
+/// A program as messages call it.
+fn name_of(command: &Command) -> String {
+    let program: &OsStr = command.get_program();
+    tree::escape(program.as_encoded_bytes()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(allowed: Duration, cancel: &AtomicBool) -> Job<'_> {
+        Job::new(allowed, cancel)
+    }
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn an_answer_is_what_the_program_wrote() {
+        let cancel = AtomicBool::new(false);
+        let job = job(LONG, &cancel);
+        let answer = job.answer(&mut shell("cat; echo more"), b"in\n", 100);
+        assert_eq!(answer.unwrap(), b"in\nmore\n");
+        let error = job.answer(&mut shell("yes"), b"", 100).unwrap_err();
+        assert!(
+            matches!(error, Error::Bad { .. } | Error::Failed { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_failure_comes_with_its_words() {
+        let cancel = AtomicBool::new(false);
+        let job = job(LONG, &cancel);
+        let error = job.run_quietly(&mut shell("echo first >&2; echo second >&2; exit 3"));
+        let text = error.unwrap_err().to_string();
+        assert_eq!(text, "`sh` failed (exit status: 3): first; second");
+        let error = job.run_quietly(&mut Command::new("no-such-program"));
+        assert!(matches!(error, Err(Error::NoProgram { .. })));
+    }
+
+    #[test]
+    fn r09_what_hangs_is_ended_with_all_that_it_has_begun() {
+        let cancel = AtomicBool::new(false);
+        let job = job(Duration::from_millis(200), &cancel);
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("out")).unwrap();
+        let began = Instant::now();
+        // The one that is left behind holds the pipes, and minds no signal but the last.
+        let mut command = shell("(trap '' TERM; sleep 1000)& sleep 1000");
+        let error = job.into_file(&mut command, b"", &file).unwrap_err();
+        assert!(matches!(error, Error::Late { .. }), "{error}");
+        assert!(began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn a_program_that_ends_is_not_kept_waiting_by_what_it_left_behind() {
+        let cancel = AtomicBool::new(false);
+        let answer = job(LONG, &cancel).answer(&mut shell("sleep 1000& echo done"), b"", 100);
+        assert_eq!(answer.unwrap(), b"done\n");
+    }
+
+    #[test]
+    fn a_run_that_is_to_end_ends_its_programs() {
+        let cancel = AtomicBool::new(false);
+        let job = job(LONG, &cancel);
+        thread::scope(|scope| {
+            let ended = scope.spawn(|| job.run_quietly(&mut shell("sleep 1000")));
+            cancel.store(true, Ordering::Relaxed);
+            assert!(matches!(ended.join().unwrap(), Err(Error::Interrupted)));
+        });
+    }
+}
