@@ -56,10 +56,21 @@ impl<'a> Job<'a> {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
+    /// A part of this capture that begins now and may take `allowed` of what is left.
+    #[must_use]
+    pub fn within(&self, allowed: Duration) -> Self {
+        let began = Instant::now();
+        Self {
+            began,
+            deadline: (began + allowed.min(self.left())).min(self.deadline),
+            cancel: self.cancel,
+        }
+    }
+
     fn late(&self, what: &str) -> Error {
         Error::Late {
             what: what.to_owned(),
-            after: self.deadline - self.began,
+            after: self.deadline.saturating_duration_since(self.began),
         }
     }
 

@@ -4,8 +4,15 @@
 //! lies on, or a folder that something has filled ([`Produce`]): a dump, an answer, a listing. A
 //! source that cannot be seen is never an empty one.
 
+mod command;
+mod copy;
+mod device;
 mod error;
+mod expect;
+mod inventory;
 mod job;
+mod machine;
+mod partial;
 mod place;
 mod produce;
 mod scratch;
@@ -14,8 +21,12 @@ use std::path::{Path, PathBuf};
 
 use tree::{Dir, FsIdentity};
 
+pub use command::UserCommand;
+pub use device::{Device, is_due};
 pub use error::{Error, Result};
+pub use inventory::{Checked, Depth, INVENTORY, Inventory, check};
 pub use job::Job;
+pub use machine::HostConfig;
 pub use place::{Program, Ready, quote, reveal, ssh};
 pub use produce::{Earlier, Produce, Produced, Vitals};
 pub use scratch::Scratch;
