@@ -4,6 +4,7 @@
 //! lies on, or a folder that something has filled ([`Produce`]): a dump, an answer, a listing. A
 //! source that cannot be seen is never an empty one.
 
+pub mod database;
 mod error;
 mod job;
 mod place;
