@@ -6,6 +6,7 @@
 
 mod command;
 mod copy;
+pub mod database;
 mod device;
 mod error;
 mod expect;

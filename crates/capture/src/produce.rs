@@ -53,7 +53,8 @@ pub struct Vitals {
     pub bytes: u64,
     /// Tables, collections, or other containers of rows; `None`: not known.
     pub tables: Option<u64>,
-    /// Rows, keys or documents; `None`: not known.
+    /// Rows, keys or documents; of a dump in which counting them would cost as much as restoring it
+    /// (PostgreSQL, MySQL), the tables that have any. `None`: not known.
     pub rows: Option<u64>,
 }
 

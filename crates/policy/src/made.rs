@@ -85,7 +85,7 @@ pub struct DatabaseSpec {
     pub tls: Tls,
 }
 
-/// Certificates towards a server: PEM files on this machine.
+/// Certificates towards a server: PEM files where the engine's tools run.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Tls {
     pub ca: Option<PathBuf>,
