@@ -13,10 +13,12 @@ mod expect;
 mod inventory;
 mod job;
 mod machine;
+mod maker;
 mod partial;
 mod place;
 mod produce;
 mod scratch;
+pub mod sqlite;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +30,7 @@ pub use error::{Error, Result};
 pub use inventory::{Checked, Depth, INVENTORY, Inventory, check};
 pub use job::Job;
 pub use machine::HostConfig;
+pub use maker::producer;
 pub use place::{Program, Ready, quote, reveal, ssh};
 pub use produce::{Earlier, Produce, Produced, Vitals};
 pub use scratch::Scratch;
@@ -55,18 +58,6 @@ pub fn view(base: &Path) -> Result<View> {
         root,
         path: base.to_owned(),
         identity,
-    })
-}
-
-/// What makes the files of a dataset that is no tree.
-///
-/// # Errors
-/// [`Error::Refused`] where this program cannot.
-pub fn producer(what: &policy::Making, _earlier: Earlier) -> Result<Box<dyn Produce>> {
-    let _ = what;
-    Err(Error::Refused {
-        why: "not yet".into(),
-        remedy: "wait".into(),
     })
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn make(
         cache: host.state.join("made").join(name),
     };
     let job = Job::new(made.deadline, engine.cancel);
-    let produced = capture::producer(&made.what, earlier)?.produce(scratch.path(), &job)?;
+    let produced = capture::producer(&made.what, earlier).produce(scratch.path(), &job)?;
     let root = Dir::open(scratch.path()).map_err(Error::io("opening what was captured"))?;
     let mut problems = Vec::new();
     let mut kept = produced.kept;
