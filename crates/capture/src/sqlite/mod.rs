@@ -252,10 +252,10 @@ fn copy(
 
 /// Makes the private copy whole, and says what it is.
 fn judge(triple: &Triple<'_>, private: &Private, dir: &Dir, job: &Job<'_>) -> Result<Captured> {
-    let had_log = private.holds(DB_WAL) || private.holds(DB_JOURNAL);
     if private.holds(DB_JOURNAL) {
-        recover::forget_super(private, dir)?;
+        recover::settle_journal(private, dir)?;
     }
+    let had_log = private.holds(DB_WAL) || private.holds(DB_JOURNAL);
     let verdict = recover::make_whole(private, triple.seen.db.size, job)?;
     let opened = File::open(private.path(DB));
     let file = opened.map_err(Error::io("opening the private copy of a database"))?;

@@ -162,11 +162,17 @@ fn plain(error: &rusqlite::Error) -> String {
 /// A journal of a transaction over several databases says which other journal has to be there
 /// for it to count. SQLite would look there, and clean up there, beside the live files: so it is
 /// decided here, and the private copy does not name it any more.
-pub(super) fn forget_super(private: &Private, dir: &Dir) -> Result<()> {
+///
+/// A journal that begins with a zero is one of a finished transaction, and goes too.
+pub(super) fn settle_journal(private: &Private, dir: &Dir) -> Result<()> {
     let path = private.path(DB_JOURNAL);
     let doing = || "reading the private copy of a journal";
     let opened = File::options().read(true).write(true).open(&path);
     let file = opened.map_err(Error::io(doing()))?;
+    let mut first = [0];
+    if file.read_at(&mut first, 0).map_err(Error::io(doing()))? == 0 || first == [0] {
+        return private.remove(DB_JOURNAL);
+    }
     let Some((name, at)) = super_journal(&file).map_err(Error::io(doing()))? else {
         return Ok(());
     };
