@@ -256,7 +256,7 @@ fn judge(triple: &Triple<'_>, private: &Private, dir: &Dir, job: &Job<'_>) -> Re
         recover::settle_journal(private, dir)?;
     }
     let had_log = private.holds(DB_WAL) || private.holds(DB_JOURNAL);
-    let verdict = recover::make_whole(private, triple.seen.db.size, job)?;
+    let verdict = recover::make_whole(private, (triple.name(), triple.seen.db.size), job)?;
     let opened = File::open(private.path(DB));
     let file = opened.map_err(Error::io("opening the private copy of a database"))?;
     let stat = stat_fd(&file).map_err(Error::io("looking at the private copy of a database"))?;

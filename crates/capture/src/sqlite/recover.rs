@@ -36,9 +36,14 @@ pub(super) enum Verdict {
 }
 
 /// Rolls back or writes home whatever the log says, so that the database is one file, and checks
-/// it. `room`: bytes that it may take, for messages.
-pub(super) fn make_whole(private: &Private, room: u64, job: &Job<'_>) -> Result<Verdict> {
+/// it. The name and the bytes that it may take are for messages.
+pub(super) fn make_whole(
+    private: &Private,
+    (name, room): (&[u8], u64),
+    job: &Job<'_>,
+) -> Result<Verdict> {
     let path = private.path(DB);
+    let what = || format!("SQLite, with a private copy of `{}`", tree::escape(name));
     let verdict = match work(&path, job) {
         Ok(verdict) => verdict,
         Err(error) => {
@@ -48,14 +53,14 @@ pub(super) fn make_whole(private: &Private, room: u64, job: &Job<'_>) -> Result<
                     Verdict::Corrupt(plain(&error))
                 }
                 Some(ErrorCode::DiskFull) => return Err(private.no_room(room)),
-                _ => return Err(Error::bad("SQLite, with a private copy", plain(&error))),
+                _ => return Err(Error::bad(what(), plain(&error))),
             }
         }
     };
     let is_one_file = !private.holds(DB_WAL) && !private.holds(DB_JOURNAL);
     match (is_one_file, &verdict) {
         (false, Verdict::Good | Verdict::Unchecked(_)) => Err(Error::bad(
-            "SQLite, with a private copy",
+            what(),
             "it left a log that it had not written home",
         )),
         _ => Ok(verdict),

@@ -605,7 +605,8 @@ fn a_big_database_under_a_writer_in_flat_memory() {
     let writer = Writer::new(&bench, "big");
     let committed = writer.noted();
     let began = Instant::now();
-    let copy = whole(capture(&bench.dir, b"db", &bench.scratch(), &Job::new(HOUR, &GO_ON)).unwrap());
+    let copy =
+        whole(capture(&bench.dir, b"db", &bench.scratch(), &Job::new(HOUR, &GO_ON)).unwrap());
     let time = began.elapsed();
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let peak = status
