@@ -70,11 +70,12 @@ pub(super) fn make_whole(
 fn work(path: &Path, job: &Job<'_>) -> rusqlite::Result<Verdict> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
+    // Locked first: then the log's index is in memory, not in a file.
     // Another's schema runs nothing here. A copy that a crash destroys is made again.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     db.execute_batch(
-        "PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
+        "PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = OFF;
          PRAGMA ignore_check_constraints = ON;",
     )?;
     let handle = db.get_interrupt_handle();
