@@ -170,7 +170,7 @@ pub fn capture(dir: &Dir, name: &[u8], scratch: &Path, job: &Job<'_>) -> Result<
         let private = Private::new(scratch)?;
         let locks = match attempt {
             0 => Locks::none(),
-            _ => Locks::take(dir, name, job)?,
+            _ => Locks::take(dir, name, (job, attempt > 1))?,
         };
         let Some(triple) = Triple::open(dir, name)? else {
             return Ok(Captured::NotADatabase);

@@ -214,6 +214,7 @@ fn child() {
         "wal" | "big" => "PRAGMA journal_mode = WAL",
         "wal-truncate" => "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 20",
         "wal-exclusive" => "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL",
+        "exclusive" => "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE",
         "persist" => "PRAGMA journal_mode = PERSIST",
         "hot" => "PRAGMA journal_mode = DELETE; PRAGMA cache_size = 5",
         _ => "PRAGMA journal_mode = DELETE",
@@ -307,6 +308,23 @@ fn r10_100_of_100_with_a_rollback_writer_at_full_speed() {
 #[test]
 fn r10_a_writer_who_keeps_his_journal() {
     under_a_writer("persist", 20);
+}
+
+#[test]
+fn r10_a_wal_writer_who_keeps_the_database_for_himself() {
+    under_a_writer("wal-exclusive", 5);
+}
+
+#[test]
+fn r09_who_never_lets_anybody_read_is_an_error() {
+    let bench = Bench::new();
+    let _writer = Writer::new(&bench, "exclusive");
+    let error = capture(&bench.dir, b"db", &bench.scratch(), &job()).unwrap_err();
+    assert!(
+        error.to_string().contains("lets nobody else read"),
+        "{error}"
+    );
+    assert!(bench.is_scratch_empty());
 }
 
 #[test]
