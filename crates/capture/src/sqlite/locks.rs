@@ -26,8 +26,9 @@ const SHARED: Range = Range(0x4000_0002, 510);
 /// `os_unix.c`. While anybody holds any of them, the log is not begun anew.
 const LAST_READER: Range = Range(120 + 3 + 4, 1);
 
-/// How long a writer is waited for, who may hold the database for ever.
+/// How long a writer is waited for, who may hold the database for ever; and when he was already.
 const PATIENCE: Duration = Duration::from_secs(2);
+const LESS_PATIENCE: Duration = Duration::from_millis(100);
 /// Between two tries; a busy writer's gaps are short.
 const GAP: Duration = Duration::from_micros(200);
 
@@ -59,10 +60,15 @@ impl Locks {
 
     /// What can be had: a writer may keep the database for itself for as long as it lives
     /// (`locking_mode = exclusive`), and a file system may have no locks.
-    pub(super) fn take(dir: &Dir, name: &[u8], job: &Job<'_>) -> error::Result<Self> {
+    pub(super) fn take(
+        dir: &Dir,
+        name: &[u8],
+        (job, again): (&Job<'_>, bool),
+    ) -> error::Result<Self> {
+        let wait = (job, if again { LESS_PATIENCE } else { PATIENCE });
         Ok(Self {
-            db: hold(dir.open_file(name), job, shared)?,
-            _log: hold(dir.open_file(&[name, SHM].concat()), job, |file| {
+            db: hold(dir.open_file(name), wait, shared)?,
+            _log: hold(dir.open_file(&[name, SHM].concat()), wait, |file| {
                 lock(file, LAST_READER, libc::F_RDLCK)
             })?,
         })
@@ -81,7 +87,7 @@ pub(super) fn is_reserved(db: &File) -> bool {
 
 fn hold(
     file: io::Result<File>,
-    job: &Job<'_>,
+    (job, patience): (&Job<'_>, Duration),
     take: impl Fn(&File) -> Result<(), Errno>,
 ) -> error::Result<Option<File>> {
     // One that is not there, or that may not be read, has no lock to take; the copying says why.
@@ -90,7 +96,7 @@ fn hold(
     loop {
         match take(&file) {
             Ok(()) => return Ok(Some(file)),
-            Err(Errno::EAGAIN | Errno::EACCES) if began.elapsed() < PATIENCE => {
+            Err(Errno::EAGAIN | Errno::EACCES) if began.elapsed() < patience => {
                 job.check("waiting for a database's writer")?;
                 thread::sleep(GAP);
             }

@@ -170,7 +170,7 @@ pub fn capture(dir: &Dir, name: &[u8], scratch: &Path, job: &Job<'_>) -> Result<
         let private = Private::new(scratch)?;
         let locks = match attempt {
             0 => Locks::none(),
-            _ => Locks::take(dir, name, job)?,
+            _ => Locks::take(dir, name, (job, attempt > 1))?,
         };
         let Some(triple) = Triple::open(dir, name)? else {
             return Ok(Captured::NotADatabase);
@@ -252,11 +252,11 @@ fn copy(
 
 /// Makes the private copy whole, and says what it is.
 fn judge(triple: &Triple<'_>, private: &Private, dir: &Dir, job: &Job<'_>) -> Result<Captured> {
-    let had_log = private.holds(DB_WAL) || private.holds(DB_JOURNAL);
     if private.holds(DB_JOURNAL) {
-        recover::forget_super(private, dir)?;
+        recover::settle_journal(private, dir)?;
     }
-    let verdict = recover::make_whole(private, triple.seen.db.size, job)?;
+    let had_log = private.holds(DB_WAL) || private.holds(DB_JOURNAL);
+    let verdict = recover::make_whole(private, (triple.name(), triple.seen.db.size), job)?;
     let opened = File::open(private.path(DB));
     let file = opened.map_err(Error::io("opening the private copy of a database"))?;
     let stat = stat_fd(&file).map_err(Error::io("looking at the private copy of a database"))?;

@@ -36,9 +36,14 @@ pub(super) enum Verdict {
 }
 
 /// Rolls back or writes home whatever the log says, so that the database is one file, and checks
-/// it. `room`: bytes that it may take, for messages.
-pub(super) fn make_whole(private: &Private, room: u64, job: &Job<'_>) -> Result<Verdict> {
+/// it. The name and the bytes that it may take are for messages.
+pub(super) fn make_whole(
+    private: &Private,
+    (name, room): (&[u8], u64),
+    job: &Job<'_>,
+) -> Result<Verdict> {
     let path = private.path(DB);
+    let what = || format!("SQLite, with a private copy of `{}`", tree::escape(name));
     let verdict = match work(&path, job) {
         Ok(verdict) => verdict,
         Err(error) => {
@@ -48,14 +53,14 @@ pub(super) fn make_whole(private: &Private, room: u64, job: &Job<'_>) -> Result<
                     Verdict::Corrupt(plain(&error))
                 }
                 Some(ErrorCode::DiskFull) => return Err(private.no_room(room)),
-                _ => return Err(Error::bad("SQLite, with a private copy", plain(&error))),
+                _ => return Err(Error::bad(what(), plain(&error))),
             }
         }
     };
     let is_one_file = !private.holds(DB_WAL) && !private.holds(DB_JOURNAL);
     match (is_one_file, &verdict) {
         (false, Verdict::Good | Verdict::Unchecked(_)) => Err(Error::bad(
-            "SQLite, with a private copy",
+            what(),
             "it left a log that it had not written home",
         )),
         _ => Ok(verdict),
@@ -65,11 +70,12 @@ pub(super) fn make_whole(private: &Private, room: u64, job: &Job<'_>) -> Result<
 fn work(path: &Path, job: &Job<'_>) -> rusqlite::Result<Verdict> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
+    // Locked first: then the log's index is in memory, not in a file.
     // Another's schema runs nothing here. A copy that a crash destroys is made again.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     db.execute_batch(
-        "PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
+        "PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = OFF;
          PRAGMA ignore_check_constraints = ON;",
     )?;
     let handle = db.get_interrupt_handle();
@@ -162,11 +168,17 @@ fn plain(error: &rusqlite::Error) -> String {
 /// A journal of a transaction over several databases says which other journal has to be there
 /// for it to count. SQLite would look there, and clean up there, beside the live files: so it is
 /// decided here, and the private copy does not name it any more.
-pub(super) fn forget_super(private: &Private, dir: &Dir) -> Result<()> {
+///
+/// A journal that begins with a zero is one of a finished transaction, and goes too.
+pub(super) fn settle_journal(private: &Private, dir: &Dir) -> Result<()> {
     let path = private.path(DB_JOURNAL);
     let doing = || "reading the private copy of a journal";
     let opened = File::options().read(true).write(true).open(&path);
     let file = opened.map_err(Error::io(doing()))?;
+    let mut first = [0];
+    if file.read_at(&mut first, 0).map_err(Error::io(doing()))? == 0 || first == [0] {
+        return private.remove(DB_JOURNAL);
+    }
     let Some((name, at)) = super_journal(&file).map_err(Error::io(doing()))? else {
         return Ok(());
     };
