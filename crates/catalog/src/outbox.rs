@@ -183,6 +183,14 @@ impl Catalog {
         Ok(old.is_some())
     }
 
+    /// Whether a path is pending for the replica.
+    pub fn is_pending(&self, replica: ReplicaId, dir: DirId, name: &[u8]) -> Result<bool> {
+        let mut select = self
+            .conn
+            .prepare_cached("SELECT 1 FROM outbox WHERE replica = ?1 AND dir = ?2 AND name = ?3")?;
+        Ok(select.exists(params![replica, dir, name])?)
+    }
+
     /// Removes a path's row when there is nothing to do: because the replica holds what the
     /// source has, or neither has the path. Whether it is gone: in a later replica it stays
     /// while that differs from the first, or something is pending for the first.

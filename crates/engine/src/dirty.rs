@@ -73,6 +73,7 @@ impl Class {
                     Self::Attributes
                 }
                 (What::Changed | What::Retyped, ..) => Self::Written,
+                (What::Reread, ..) if difference.logged.is_some() => Self::Written,
                 (What::Parent | What::Repair | What::Reread, ..) => return None,
             },
         )
@@ -136,6 +137,7 @@ pub(crate) fn look(
     };
     let mut comparison = Comparison::new(catalog, dataset, replica, &mut listen);
     comparison.deeper = Some(Vec::new());
+    comparison.databases = walk.databases.is_some().then_some(walk.root);
     let mut search = Search {
         walk,
         comparison,
@@ -301,7 +303,7 @@ impl Search<'_, '_, '_> {
             let id = id.ok_or(Error::Internal("a directory was asked for and not made"))?;
             let (name, stat) = (name.to_vec(), listing.stat);
             self.comparison
-                .entry(id, &parent, &name, &stat, Some(held))?;
+                .entry(id, &parent, &name, &stat, Some(held), None)?;
         }
         self.links_in(dir, &listing)?;
         self.comparison.listing(listing)?;

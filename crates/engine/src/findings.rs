@@ -212,6 +212,33 @@ impl<'a> Findings<'a> {
         Ok(())
     }
 
+    /// Databases that are corrupt where they lie, of all that a leg has read; each run reads those
+    /// again.
+    pub(crate) fn databases(&self, dataset: &str, corrupt: &[(RelPath, String)]) -> Result<()> {
+        let kind = "database-corrupt";
+        let subject = |path: &RelPath| format!("{dataset}:{path}");
+        for (path, said) in corrupt {
+            let message = format!(
+                "the database is corrupt where it lies ({said}); its last good copy is kept, and \
+                 what it is now lies beside that as `{}`",
+                crate::databases::aside(path)
+            );
+            let remedy = format!("thrice restore {dataset}:{path} --to DIR, and put it back");
+            self.raise(Severity::S1, kind, &subject(path), message, remedy)?;
+        }
+        let here = format!("{dataset}:");
+        for row in self.catalog.findings(true)? {
+            let known = &row.finding.subject;
+            let gone = row.finding.kind == kind
+                && known.starts_with(&here)
+                && !corrupt.iter().any(|(path, _)| subject(path) == *known);
+            if gone {
+                self.clear(kind, known)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Changes that the change feed had not told of; `walked`: everything was looked at.
     pub(crate) fn missed(&self, dataset: &str, missed: &[Missed], walked: bool) -> Result<()> {
         let kind = "missed-change";

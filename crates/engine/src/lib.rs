@@ -3,6 +3,7 @@
 //! proof is durable. It knows nothing of screens.
 
 mod brake;
+mod databases;
 mod decide;
 mod delta;
 mod dirty;

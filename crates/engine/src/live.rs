@@ -10,11 +10,14 @@ use tree::{
     Content, ContentHasher, Digest, Dir, DirCache, Extent, FileContent, Kind, Node, RelPath, Stat,
 };
 
+use capture::sqlite;
 use catalog::Held;
 
+use crate::databases::{self, Databases};
 use crate::decide::{self, Need};
 use crate::delta::{Base, Came, Target};
 use crate::pace::Pace;
+use crate::pipeline::Torn;
 
 /// How often a file that changes while it is read is read again before it is taken as it is.
 const READS_MAX: u32 = 3;
@@ -31,6 +34,8 @@ pub(crate) enum Look {
     Dir,
     /// Exactly what is held.
     Same,
+    /// A database that is corrupt: its copy is not to be replaced by it.
+    Torn(Box<Torn>),
     /// This is what it should be; staged, where content has to go over.
     Node {
         node: Box<Node>,
@@ -47,6 +52,8 @@ pub(crate) struct Live {
     dev: Option<u64>,
     /// What of it is the dataset's, unless all is. The rest is not there as far as it goes.
     scope: Option<Arc<Scope>>,
+    /// How databases are captured; `None`: they are files like others.
+    databases: Option<Arc<Databases>>,
     dirs: DirCache,
     buffer: Vec<u8>,
     /// Bytes staged and thrown away, because the file changed meanwhile.
@@ -57,6 +64,8 @@ pub(crate) struct Live {
 /// How a failure is to be understood.
 #[derive(Debug)]
 pub(crate) enum Trouble {
+    /// A database could not be captured.
+    Capture(capture::Error),
     /// This path could not be read; others can.
     Source(io::Error),
     /// The store would not take it.
@@ -79,11 +88,17 @@ impl From<store::Error> for Trouble {
 
 impl Live {
     /// Reads what of the tree below `root` is in the scope.
-    pub(crate) fn new(root: Dir, scope: Arc<Scope>, pace: Arc<Pace>) -> Self {
+    pub(crate) fn new(
+        root: Dir,
+        scope: Arc<Scope>,
+        databases: Option<Arc<Databases>>,
+        pace: Arc<Pace>,
+    ) -> Self {
         let dev = root.stat_self().map(|stat| stat.dev).ok();
         Self {
             dev,
             scope: (!scope.is_trivial()).then_some(scope),
+            databases,
             dirs: DirCache::new(root, 64),
             buffer: vec![0; 1 << 17],
             wasted: 0,
@@ -111,27 +126,50 @@ impl Live {
         if !plain && let Some(look) = self.look(path, held, links)? {
             return Ok(look);
         }
+        let (dev, databases) = (self.dev, self.databases.clone());
         for attempt in 1..=READS_MAX {
             let last = attempt == READS_MAX;
-            let Some((dir, name)) = self.at(path)? else {
-                return Ok(Look::Gone);
+            let (buffer, wasted) = (&mut self.buffer, &mut self.wasted);
+            let (dir, name) = path.split().unwrap_or((&[], b"."));
+            let dir = match self.dirs.get(dir) {
+                Err(error) if is_gone(&error) => return Ok(Look::Gone),
+                other => other?,
             };
             let file = match dir.open_file(name) {
                 Err(error) if is_gone(&error) => return Ok(Look::Gone),
                 other => other?,
             };
-            if let Some(look) = bring_file(
-                target,
-                path,
-                &file,
-                self.dev,
-                held,
-                links,
-                last,
-                &mut self.buffer,
-                &mut self.wasted,
-                &self.pace,
-            )? {
+            let before = names_known(dev, tree::stat_fd(&file)?);
+            if before.kind != Kind::File {
+                return Ok(Look::Gone);
+            }
+            if before.nlink > 1 && !links {
+                return Ok(Look::Linked(Box::new(before)));
+            }
+            let mut node = Node::from_stat(&before);
+            node.xattrs = tree::read_xattrs(&file)?;
+            let mut reading = Reading {
+                file: &file,
+                before,
+                node,
+                resumes: true,
+            };
+            let copy = match &databases {
+                Some(databases) => captured(databases, dir, name, &file)?,
+                None => None,
+            };
+            let copied;
+            if let Some((copy, said)) = copy {
+                copied = copy.file;
+                reading.made_of(&copied, &copy.seen)?;
+                if let Some(said) = said {
+                    return lay(target, path, reading, said, &self.pace);
+                }
+            }
+            let look = bring_file(
+                target, path, reading, held, last, buffer, wasted, &self.pace,
+            )?;
+            if let Some(look) = look {
                 return Ok(look);
             }
         }
@@ -145,13 +183,15 @@ impl Live {
         held: Option<&Held>,
         links: bool,
     ) -> Result<Option<Look>, Trouble> {
+        let databases = self.databases.is_some();
         let Some((dir, name, stat)) = self.stat(path)? else {
             return Ok(Some(Look::Gone));
         };
         if stat.kind == Kind::Dir {
             return Ok(Some(Look::Dir));
         }
-        if held.is_some_and(|h| h.node.is_unchanged(&stat)) {
+        let logged = databases && stat.kind == Kind::File && databases::has_log(dir, name);
+        if !logged && held.is_some_and(|h| h.node.is_unchanged(&stat)) {
             return Ok(Some(Look::Same));
         }
         if stat.nlink > 1 && !links {
@@ -186,10 +226,12 @@ impl Live {
         }
     }
 
-    /// The file at a path with its digest, if it is one and held still meanwhile.
+    /// The file at a path with its digest, if it is one and held still meanwhile. A database with
+    /// a log is not its file alone.
     pub(crate) fn digest(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
-        let dev = self.dev;
+        let (dev, databases) = (self.dev, self.databases.is_some());
         let (dir, name) = match self.stat(path)? {
+            Some((dir, name, _)) if databases && databases::has_log(dir, name) => return Ok(None),
             Some((dir, name, stat)) if stat.kind == Kind::File => (dir, name),
             // What is no file is not opened: a socket cannot be, and devices notice.
             _ => return Ok(None),
@@ -285,6 +327,78 @@ fn hash_into(
     Ok(())
 }
 
+/// A file that is to be read, and what it is to be.
+struct Reading<'f> {
+    file: &'f File,
+    /// Of `file`, before it is read.
+    before: Stat,
+    /// Without content.
+    node: Node,
+    /// Whether what was read of it earlier counts, if it looks the same.
+    resumes: bool,
+}
+
+impl<'f> Reading<'f> {
+    /// Reads a private copy that was made of the file and its log.
+    fn made_of(&mut self, copy: &'f File, seen: &sqlite::Seen) -> io::Result<()> {
+        self.file = copy;
+        self.before = tree::stat_fd(copy)?;
+        self.node.size = self.before.size;
+        let logs = [seen.wal, seen.journal].into_iter().flatten();
+        let times = logs.filter(|log| log.size > 0).map(|log| log.mtime);
+        self.node.mtime = times.fold(seen.db.mtime, Ord::max);
+        self.resumes = false;
+        Ok(())
+    }
+}
+
+/// A consistent copy of a file, if it is a database; with what SQLite says of one that is corrupt.
+fn captured(
+    databases: &Databases,
+    dir: &Dir,
+    name: &[u8],
+    file: &File,
+) -> Result<Option<(sqlite::Copy, Option<String>)>, Trouble> {
+    if !databases::begins_as_database(file) {
+        return Ok(None);
+    }
+    match databases.capture(dir, name) {
+        Ok(sqlite::Captured::Whole { copy, .. }) => Ok(Some((copy, None))),
+        Ok(sqlite::Captured::Corrupt { copy, said }) => Ok(Some((copy, Some(said)))),
+        Ok(sqlite::Captured::NotADatabase) => Ok(None),
+        Err(error) => Err(Trouble::Capture(error)),
+    }
+}
+
+/// Stages a corrupt database, to be laid beside its last good copy.
+fn lay(
+    target: &Target<'_>,
+    path: &RelPath,
+    reading: Reading<'_>,
+    said: String,
+    pace: &Pace,
+) -> Result<Look, Trouble> {
+    let path = databases::aside(path);
+    let Reading { file, before, .. } = &reading;
+    let brought = bring_content(
+        target,
+        &path,
+        file,
+        before,
+        &reading.node,
+        None,
+        false,
+        pace,
+    )?;
+    let mut node = reading.node;
+    node.extents = brought.extents;
+    node.hash = Some(brought.hash);
+    match brought.staged {
+        Some(staged) => Ok(Look::Torn(Box::new(Torn { node, staged, said }))),
+        None => Ok(Look::Gone),
+    }
+}
+
 /// One reading of a file. `None`: it changed meanwhile, read it again.
 #[expect(
     clippy::too_many_arguments,
@@ -293,25 +407,20 @@ fn hash_into(
 fn bring_file(
     target: &Target<'_>,
     path: &RelPath,
-    file: &File,
-    dev: Option<u64>,
+    reading: Reading<'_>,
     held: Option<&Held>,
-    links: bool,
     last: bool,
     buffer: &mut [u8],
     wasted: &mut u64,
     pace: &Pace,
 ) -> Result<Option<Look>, Trouble> {
     let session = target.session;
-    let before = names_known(dev, tree::stat_fd(file)?);
-    if before.kind != Kind::File {
-        return Ok(Some(Look::Gone));
-    }
-    if before.nlink > 1 && !links {
-        return Ok(Some(Look::Linked(Box::new(before))));
-    }
-    let mut node = Node::from_stat(&before);
-    node.xattrs = tree::read_xattrs(file)?;
+    let Reading {
+        file,
+        before,
+        mut node,
+        resumes,
+    } = reading;
     let mut bytes_read = 0;
     // What lies there may be the same bytes: reading is cheap, writing them again is wear.
     let unlogged = held.is_none() && session.begun().unlogged;
@@ -342,7 +451,7 @@ fn bring_file(
             }));
         }
     }
-    let mut brought = bring_content(target, path, file, &before, &node, base, pace)?;
+    let mut brought = bring_content(target, path, file, &before, &node, base, resumes, pace)?;
     bytes_read += brought.bytes_read;
     node.extents = brought.extents.take();
     node.hash = Some(brought.hash);
@@ -352,7 +461,7 @@ fn bring_file(
         need = decide::need(&node, held);
         if need == Need::Put {
             // The same content, but it needs a place of its own.
-            brought = bring_content(target, path, file, &before, &node, None, pace)?;
+            brought = bring_content(target, path, file, &before, &node, None, resumes, pace)?;
             bytes_read += brought.bytes_read;
             node.extents = brought.extents.take();
             node.hash = Some(brought.hash);
@@ -386,6 +495,10 @@ struct Brought {
 }
 
 /// Brings a file's content to the session: what the base has not of it, if that can be, or all.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one reading, with all that it depends on"
+)]
 fn bring_content(
     target: &Target<'_>,
     path: &RelPath,
@@ -393,6 +506,7 @@ fn bring_content(
     before: &Stat,
     node: &Node,
     base: Option<Base<'_>>,
+    resumes: bool,
     pace: &Pace,
 ) -> Result<Brought, Trouble> {
     let mut job = StageJob {
@@ -413,7 +527,7 @@ fn bring_content(
         Came::Not => {
             content = FileContent::from_stat(file, before)?;
             job.node.extents = content.extents().map(<[_]>::to_vec);
-            let resumes = node.size >= RESUME_BYTES_MIN;
+            let resumes = resumes && node.size >= RESUME_BYTES_MIN;
             job.resume_key = resumes.then(|| resume_key(path, node));
             let paced = &mut pace.over(&mut content, job.resume_key.is_some());
             let staged = target.session.stage(&job, paced)?;

@@ -90,6 +90,12 @@ pub(crate) enum Task {
     },
     /// An operation that needs no look.
     Do { at: At, op: Op },
+    /// The same with content that is staged already.
+    Lay {
+        at: At,
+        op: Op,
+        staged: Option<Staged>,
+    },
     /// Make everything submitted so far durable.
     Flush,
 }
@@ -127,8 +133,19 @@ pub(crate) enum Done {
     Stays,
     /// The run is to end; it stays pending.
     Dropped,
+    /// A database that is corrupt where it lies; it stays pending.
+    Torn(At, Box<Torn>),
     /// It could not be done; it stays pending.
     Trouble(At, Trouble),
+}
+
+/// A corrupt database, as it is.
+#[derive(Debug)]
+pub(crate) struct Torn {
+    pub(crate) node: Node,
+    pub(crate) staged: Staged,
+    /// What SQLite says of it.
+    pub(crate) said: String,
 }
 
 /// One of several names of an inode.
@@ -216,6 +233,10 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) replaced: Vec<At>,
     /// Paths whose copy in the first store is bad or gone.
     pub(crate) damaged: Vec<RelPath>,
+    /// Corrupt databases that are to be laid beside their good copies, and what was said of those
+    /// that were.
+    pub(crate) torn: Vec<(At, Torn)>,
+    pub(crate) said: Vec<(RelPath, String)>,
     /// Paths that could not be done.
     pub(crate) failed: Vec<RelPath>,
     /// Paths at which an object has to make way, unless that was tried.
@@ -299,6 +320,8 @@ pub(crate) fn run<'a, T>(
             links: Vec::new(),
             replaced: Vec::new(),
             damaged: Vec::new(),
+            torn: Vec::new(),
+            said: Vec::new(),
             failed: Vec::new(),
             crowded: Vec::new(),
             made_way: false,
@@ -516,6 +539,11 @@ impl Pipeline<'_> {
             }
             Done::Stays => {}
             Done::Dropped => self.dropped = true,
+            Done::Torn(at, torn) if self.first_try => {
+                self.discard(torn.staged)?;
+                self.failed.push(at.path);
+            }
+            Done::Torn(at, torn) => self.torn.push((at, *torn)),
             Done::Trouble(at, trouble) => self.on_trouble(at, trouble)?,
         }
         if self.settled.len() >= SETTLE_ROWS {
@@ -537,6 +565,11 @@ impl Pipeline<'_> {
     fn on_trouble(&mut self, at: At, trouble: Trouble) -> Result<()> {
         let (store, message) = match trouble {
             Trouble::Source(error) => (self.setting.from, error.to_string()),
+            Trouble::Capture(capture::Error::Interrupted) => {
+                self.dropped = true;
+                return Ok(());
+            }
+            Trouble::Capture(error) => (None, error.to_string()),
             Trouble::Store(error) => {
                 let message = error.to_string();
                 if is_fatal(&error) {
@@ -554,6 +587,12 @@ impl Pipeline<'_> {
         };
         self.problem(store, at, message);
         Ok(())
+    }
+
+    /// Throws away what was staged.
+    pub(crate) fn discard(&self, staged: Staged) -> Result<()> {
+        let discarded = self.session.discard(staged);
+        discarded.map_err(Error::at(self.setting.to))
     }
 
     /// Records that a path could not be done.
@@ -748,6 +787,15 @@ impl Worker<'_> {
                 let result = self.dir(&at, held.as_ref(), want, force);
                 or_trouble(at, result)
             }
+            Task::Lay { at, op, staged } => {
+                let wear = wear_of(staged.as_ref());
+                let result = self.submit(op, staged).map_err(Trouble::Store);
+                let sent = Done::Sent {
+                    bytes_read: 0,
+                    wear,
+                };
+                or_trouble(at, result.map(|()| sent))
+            }
             Task::Do { at, op } => {
                 let result = self.submit(op, None).map(|()| SENT).map_err(Trouble::Store);
                 or_trouble(at, result)
@@ -802,6 +850,7 @@ impl Worker<'_> {
             }))),
             Look::Dir => Ok(Done::IsDir(at.clone())),
             Look::Same => Ok(Done::Same(at.clone())),
+            Look::Torn(torn) => Ok(Done::Torn(at.clone(), torn)),
             Look::Node {
                 node,
                 need: Need::Nothing,

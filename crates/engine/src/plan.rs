@@ -6,8 +6,10 @@ use catalog::{Catalog, DatasetId, HoldKind, Replica, Run, StoreRow, What};
 use jiff::{SignedDuration, Timestamp};
 use policy::{Source, StoreSpec};
 use serde::Serialize;
+use std::sync::Arc;
 use store::Space;
 
+use crate::databases::Databases;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::guard;
@@ -255,6 +257,15 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         root: &view.root,
         scope,
         kept: &[],
+        databases: meant.sqlite.then(|| {
+            let host = &engine.config.host;
+            Arc::new(Databases::new(
+                &host.scratch,
+                &host.state,
+                &meant.name,
+                engine.cancel,
+            ))
+        }),
         cross_mounts: meant.cross_mounts,
         threads: 2,
         pace: &Pace::default(),
@@ -337,6 +348,7 @@ impl Look<'_> {
         let mut tell = |_: &Catalog, difference: Difference<'_>| {
             match difference.note.what {
                 What::New => new += 1,
+                What::Reread if difference.logged.is_some() => changed += 1,
                 What::Changed | What::Retyped => changed += 1,
                 What::Gone => gone += 1,
                 What::Parent | What::Repair | What::Reread => {}

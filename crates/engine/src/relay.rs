@@ -140,6 +140,7 @@ pub(crate) fn relay<'a>(
             tally: pipeline.tally,
             problems: std::mem::take(&mut pipeline.problems),
             damaged: std::mem::take(&mut pipeline.damaged),
+            corrupt: Vec::new(),
         })
     })
 }

@@ -14,6 +14,7 @@ use policy::{Config, Dataset, Scope, Source};
 use store::{Seal, SealStatus, Session};
 use tree::{Dir, RelPath};
 
+use crate::databases::Databases;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
@@ -573,6 +574,16 @@ impl Run<'_, '_> {
             root: view.root(),
             scope: view.scope,
             kept: view.kept(),
+            databases: (meant.sqlite && view.base().is_some()).then(|| {
+                let host = &engine.config.host;
+                let name = &meant.name;
+                Arc::new(Databases::new(
+                    &host.scratch,
+                    &host.state,
+                    name,
+                    engine.cancel,
+                ))
+            }),
             cross_mounts: meant.cross_mounts,
             threads: 2,
             pace: &self.pace,
@@ -615,6 +626,7 @@ impl Run<'_, '_> {
             engine.observer.notice(&Notice::Problem(problem.clone()));
             shipped.problems.push(problem);
         }
+        self.findings.databases(&meant.name, &shipped.corrupt)?;
         self.findings
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
@@ -790,6 +802,10 @@ impl Run<'_, '_> {
                 let (what, ino, size) = (note.what, note.ino, note.size);
                 let limit = OUTBOX_ROWS_MAX;
                 catalog.note(dataset, note.dir, &note.name, what, ino, size, limit)?;
+                // Where everything is compared once more, that notes it.
+                if let (Some(record), None) = (&difference.logged, &replica.reconcile) {
+                    catalog.set_logged(note.dir, &note.name, record.as_deref())?;
+                }
                 Ok(())
             })?;
             let mut scan = watched.scan;

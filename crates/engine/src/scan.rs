@@ -8,12 +8,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use catalog::{Catalog, DatasetId, DirId, Held, Replica, Row, What};
 use policy::{Scope, Verdict};
 use tree::{Dir, Judgement, Kind, Listing, RelPath, Stat, WalkOptions};
 
+use crate::databases::{self, Databases, Logs, Record, State};
 use crate::error::{Error, Result};
 use crate::guard::Counts;
 use crate::pace::Pace;
@@ -45,6 +47,8 @@ pub(crate) struct Difference<'a> {
     pub(crate) held: Option<Held>,
     /// `None` when the path is gone.
     pub(crate) stat: Option<&'a Stat>,
+    /// Of a database with a log: what is to be recorded, with the note, of how the two look.
+    pub(crate) logged: Option<Record>,
 }
 
 /// How to look at a live tree.
@@ -53,6 +57,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) scope: &'a Scope,
     /// Paths that are not there now, and not gone either.
     pub(crate) kept: &'a [RelPath],
+    /// How databases in it are captured; `None`: they are files like others.
+    pub(crate) databases: Option<Arc<Databases>>,
     pub(crate) cross_mounts: bool,
     pub(crate) threads: usize,
     pub(crate) pace: &'a Pace,
@@ -72,6 +78,7 @@ impl Walk<'_> {
     ) -> Result<Scan> {
         let mut comparison = Comparison::new(catalog, dataset, replica, tell);
         comparison.kept = self.kept;
+        comparison.databases = self.databases.is_some().then_some(self.root);
         self.walk_below(&RelPath::root(), &mut |listing| comparison.listing(listing))?;
         Ok(comparison.scan)
     }
@@ -160,6 +167,8 @@ pub(crate) struct Comparison<'a, 'c> {
     /// Ids of directories whose listing is still to come.
     ids: HashMap<RelPath, DirId>,
     kept: &'a [RelPath],
+    /// The tree's top directory, where databases are looked for.
+    pub(crate) databases: Option<&'a Dir>,
     /// Collected for who does not walk everything.
     pub(crate) deeper: Option<Vec<Deeper>>,
 }
@@ -186,6 +195,7 @@ impl<'a, 'c> Comparison<'a, 'c> {
             },
             ids: HashMap::new(),
             kept: &[],
+            databases: None,
             deeper: None,
         }
     }
@@ -224,9 +234,17 @@ impl Comparison<'_, '_> {
                 false => None,
             };
             let mut differs = false;
+            let mut logs = match self.databases {
+                Some(root) => databases::logs(root, &listing, self.catalog.logged(id)?),
+                None => Logs::default(),
+            };
             for (name, stat) in listing.iter() {
+                if logs.is_log(name) {
+                    continue;
+                }
                 let had = held.remove(name);
-                differs |= self.entry(id, path, name, stat, had)?;
+                let log = logs.states.remove(name);
+                differs |= self.entry(id, path, name, stat, had, log)?;
             }
             let unread_name = |name: &[u8]| {
                 unread
@@ -238,7 +256,8 @@ impl Comparison<'_, '_> {
                     .kept
                     .iter()
                     .any(|kept| kept.split() == Some((path.as_bytes(), &name)));
-                if !unread_name(&name) && !kept {
+                let aside = || self.is_aside(id, &listing, &name);
+                if !unread_name(&name) && !kept && !aside()? {
                     differs = true;
                     self.vanished(id, path, &name, had)?;
                 }
@@ -255,6 +274,16 @@ impl Comparison<'_, '_> {
         Ok(())
     }
 
+    /// Whether a held name is a corrupt database that was laid beside its last good copy, and
+    /// still is what the database is now.
+    fn is_aside(&self, dir: DirId, listing: &Listing, name: &[u8]) -> Result<bool> {
+        let Some(database) = self.databases.and(databases::aside_of(name)) else {
+            return Ok(false);
+        };
+        let there = listing.iter().any(|(other, _)| other == database);
+        Ok(there && self.catalog.is_pending(self.replica.id, dir, database)?)
+    }
+
     fn held_children(&mut self, id: DirId) -> Result<BTreeMap<Vec<u8>, Held>> {
         let mut held = BTreeMap::new();
         self.catalog.children(self.replica.id, id, |name, one| {
@@ -264,7 +293,8 @@ impl Comparison<'_, '_> {
         Ok(held)
     }
 
-    /// Compares one name; tells whether it differs.
+    /// Compares one name; tells whether it differs. `log`: it is a database that has or had a log,
+    /// and its own times alone do not tell.
     pub(crate) fn entry(
         &mut self,
         id: DirId,
@@ -272,6 +302,7 @@ impl Comparison<'_, '_> {
         name: &[u8],
         stat: &Stat,
         had: Option<Held>,
+        log: Option<State>,
     ) -> Result<bool> {
         let size = stat.data_bytes();
         self.scan.files_seen += 1;
@@ -279,7 +310,12 @@ impl Comparison<'_, '_> {
         self.scan.counts.seen += 1;
         let what = match &had {
             None => What::New,
-            Some(held) if held.node.is_unchanged(stat) => return Ok(false),
+            Some(_) if log.as_ref().is_some_and(State::is_same) => return Ok(false),
+            Some(held) if log.is_none() && held.node.is_unchanged(stat) => return Ok(false),
+            Some(held) if log.is_some() && held.node.kind == stat.kind => {
+                self.scan.counts.changed += 1;
+                What::Reread
+            }
             Some(held) => {
                 if held.node.kind == Kind::File && content_moved_on(held, stat) {
                     self.scan.counts.changed += 1;
@@ -317,6 +353,7 @@ impl Comparison<'_, '_> {
             dir_path: dir,
             held: had,
             stat: Some(stat),
+            logged: log.map(State::into_record),
         };
         (self.tell)(self.catalog, difference)?;
         Ok(true)
@@ -375,6 +412,7 @@ impl Comparison<'_, '_> {
                 dir_path,
                 held: Some(held),
                 stat: None,
+                logged: None,
             },
         )
     }
@@ -417,6 +455,7 @@ impl Comparison<'_, '_> {
             dir_path: &dir_path,
             held: before,
             stat: Some(stat),
+            logged: None,
         };
         (self.tell)(self.catalog, difference)
     }

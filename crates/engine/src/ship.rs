@@ -13,11 +13,12 @@ use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
 use store::{Old, Op, Session};
 use tree::{Dir, Kind, Node, RelPath};
 
+use crate::databases;
 use crate::decide::{self, Need};
 use crate::error::{Error, Result};
 use crate::live::Live;
 use crate::moves;
-use crate::pipeline::{self, At, Name, Origin, Pipeline, Setting, Tally, Task};
+use crate::pipeline::{self, At, Name, Origin, Pipeline, Setting, Tally, Task, Torn};
 use crate::report::Problem;
 use crate::scan::{Difference, Walk};
 
@@ -31,6 +32,8 @@ pub(crate) struct Shipped {
     pub(crate) problems: Vec<Problem>,
     /// Paths whose copy in the first store is bad or gone (relays only).
     pub(crate) damaged: Vec<RelPath>,
+    /// Databases that are corrupt where they lie, and what was said of each.
+    pub(crate) corrupt: Vec<(RelPath, String)>,
 }
 
 /// Ships to the first store; everything that was told as durable is in the catalog when this
@@ -52,6 +55,7 @@ pub(crate) fn ship(
         origins.push(Origin::Live(Live::new(
             root,
             scope.clone(),
+            walk.databases.clone(),
             setting.pace.clone(),
         )));
     }
@@ -65,6 +69,7 @@ pub(crate) fn ship(
             tally: pipeline.tally,
             problems: std::mem::take(&mut pipeline.problems),
             damaged: Vec::new(),
+            corrupt: std::mem::take(&mut pipeline.said),
         })
     })
 }
@@ -73,6 +78,7 @@ pub(crate) fn ship(
 fn bring_all(pipeline: &mut Pipeline<'_>, dataset: DatasetId, walk: &Walk<'_>) -> Result<()> {
     let replica = pipeline.setting.replica.clone();
     let mut later = Vec::new();
+    let mut records = Vec::new();
     pipeline.first_try = true;
     let mut retyped: Vec<RelPath> = Vec::new();
     walk.compare(pipeline.catalog, dataset, &replica, &mut |_, difference| {
@@ -81,7 +87,9 @@ fn bring_all(pipeline: &mut Pipeline<'_>, dataset: DatasetId, walk: &Walk<'_>) -
             dir_path,
             held,
             stat,
+            logged,
         } = difference;
+        records.extend(logged.map(|record| (note.dir, note.name.clone(), record)));
         let path = if note.name.is_empty() {
             dir_path.clone()
         } else {
@@ -128,6 +136,9 @@ fn bring_all(pipeline: &mut Pipeline<'_>, dataset: DatasetId, walk: &Walk<'_>) -
         for note in later {
             let (what, ino, size) = (note.what, note.ino, note.size);
             catalog.note_replica(replica.id, note.dir, &note.name, what, ino, size, u64::MAX)?;
+        }
+        for (dir, name, record) in &records {
+            catalog.set_logged(*dir, name, record.as_deref())?;
         }
         for path in failed.iter().chain(links.iter().map(|name| &name.at.path)) {
             note_path(catalog, dataset, &replica, path)?;
@@ -238,6 +249,7 @@ fn work_off_once(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     remove(pipeline, rows)?;
     moves::take(pipeline, rows)?;
     bring(pipeline, rows)?;
+    lay_aside(pipeline)?;
     link(pipeline, rows)?;
     directories(pipeline, rows)?;
     pipeline.flush()
@@ -396,6 +408,40 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
         }
         Ok(())
     })?;
+    pipeline.settle_tasks()
+}
+
+/// Lays databases that are corrupt beside their last good copies, which stay; each remains pending,
+/// so that the next run looks again.
+fn lay_aside(pipeline: &mut Pipeline<'_>) -> Result<()> {
+    for (at, torn) in std::mem::take(&mut pipeline.torn) {
+        let Torn { node, staged, said } = torn;
+        let path = databases::aside(&at.path);
+        let held = pipeline.catalog.held(pipeline.setting.replica.id, &path)?;
+        let need = decide::need(&node, held.as_ref());
+        let old = decide::old_of(held.as_ref(), pipeline.setting.replica.sealed);
+        let beside = At {
+            dir: None,
+            path: path.clone(),
+        };
+        let staged = match need {
+            Need::Put => Some(staged),
+            _ => {
+                pipeline.discard(staged)?;
+                None
+            }
+        };
+        if let Some(op) = decide::operation(need, path.clone(), node, old) {
+            let at = beside;
+            pipeline.feed_ordered(Task::Lay { at, op, staged })?;
+        }
+        pipeline.said.push((at.path.clone(), said.clone()));
+        let message = format!(
+            "the database is corrupt where it lies ({said}): its last good copy is kept, and \
+             what it is now is stored as `{path}`"
+        );
+        pipeline.problem(None, at, message);
+    }
     pipeline.settle_tasks()
 }
 

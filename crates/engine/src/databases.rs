@@ -1,0 +1,189 @@
+//! SQLite databases in a tree: which files are one, and when one has changed.
+//!
+//! A database with a log changes in the log first, so a scan compares how both look with what was
+//! recorded when it last was noted. The log itself is in no copy: what is stored is the database
+//! with its log in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use capture::{Job, Scratch, sqlite};
+use tree::{Dir, Kind, Listing, RelPath, Stat};
+
+/// What the name of a corrupt database ends in, where it is laid beside its last good copy.
+const ASIDE: &[u8] = b".corrupt";
+/// The longest that one database may take.
+const ALLOWED: Duration = Duration::from_secs(4 * 3600);
+
+/// How databases are captured: in a folder that is made for the first of them.
+#[derive(Debug)]
+pub(crate) struct Databases {
+    parent: PathBuf,
+    owner: PathBuf,
+    name: String,
+    scratch: Mutex<Option<Scratch>>,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Databases {
+    /// Copies are made in `parent`, for the dataset `name` of who keeps the state in `owner`.
+    pub(crate) fn new(
+        parent: &std::path::Path,
+        owner: &std::path::Path,
+        name: &str,
+        cancel: &Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            parent: parent.to_owned(),
+            owner: owner.to_owned(),
+            name: name.to_owned(),
+            scratch: Mutex::new(None),
+            cancel: cancel.clone(),
+        }
+    }
+
+    /// Captures the database `name` in `dir`.
+    pub(crate) fn capture(&self, dir: &Dir, name: &[u8]) -> capture::Result<sqlite::Captured> {
+        let place = {
+            let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*scratch {
+                Some(scratch) => scratch.path().to_owned(),
+                None => {
+                    let made = Scratch::new(&self.parent, &self.owner, &self.name)?;
+                    scratch.insert(made).path().to_owned()
+                }
+            }
+        };
+        sqlite::capture(dir, name, &place, &Job::new(ALLOWED, &self.cancel))
+    }
+}
+
+/// What is to be recorded of a database and its log: `None` when it has no log any more.
+pub(crate) type Record = Option<Vec<u8>>;
+
+/// What a database and its log look like, now and when they were last noted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    now: Vec<u8>,
+    has_log: bool,
+    before: Option<Vec<u8>>,
+}
+
+impl State {
+    pub(crate) fn is_same(&self) -> bool {
+        self.before.as_ref() == Some(&self.now)
+    }
+
+    pub(crate) fn into_record(self) -> Record {
+        self.has_log.then_some(self.now)
+    }
+}
+
+/// The databases of one directory that have or had a log.
+#[derive(Debug, Default)]
+pub(crate) struct Logs {
+    /// By the database's name.
+    pub(crate) states: BTreeMap<Vec<u8>, State>,
+    /// Names of databases that have one now.
+    logged: BTreeSet<Vec<u8>>,
+}
+
+impl Logs {
+    /// Whether a name is that of a log.
+    pub(crate) fn is_log(&self, name: &[u8]) -> bool {
+        sqlite::database_of(name).is_some_and(|database| self.logged.contains(database))
+    }
+}
+
+/// Finds them in a listing. `before` is what was recorded of that directory.
+pub(crate) fn logs(root: &Dir, listing: &Listing, before: BTreeMap<Vec<u8>, Vec<u8>>) -> Logs {
+    let mut logs = Logs::default();
+    let candidates: BTreeSet<&[u8]> = listing
+        .iter()
+        .filter(|(_, stat)| stat.kind == Kind::File)
+        .filter_map(|(name, _)| sqlite::database_of(name))
+        .collect();
+    if candidates.is_empty() && before.is_empty() {
+        return logs;
+    }
+    let files: BTreeMap<&[u8], &Stat> = listing
+        .iter()
+        .filter(|(_, stat)| stat.kind == Kind::File)
+        .collect();
+    for name in candidates {
+        if files.contains_key(name) && is_database(root, &listing.dir.join(name)) {
+            logs.logged.insert(name.to_vec());
+        }
+    }
+    let known = before.keys().filter(|name| files.contains_key(&name[..]));
+    let names: BTreeSet<Vec<u8>> = logs.logged.iter().chain(known).cloned().collect();
+    for name in names {
+        let mut now = Vec::new();
+        for ending in ["", "-wal", "-journal"] {
+            let file = [&name[..], ending.as_bytes()].concat();
+            match files.get(&file[..]) {
+                Some(stat) => describe(&mut now, stat),
+                None => now.push(0),
+            }
+        }
+        let state = State {
+            now,
+            has_log: logs.logged.contains(&name),
+            before: before.get(&name).cloned(),
+        };
+        logs.states.insert(name, state);
+    }
+    logs
+}
+
+/// All that changes when a file does.
+fn describe(into: &mut Vec<u8>, stat: &Stat) {
+    into.push(1);
+    for number in [stat.ino, stat.size] {
+        into.extend_from_slice(&number.to_le_bytes());
+    }
+    for time in [stat.mtime, stat.ctime] {
+        into.extend_from_slice(&time.sec.to_le_bytes());
+        into.extend_from_slice(&time.nsec.to_le_bytes());
+    }
+}
+
+/// One that cannot be read is read again when it is brought, and the reason is told there.
+fn is_database(root: &Dir, path: &RelPath) -> bool {
+    let (dir, name) = path.split().unwrap_or((&[], b"."));
+    let parent = RelPath::new(dir).map(|dir| root.open_dir(&dir));
+    let file = parent.ok().and_then(Result::ok);
+    let file = file.and_then(|dir| dir.open_file(name).ok());
+    file.is_some_and(|file| begins_as_database(&file))
+}
+
+/// Whether an open file begins as a database does.
+pub(crate) fn begins_as_database(file: &File) -> bool {
+    let mut head = [0; 16];
+    file.read_exact_at(&mut head, 0).is_ok() && sqlite::is_database(&head)
+}
+
+/// Whether a log with something in it lies beside a file.
+pub(crate) fn has_log(dir: &Dir, name: &[u8]) -> bool {
+    let there = |ending: &[u8]| {
+        let stat = dir.stat(&[name, ending].concat());
+        stat.is_ok_and(|stat| stat.kind == Kind::File && stat.size > 0)
+    };
+    there(b"-wal") || there(b"-journal")
+}
+
+/// Where a corrupt database is laid.
+pub(crate) fn aside(path: &RelPath) -> RelPath {
+    let name = [path.name().unwrap_or_default(), ASIDE].concat();
+    path.parent().unwrap_or_default().join(&name)
+}
+
+/// The database whose corrupt state would be called `name`.
+pub(crate) fn aside_of(name: &[u8]) -> Option<&[u8]> {
+    name.strip_suffix(ASIDE).filter(|name| !name.is_empty())
+}
