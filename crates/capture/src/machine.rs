@@ -482,7 +482,7 @@ fn lasting(mounts: &[u8]) -> Vec<u8> {
             let rest = target.strip_prefix(top.as_bytes());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
         };
-        real && !TRANSIENT.iter().any(|top| below(&top))
+        real && !TRANSIENT.iter().any(below)
     };
     let lines = mounts.split(|b| *b == b'\n').filter(is_lasting);
     let lines: BTreeSet<_> = lines.collect();
