@@ -216,7 +216,11 @@ fn r09_what_cannot_be_fetched_does_not_keep_the_rest_from_coming() -> Result<()>
     ensure!(why("login").contains("`export` does not occur"));
     ensure!(produced.failed.len() == bad.len() + 3 && produced.parts.len() == 2);
     ensure!(std::fs::read_to_string(lab.fetched(&good))? == CONFIG);
-    ensure!(files(&lab.folder())?.len() == 2, "{:?}", files(&lab.folder()));
+    ensure!(
+        files(&lab.folder())?.len() == 2,
+        "{:?}",
+        files(&lab.folder())
+    );
     Ok(())
 }
 

@@ -174,3 +174,52 @@ fn r16_a_luks_header_opens_the_volume_whose_own_was_lost() -> Result<()> {
     opens()?;
     Ok(())
 }
+
+#[test]
+fn r16_a_volume_group_comes_back_from_its_metadata() -> Result<()> {
+    if !has("vgcfgrestore") || !has("losetup") || !is_root() {
+        return skip("no lvm2, no losetup, or not root");
+    }
+    let Ok(disk) = Disk::new() else {
+        return skip("no loop devices");
+    };
+    // Other volume groups are nobody's business here.
+    let lvm = |program: &str, words: &[&str]| {
+        let mut command = command(program);
+        command.arg("--devices").arg(&disk.device).args(words);
+        run(&mut command, b"")
+    };
+    let group = format!("thrice-test-{}", std::process::id());
+    let device = disk.device.to_str().context("a device's path")?;
+    if let Err(error) = lvm("vgcreate", &["--yes", &group, device]) {
+        return skip(error);
+    }
+    let made = || -> Result<String> {
+        let into = TempDir::new()?;
+        produce(into.path())?;
+        let path = into.path().join(format!("disks/lvm/{group}.vg"));
+        Ok(std::fs::read_to_string(path)?)
+    };
+    let metadata = made()?;
+    ensure!(metadata == made()?, "it is not the same twice");
+    let id = |program| lvm(program, &["--noheadings", "--options", "vg_uuid,pv_uuid"]);
+    let before = id("vgs")?;
+    let image = std::fs::File::options().write(true).open(&disk.device)?;
+    std::os::unix::fs::FileExt::write_all_at(&image, &vec![0; 1 << 20], 0)?;
+    image.sync_all()?;
+    ensure!(id("vgs")?.trim().is_empty());
+    let dir = TempDir::new()?;
+    let file = dir.path().join("group.vg");
+    std::fs::write(&file, &metadata)?;
+    let file = file.to_str().context("a path that is text")?;
+    let disk_id = before.split_whitespace().nth(1).context("the disk's id")?;
+    lvm(
+        "pvcreate",
+        &["--yes", "--uuid", disk_id, "--restorefile", file, device],
+    )?;
+    lvm("vgcfgrestore", &["--file", file, &group])?;
+    ensure!(id("vgs")? == before);
+    // So that lvm, which remembers, forgets it.
+    std::os::unix::fs::FileExt::write_all_at(&image, &vec![0; 1 << 20], 0)?;
+    Ok(())
+}
