@@ -6,19 +6,22 @@
 
 mod command;
 mod copy;
+pub mod database;
 mod device;
 mod error;
 mod expect;
 mod inventory;
 mod job;
 mod machine;
+mod maker;
 mod partial;
 mod place;
 mod produce;
+mod scratch;
+pub mod sqlite;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use policy::Source;
 use tree::{Dir, FsIdentity};
 
 pub use command::UserCommand;
@@ -27,8 +30,10 @@ pub use error::{Error, Result};
 pub use inventory::{Checked, Depth, INVENTORY, Inventory, check};
 pub use job::Job;
 pub use machine::HostConfig;
+pub use maker::producer;
 pub use place::{Program, Ready, quote, reveal, ssh};
-pub use produce::{Produce, Produced, Vitals};
+pub use produce::{Earlier, Produce, Produced, Vitals};
+pub use scratch::Scratch;
 
 /// Live data, ready to be read.
 #[derive(Debug)]
@@ -42,19 +47,21 @@ pub struct View {
     pub identity: FsIdentity,
 }
 
-/// Opens a dataset's live data.
-pub fn view(source: &Source) -> Result<View> {
-    let Source::Tree { base, .. } = source;
+/// Opens the tree at `base`.
+///
+/// # Errors
+/// [`Error::Missing`], [`Error::Unreadable`].
+pub fn view(base: &Path) -> Result<View> {
     let root = Dir::open(base).map_err(|error| refused(base, error))?;
     let identity = FsIdentity::of(&root).map_err(|error| refused(base, error))?;
     Ok(View {
         root,
-        path: base.clone(),
+        path: base.to_owned(),
         identity,
     })
 }
 
-fn refused(path: &std::path::Path, source: std::io::Error) -> Error {
+fn refused(path: &Path, source: std::io::Error) -> Error {
     match source.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
             Error::Missing(path.to_owned())
@@ -68,32 +75,23 @@ fn refused(path: &std::path::Path, source: std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-
-    fn tree_at(base: &Path) -> Source {
-        Source::Tree {
-            base: base.to_owned(),
-            scope: policy::Scope::default(),
-        }
-    }
 
     #[test]
     fn r01_a_source_that_is_not_there_is_missing_not_empty() {
         let dir = tempfile::tempdir().unwrap();
         let nowhere = dir.path().join("nowhere");
-        assert!(matches!(view(&tree_at(&nowhere)), Err(Error::Missing(path)) if path == nowhere));
+        assert!(matches!(view(&nowhere), Err(Error::Missing(path)) if path == nowhere));
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
-        assert!(matches!(view(&tree_at(&file)), Err(Error::Missing(_))));
+        assert!(matches!(view(&file), Err(Error::Missing(_))));
     }
 
     #[test]
     fn a_view_knows_its_file_system() {
         let dir = tempfile::tempdir().unwrap();
-        let first = view(&tree_at(dir.path())).unwrap();
-        let second = view(&tree_at(dir.path())).unwrap();
+        let first = view(dir.path()).unwrap();
+        let second = view(dir.path()).unwrap();
         assert!(first.identity.is_same(&second.identity));
     }
 }

@@ -1,8 +1,9 @@
 //! Data that is no tree: something makes its files, in a folder of its own.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use jiff::{Timestamp, Zoned};
 use serde::{Deserialize, Serialize};
 use tree::RelPath;
 
@@ -19,6 +20,17 @@ pub trait Produce: Send + Sync {
     /// When nothing could be made. Parts that could not be made beside others that could are in
     /// [`Produced::failed`]; a failed part has no file.
     fn produce(&self, into: &Path, job: &Job<'_>) -> Result<Produced>;
+}
+
+/// What is known of earlier times when something is made again.
+#[derive(Clone, Debug)]
+pub struct Earlier {
+    /// When each part was last made and good.
+    pub good: BTreeMap<RelPath, Timestamp>,
+    /// This moment, in the zone in which days are meant.
+    pub now: Zoned,
+    /// A place for what makes the next time cheaper; it can be lost.
+    pub cache: PathBuf,
 }
 
 /// What was made.
@@ -41,7 +53,8 @@ pub struct Vitals {
     pub bytes: u64,
     /// Tables, collections, or other containers of rows; `None`: not known.
     pub tables: Option<u64>,
-    /// Rows, keys or documents; `None`: not known.
+    /// Rows, keys or documents; of a dump in which counting them would cost as much as restoring it
+    /// (PostgreSQL, MySQL), the tables that have any. `None`: not known.
     pub rows: Option<u64>,
 }
 

@@ -6,6 +6,7 @@
 //! transaction; [`Catalog::atomically`] makes several one. This room knows nothing of how
 //! anything is copied.
 
+mod capture;
 mod check;
 mod datasets;
 mod elsewhere;

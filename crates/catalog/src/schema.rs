@@ -13,12 +13,13 @@ use rustix::fs::FlockOperation;
 use crate::{Catalog, Error, Mode, Result, Transaction};
 
 /// The steps from each version to the next; a new catalog takes them all.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("schema.sql"),
     include_str!("schema_feed.sql"),
     include_str!("schema_wear.sql"),
     include_str!("schema_trace.sql"),
     include_str!("schema_signature.sql"),
+    include_str!("schema_capture.sql"),
 ];
 /// The version that this program writes, as `PRAGMA user_version`.
 const VERSION: u32 = MIGRATIONS.len() as u32;

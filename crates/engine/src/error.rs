@@ -14,6 +14,9 @@ pub enum Error {
         what: String,
         source: std::io::Error,
     },
+    /// What was to be captured could not be.
+    #[error("{0}")]
+    Capture(capture::Error),
     /// A guard stopped the dataset; nothing was touched.
     #[error("{}; {}", .0.reason, .0.remedy)]
     Held(Stop),
@@ -29,6 +32,15 @@ pub enum Error {
     /// Something that the code believed cannot happen.
     #[error("internal error: {0}")]
     Internal(&'static str),
+}
+
+impl From<capture::Error> for Error {
+    fn from(error: capture::Error) -> Self {
+        match error {
+            capture::Error::Interrupted => Self::Interrupted,
+            error => Self::Capture(error),
+        }
+    }
 }
 
 /// A result of the engine.

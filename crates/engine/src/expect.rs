@@ -36,7 +36,9 @@ pub struct Expectation {
 /// What became of a dataset that was backed up from `path`.
 fn became(coverage: &Coverage, path: &Path) -> String {
     let whole = coverage.datasets.iter().find(|dataset| {
-        let Source::Tree { base, scope } = &dataset.source;
+        let Source::Tree { base, scope } = &dataset.source else {
+            return false;
+        };
         base == path && scope.only.is_none() && !scope.loose_files_only
     });
     let path = shown(path);
@@ -74,17 +76,14 @@ impl Expectation {
             .datasets
             .iter()
             .filter(|dataset| !dataset.route.is_empty())
-            .map(|dataset| {
-                let Source::Tree { base, .. } = &dataset.source;
-                Expected {
-                    name: dataset.name.clone(),
-                    source_path: base.clone(),
-                    route: dataset.route.clone(),
-                    dataset: Some(dataset.clone()),
-                    gone: String::new(),
-                    held: held.get(dataset.name.as_str()).map(|why| (*why).to_owned()),
-                    staleness: routes.get(&dataset.name).and_then(|(_, at)| *at),
-                }
+            .map(|dataset| Expected {
+                name: dataset.name.clone(),
+                source_path: dataset.source.place(),
+                route: dataset.route.clone(),
+                dataset: Some(dataset.clone()),
+                gone: String::new(),
+                held: held.get(dataset.name.as_str()).map(|why| (*why).to_owned()),
+                staleness: routes.get(&dataset.name).and_then(|(_, at)| *at),
             })
             .collect();
         for (name, path) in &coverage.gone {

@@ -40,6 +40,9 @@ pub struct LegPlan {
     pub pending_bytes: u64,
     /// Why it would be refused.
     pub held: Option<String>,
+    /// Why nothing more can be said of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// What could not be read.
     pub unreadable: u64,
 }
@@ -225,13 +228,19 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         pending_files: 0,
         pending_bytes: 0,
         held: expected.held.clone(),
+        note: None,
         unreadable: 0,
     };
     let Some(meant) = &expected.dataset else {
         plan.held = Some(expected.gone.clone());
         return Ok(plan);
     };
-    let view = match capture::view(&meant.source) {
+    let Source::Tree { base, scope } = &meant.source else {
+        plan.note =
+            Some("is made when it is captured: nobody knows before what of it changed".into());
+        return Ok(plan);
+    };
+    let view = match capture::view(base) {
         Ok(view) => view,
         Err(error) => {
             plan.held = Some(error.to_string());
@@ -242,10 +251,10 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
     if plan.held.is_none() {
         plan.held = refused(catalog, expected, &view)?;
     }
-    let Source::Tree { scope, .. } = &meant.source;
     let walk = Walk {
         root: &view.root,
         scope,
+        kept: &[],
         cross_mounts: meant.cross_mounts,
         threads: 2,
         pace: &Pace::default(),

@@ -48,7 +48,7 @@ pub fn prune(engine: &Engine<'_>, dataset: &str, opened: &Opened) -> Result<Prun
     let Some(row) = catalog.find_dataset(dataset)? else {
         return Ok(done);
     };
-    if row.hold.is_some() {
+    if row.hold.is_some() || crate::made::is_suspicious(catalog, dataset)? {
         return Ok(done);
     }
     let name = &opened.spec.name;

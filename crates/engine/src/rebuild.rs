@@ -84,10 +84,7 @@ fn one(
         .datasets
         .iter()
         .find(|dataset| dataset.name == name);
-    let source = declared.map_or_else(Default::default, |dataset| {
-        let policy::Source::Tree { base, .. } = &dataset.source;
-        base.clone()
-    });
+    let source = declared.map_or_else(Default::default, |dataset| dataset.source.place());
     let dataset = catalog.dataset(name, &source)?;
     let found = routes
         .iter()

@@ -216,7 +216,7 @@ fn is_of_the_dataset(config: &policy::Config, dataset: &catalog::Dataset) -> boo
     let declared = declared.find(|declared| declared.name == dataset.name);
     declared.is_none_or(|declared| match &declared.what {
         policy::DeclaredSource::Path(path) => *path == dataset.source,
-        policy::DeclaredSource::Match(_) => false,
+        _ => false,
     })
 }
 

@@ -1,22 +1,24 @@
 //! A run: every dataset along its route, each on its own, none forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use capture::View;
 use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus, Wear};
 use feed::{OpenFile, Tracked};
 use jiff::Timestamp;
-use policy::{Config, Dataset, Source};
+use policy::{Config, Dataset, Scope, Source};
 use store::{Seal, SealStatus, Session};
-use tree::RelPath;
+use tree::{Dir, RelPath};
 
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
 use crate::guard::{self, Stop};
+use crate::made::{self, Made};
 use crate::pace::Pace;
 use crate::pipeline::{Setting, WearCount};
 use crate::relay;
@@ -222,6 +224,14 @@ pub(crate) fn source_moved(
 
 impl Run<'_, '_> {
     fn all(&mut self, expectation: &Expectation) -> Result<()> {
+        let host = &self.engine.config.host;
+        if let Err(error) = capture::Scratch::sweep(&host.scratch, &host.state) {
+            // It takes room, and stands in the way of nothing but what is captured there.
+            self.engine.observer.notice(&Notice::Note {
+                dataset: None,
+                message: error.to_string(),
+            });
+        }
         self.findings.coverage(&expectation.coverage)?;
         let chosen: Vec<&Expected> = expectation
             .stalest_first()
@@ -529,7 +539,7 @@ impl Run<'_, '_> {
             return self.source_gone(expected, dataset.id, &accepted);
         };
         let source = shown(&expected.source_path);
-        let view = view(meant, &source, &dataset, &accepted)?;
+        let view = self.view(meant, &source, &dataset, &accepted, replica)?;
         let store_name = &expected.route[0];
         self.open(store_name)?;
         self.look_for_open_files()?;
@@ -559,10 +569,10 @@ impl Run<'_, '_> {
             catalog.set_reconcile(replica.id, "asked for with --full")?;
         }
         let replica = catalog.replica(replica.id)?;
-        let Source::Tree { scope, .. } = &meant.source;
         let walk = Walk {
-            root: &view.root,
-            scope,
+            root: view.root(),
+            scope: view.scope,
+            kept: view.kept(),
             cross_mounts: meant.cross_mounts,
             threads: 2,
             pace: &self.pace,
@@ -574,7 +584,7 @@ impl Run<'_, '_> {
             catalog,
             feed,
             &walk,
-            meant,
+            view.base(),
             audit,
             &replica,
             open,
@@ -582,21 +592,25 @@ impl Run<'_, '_> {
         )?;
         let scan = self.scan(meant, &replica, &walk, &watch, opened, &source, &accepted)?;
         watch::settle(catalog, feed)?;
-        self.summary.scanned(watch.why.as_deref());
-        let identity = serde_json::to_string(&view.identity)
-            .map_err(|_| Error::Internal("an identity that is no JSON"))?;
-        catalog.set_fs_identity(dataset.id, &identity)?;
+        if let Some(identity) = view.identity()? {
+            self.summary.scanned(watch.why.as_deref());
+            catalog.set_fs_identity(dataset.id, &identity)?;
+        }
         let replica = catalog.replica(replica.id)?;
         let setting = self.setting(&meant.name, None, store_name, &replica, number, opened)?;
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
-        for (path, error) in &scan.unreadable {
+        for (path, _) in &scan.unreadable {
             // Pending, whatever else was done there: nobody knows what is in it.
             ship::note_unread(catalog, &replica, path)?;
+        }
+        let unread = scan.unreadable.iter();
+        let unread = unread.map(|(path, error)| (path.clone(), error.to_string()));
+        for (path, message) in unread.chain(view.problems().iter().cloned()) {
             let problem = Problem {
                 dataset: meant.name.clone(),
                 store: None,
-                path: Some(path.clone()),
-                message: error.to_string(),
+                path: Some(path),
+                message,
             };
             engine.observer.notice(&Notice::Problem(problem.clone()));
             shipped.problems.push(problem);
@@ -605,6 +619,9 @@ impl Run<'_, '_> {
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
         drop(session);
+        if let Data::Made(made) = view.data {
+            made.conclude(catalog, &replica, &meant.name, (engine.now)())?;
+        }
         if scan.accepted {
             self.passed.insert(expected.name.clone());
         }
@@ -612,6 +629,35 @@ impl Run<'_, '_> {
         let later = |stop: &str| stop == guard::RELAY_CHANGE && expected.route.len() > 1;
         self.settle_guards(&dataset, &|stop| !later(stop))?;
         Ok((shipped, seal))
+    }
+
+    /// The dataset's data, ready to be scanned: a tree as it lies there, or what is made now.
+    fn view<'m>(
+        &self,
+        meant: &'m Dataset,
+        source: &str,
+        dataset: &catalog::Dataset,
+        accepted: &Accepted,
+        replica: &Replica,
+    ) -> Result<Ready<'m>> {
+        let made = match &meant.source {
+            Source::Tree { base, scope } => {
+                let view = view(base, meant, source, dataset, accepted)?;
+                let data = Data::Tree(view, base);
+                return Ok(Ready { scope, data });
+            }
+            Source::Made(made) => made::make(self.engine, made, &meant.name, replica)?,
+        };
+        for note in &made.notes {
+            self.engine.observer.notice(&Notice::Note {
+                dataset: Some(meant.name.clone()),
+                message: note.clone(),
+            });
+        }
+        Ok(Ready {
+            scope: &WHOLE,
+            data: Data::Made(made),
+        })
     }
 
     /// Once a run: it takes a look at every process.
@@ -1087,14 +1133,70 @@ impl Run<'_, '_> {
     }
 }
 
-/// The dataset's live data, if it is there and lies where it lay before.
+/// A dataset's data, ready to be scanned.
+struct Ready<'a> {
+    scope: &'a Scope,
+    data: Data<'a>,
+}
+
+enum Data<'a> {
+    /// A live tree, and its base.
+    Tree(View, &'a Path),
+    Made(Made),
+}
+
+impl Ready<'_> {
+    fn root(&self) -> &Dir {
+        match &self.data {
+            Data::Tree(view, _) => &view.root,
+            Data::Made(made) => &made.root,
+        }
+    }
+
+    fn base(&self) -> Option<&Path> {
+        match &self.data {
+            Data::Tree(_, base) => Some(base),
+            Data::Made(_) => None,
+        }
+    }
+
+    fn kept(&self) -> &[RelPath] {
+        match &self.data {
+            Data::Tree(..) => &[],
+            Data::Made(made) => &made.kept,
+        }
+    }
+
+    fn problems(&self) -> &[(RelPath, String)] {
+        match &self.data {
+            Data::Tree(..) => &[],
+            Data::Made(made) => &made.problems,
+        }
+    }
+
+    /// Of the file system that it has to lie on next time too, as JSON.
+    fn identity(&self) -> Result<Option<String>> {
+        match &self.data {
+            Data::Tree(view, _) => serde_json::to_string(&view.identity)
+                .map(Some)
+                .map_err(|_| Error::Internal("an identity that is no JSON")),
+            Data::Made(_) => Ok(None),
+        }
+    }
+}
+
+/// All of it.
+static WHOLE: LazyLock<Scope> = LazyLock::new(Scope::default);
+
+/// A tree, if it is there and lies where it lay before.
 fn view(
+    base: &Path,
     meant: &Dataset,
     source: &str,
     dataset: &catalog::Dataset,
     accepted: &Accepted,
 ) -> Result<View> {
-    let view = capture::view(&meant.source).map_err(|error| {
+    let view = capture::view(base).map_err(|error| {
         Error::Held(Stop::new(
             "source-missing",
             error.to_string(),

@@ -51,6 +51,8 @@ pub(crate) struct Difference<'a> {
 pub(crate) struct Walk<'a> {
     pub(crate) root: &'a Dir,
     pub(crate) scope: &'a Scope,
+    /// Paths that are not there now, and not gone either.
+    pub(crate) kept: &'a [RelPath],
     pub(crate) cross_mounts: bool,
     pub(crate) threads: usize,
     pub(crate) pace: &'a Pace,
@@ -69,6 +71,7 @@ impl Walk<'_> {
         tell: Tell<'_>,
     ) -> Result<Scan> {
         let mut comparison = Comparison::new(catalog, dataset, replica, tell);
+        comparison.kept = self.kept;
         self.walk_below(&RelPath::root(), &mut |listing| comparison.listing(listing))?;
         Ok(comparison.scan)
     }
@@ -156,6 +159,7 @@ pub(crate) struct Comparison<'a, 'c> {
     pub(crate) scan: Scan,
     /// Ids of directories whose listing is still to come.
     ids: HashMap<RelPath, DirId>,
+    kept: &'a [RelPath],
     /// Collected for who does not walk everything.
     pub(crate) deeper: Option<Vec<Deeper>>,
 }
@@ -181,6 +185,7 @@ impl<'a, 'c> Comparison<'a, 'c> {
                 ..Scan::default()
             },
             ids: HashMap::new(),
+            kept: &[],
             deeper: None,
         }
     }
@@ -229,7 +234,11 @@ impl Comparison<'_, '_> {
                     .any(|p| p.split() == Some((path.as_bytes(), name)))
             };
             for (name, had) in held {
-                if !unread_name(&name) {
+                let kept = self
+                    .kept
+                    .iter()
+                    .any(|kept| kept.split() == Some((path.as_bytes(), &name)));
+                if !unread_name(&name) && !kept {
                     differs = true;
                     self.vanished(id, path, &name, had)?;
                 }

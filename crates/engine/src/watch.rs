@@ -1,11 +1,11 @@
 //! What the change feed says to a dataset's scan, and what is recorded of it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use catalog::{Catalog, DatasetId, FeedRow, Replica};
 use feed::{Answer, Coverage, Feed, OpenFile, Position, Spot};
 use jiff::Timestamp;
-use policy::Dataset;
 use serde::{Deserialize, Serialize};
 use tree::RelPath;
 
@@ -53,31 +53,34 @@ pub(crate) struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    /// Asks the feed. All that was done before is in its answer, or in the walk that follows.
+    /// Asks the feed, of a tree with this base. All that was done before is in its answer, or in
+    /// the walk that follows. What is made anew has no base, and all of it is looked at.
     #[expect(clippy::too_many_arguments, reason = "all that a scan goes by")]
     pub(crate) fn ask(
         catalog: &Catalog,
         feed: &'a dyn Feed,
         walk: &'a Walk<'a>,
-        meant: &Dataset,
+        base: Option<&Path>,
         audit: Duration,
         replica: &Replica,
         open: &[OpenFile],
         now: Timestamp,
     ) -> Result<Self> {
-        let policy::Source::Tree { base, scope } = &meant.source;
         let dataset = replica.dataset;
         let row = catalog.feed(dataset)?;
         let context = format!(
             "{}:{}:{}",
-            scope.fingerprint(),
+            walk.scope.fingerprint(),
             walk.cross_mounts,
             replica.store_name
         );
         let mark = row.position.as_deref().map(serde_json::from_str::<Mark>);
         let mark = mark.transpose().ok().flatten();
         let since = mark.as_ref().map(|mark| &mark.position);
-        let answer = feed.look(walk.root, walk.cross_mounts, since);
+        let answer = match base {
+            Some(_) => feed.look(walk.root, walk.cross_mounts, since),
+            None => Answer::walk("it is made anew for every run"),
+        };
         let changed = mark.as_ref().is_some_and(|mark| mark.context != context);
         let why = match (&replica.reconcile, &answer.coverage) {
             (Some(_), _) if replica.sealed == 0 => Some("first scan".to_owned()),
@@ -96,7 +99,10 @@ impl<'a> Watch<'a> {
             },
         );
         let doubtful = catalog.open_files(dataset)?;
-        let open = crate::dirty::in_dataset(walk, base, catalog, replica, open)?;
+        let open = match base {
+            Some(base) => crate::dirty::in_dataset(walk, base, catalog, replica, open)?,
+            None => Vec::new(),
+        };
         Ok(Self {
             feed,
             walk,

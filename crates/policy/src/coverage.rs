@@ -15,8 +15,9 @@ use tree::{RelPath, escape};
 
 use crate::diagnostic::{Diagnostic, Mark};
 use crate::look::{Entry, Landscape, Seen};
+use crate::made::{InventorySpec, Made, Making};
 use crate::meant::{
-    Config, Dataset, Declared, DeclaredSource, Guard, Root, RootEach, Source, StoreKind,
+    Config, Dataset, Declared, DeclaredSource, Guard, Refetch, Root, RootEach, Source, StoreKind,
 };
 use crate::name::name_from;
 use crate::pattern::Pattern;
@@ -125,12 +126,14 @@ struct Claim {
 struct Draft<'a> {
     name: String,
     base: PathBuf,
-    shape: Shape,
+    shape: Shape<'a>,
     route: &'a [String],
     why: Option<&'a String>,
     guard: Guard,
     exclude: &'a ExcludeSet,
     cross_mounts: bool,
+    sqlite: bool,
+    refetch: Option<&'a Refetch>,
     because: Because,
     mark: &'a Mark,
     declared: bool,
@@ -139,14 +142,16 @@ struct Draft<'a> {
     refused: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shape {
+#[derive(Clone, Copy)]
+enum Shape<'a> {
     /// All below the base.
     Whole,
     /// The claimed paths only.
     Only,
     /// The loose files of a root.
     Loose,
+    /// No paths at all: its files are made.
+    Made(&'a Made),
 }
 
 /// Lays `config` over `landscape`. `known` says which name the catalog has already given to
@@ -198,6 +203,8 @@ impl<'a> Proof<'a> {
             guard: declared.guard,
             exclude: &declared.exclude,
             cross_mounts: declared.cross_mounts,
+            sqlite: declared.sqlite,
+            refetch: declared.refetch.as_ref(),
             because: Because::Declared {
                 line: declared.mark.line,
             },
@@ -212,7 +219,36 @@ impl<'a> Proof<'a> {
                 let owner = self.draft(draft);
                 self.claim(path.clone(), Rank::Path, is_dir, owner);
             }
+            DeclaredSource::Database(file) => self.declare_database(file, draft),
             DeclaredSource::Match(pattern) => self.declare_match(pattern, draft),
+            DeclaredSource::Made(made) => {
+                draft.shape = Shape::Made(made);
+                self.draft(draft);
+            }
+        }
+    }
+
+    /// A database is its file, and those beside it that are its log.
+    fn declare_database(&mut self, file: &Path, mut draft: Draft<'a>) {
+        draft.sqlite = true;
+        let is_dir = self.declare_path(file, &mut draft);
+        if is_dir && draft.held.is_none() && matches!(draft.shape, Shape::Whole) {
+            let seen = self.landscape.sources.get(file);
+            if seen == Some(&Seen::Dir) {
+                let why = format!("`{}` is a directory, and no database", show(file));
+                let error = Diagnostic::error(why.clone(), Some(draft.mark.clone()));
+                self.coverage
+                    .errors
+                    .push(error.remedy("name the file, or write `path`"));
+                draft.held = Some(why);
+            }
+        }
+        let owner = self.draft(draft);
+        for ending in ["", "-wal", "-shm", "-journal"] {
+            let mut path = file.as_os_str().to_owned();
+            path.push(ending);
+            let is_dir = is_dir && ending.is_empty();
+            self.claim(path.into(), Rank::Path, is_dir, owner.clone());
         }
     }
 
@@ -518,24 +554,35 @@ impl<'a> Proof<'a> {
                 });
             }
             // A pattern that lost all it matches is still a dataset: of nothing, now.
-            let of_nothing = draft.declared && (draft.shape == Shape::Only || draft.held.is_some());
+            let has_no_path = matches!(draft.shape, Shape::Only | Shape::Made(_));
+            let of_nothing = draft.declared && (has_no_path || draft.held.is_some());
             if draft.refused || (owned.is_empty() && !of_nothing) {
                 continue;
             }
-            if owned.is_empty() && draft.held.is_none() && !draft.route.is_empty() {
+            let made = matches!(draft.shape, Shape::Made(_));
+            if owned.is_empty() && !made && draft.held.is_none() && !draft.route.is_empty() {
                 warnings.push(self.nothing_left(draft));
             }
-            datasets.push(Dataset {
-                name: draft.name.clone(),
-                source: Source::Tree {
+            let source = match draft.shape {
+                Shape::Made(made) => Source::Made(Box::new(made.clone())),
+                _ => Source::Tree {
                     base: draft.base.clone(),
                     scope: self.scope(draft, &owned),
                 },
+            };
+            let inventory = draft
+                .refetch
+                .and_then(|refetch| inventory(draft, refetch, &source));
+            datasets.push(Dataset {
+                name: draft.name.clone(),
+                source,
                 route: draft.route.to_vec(),
                 why: draft.why.cloned(),
                 guard: draft.guard,
                 cross_mounts: draft.cross_mounts,
+                sqlite: draft.sqlite,
             });
+            datasets.extend(inventory);
         }
         let coverage = &mut self.coverage;
         coverage.datasets = datasets;
@@ -566,13 +613,13 @@ impl<'a> Proof<'a> {
     /// so nothing of it lies inside what is carved out of it.
     fn scope(&self, draft: &Draft<'a>, owned: &[(&PathBuf, bool)]) -> Scope {
         let only = owned.iter().map(|(path, _)| below(&draft.base, path));
-        let only = (draft.shape == Shape::Only).then(|| only.collect());
+        let only = matches!(draft.shape, Shape::Only).then(|| only.collect());
         let mut carved: Vec<RelPath> = Vec::new();
         for (path, _) in owned {
             for (inner, claim) in self.claims_inside(path) {
                 let rel = below(&draft.base, inner);
                 let loose = !claim.is_dir && inner.parent() == Some(path);
-                let wanted = draft.shape != Shape::Loose || loose;
+                let wanted = !matches!(draft.shape, Shape::Loose) || loose;
                 if wanted && !carved.last().is_some_and(|last| rel.is_in(last)) {
                     carved.push(rel);
                 }
@@ -580,7 +627,7 @@ impl<'a> Proof<'a> {
         }
         Scope {
             only,
-            loose_files_only: draft.shape == Shape::Loose,
+            loose_files_only: matches!(draft.shape, Shape::Loose),
             carved,
             exclude: draft.exclude.clone(),
         }
@@ -697,7 +744,7 @@ fn automatic<'a>(
     route: &'a [String],
     name: String,
     base: PathBuf,
-    shape: Shape,
+    shape: Shape<'a>,
 ) -> Draft<'a> {
     Draft {
         name,
@@ -708,6 +755,8 @@ fn automatic<'a>(
         guard: root.guard,
         exclude: &root.exclude,
         cross_mounts: false,
+        sqlite: root.sqlite,
+        refetch: None,
         because: Because::Each {
             line: root.mark.line,
         },
@@ -716,6 +765,36 @@ fn automatic<'a>(
         held: None,
         refused: false,
     }
+}
+
+/// The dataset that lists what is in a tree which can be fetched again.
+fn inventory(draft: &Draft<'_>, refetch: &Refetch, source: &Source) -> Option<Dataset> {
+    let Source::Tree { base, scope } = source else {
+        return None;
+    };
+    let what = Making::Inventory(InventorySpec {
+        of: draft.name.clone(),
+        base: base.clone(),
+        scope: scope.clone(),
+        origin: refetch.origin.clone(),
+    });
+    Some(Dataset {
+        name: inventory_name(&draft.name),
+        source: Source::Made(Box::new(Made {
+            what,
+            deadline: crate::made::INVENTORY_DEADLINE,
+        })),
+        route: refetch.route.clone(),
+        why: None,
+        guard: Guard::default(),
+        cross_mounts: false,
+        sqlite: false,
+    })
+}
+
+/// How the inventory of a dataset is called.
+pub(crate) fn inventory_name(dataset: &str) -> String {
+    format!("{dataset}-inventory")
 }
 
 /// Longest name that a directory can have, in bytes: `NAME_MAX` of Linux.

@@ -15,6 +15,12 @@ pub(crate) struct At<T> {
     pub span: Range<usize>,
 }
 
+/// Something that may be written short, as a string, or in full, as a table.
+pub(crate) enum Item<'a, 'i> {
+    Text(At<String>),
+    Table(Fields<'a, 'i>),
+}
+
 /// Where problems go.
 pub(crate) struct Sink<'t> {
     text: &'t str,
@@ -98,7 +104,9 @@ impl<'a, 'i> Fields<'a, 'i> {
         &mut self,
         key: &'static str,
     ) -> Option<(Range<usize>, &'a Spanned<DeValue<'i>>)> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         self.table
             .get_key_value(key)
             .map(|(key, value)| (key.span(), value))
@@ -235,6 +243,51 @@ impl<'a, 'i> Fields<'a, 'i> {
         }
         found.sort_by_key(|(_, fields)| fields.span.start);
         found
+    }
+
+    /// The items of an array.
+    pub(crate) fn items(&mut self, key: &'static str) -> Vec<Item<'a, 'i>> {
+        let Some((_, value)) = self.get(key) else {
+            return Vec::new();
+        };
+        match value.get_ref() {
+            DeValue::Array(items) => {
+                let items = items.iter();
+                items.filter_map(|item| self.item(key, item)).collect()
+            }
+            other => {
+                wrong_type(self.sink, key, &value.span(), other, "a list");
+                Vec::new()
+            }
+        }
+    }
+
+    /// The items of a table whose keys are names, in the order of the file.
+    pub(crate) fn named(&mut self, key: &'static str) -> Vec<(At<String>, Item<'a, 'i>)> {
+        let Some(table) = self.table(key, key.into()) else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        for (name, value) in table.table {
+            let at = At {
+                value: name.get_ref().to_string(),
+                span: name.span(),
+            };
+            found.extend(self.item(key, value).map(|item| (at, item)));
+        }
+        found.sort_by_key(|(at, _)| at.span.start);
+        found
+    }
+
+    fn item(&self, key: &str, value: &'a Spanned<DeValue<'i>>) -> Option<Item<'a, 'i>> {
+        match value.get_ref() {
+            DeValue::Table(table) => {
+                let place = format!("{key} of {}", self.place);
+                let fields = Fields::new(self.sink, place, value.span(), table);
+                Some(Item::Table(fields))
+            }
+            _ => string_of(self.sink, key, value).map(Item::Text),
+        }
     }
 
     /// Reports the keys that nothing asked for.

@@ -9,6 +9,7 @@ mod diagnostic;
 mod fields;
 mod look;
 mod made;
+mod making;
 mod meant;
 mod name;
 mod parse;
@@ -26,8 +27,8 @@ pub use made::{
     InventorySpec, Made, Making, Place, Secret, Tls,
 };
 pub use meant::{
-    Config, Dataset, Declared, DeclaredSource, Guard, Host, IoClass, Keep, Metrics, Pace, Root,
-    RootEach, Schedule, Source, StoreKind, StoreSpec,
+    Config, Dataset, Declared, DeclaredSource, Guard, Host, IoClass, Keep, Metrics, Pace, Refetch,
+    Root, RootEach, Schedule, Source, StoreKind, StoreSpec,
 };
 pub use name::name_from;
 pub use parse::{CONFIG_BYTES_MAX, NotFound, find, load, parse};

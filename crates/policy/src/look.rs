@@ -85,9 +85,13 @@ pub fn look(config: &Config) -> Landscape {
         landscape.roots.insert(root.path.clone(), listing);
     }
     for declared in &config.datasets {
+        if matches!(declared.what, DeclaredSource::Made(_)) {
+            continue;
+        }
         let inside = landscape.place(&places, &declared.what.base());
         match (&declared.what, inside) {
-            (DeclaredSource::Path(path), inside) => {
+            (DeclaredSource::Made(_), _) => {}
+            (DeclaredSource::Path(path) | DeclaredSource::Database(path), inside) => {
                 let seen = inside.map_or_else(|| Seen::at(path), Seen::Unreadable);
                 landscape.sources.insert(path.clone(), seen);
             }

@@ -11,6 +11,23 @@ pub struct Made {
     pub deadline: Duration,
 }
 
+/// How long an inventory may take: it reads everything once, and later what has changed.
+pub(crate) const INVENTORY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+impl Made {
+    /// What it is made of, in place of a path.
+    pub fn place(&self) -> PathBuf {
+        let text = match &self.what {
+            Making::Database(spec) => spec.url.clone(),
+            Making::Device(spec) => format!("ssh:{}", spec.destination),
+            Making::Command(spec) => format!("command:{}", spec.command.join(" ")),
+            Making::Host => "host".into(),
+            Making::Inventory(spec) => format!("inventory:{}", spec.of),
+        };
+        text.into()
+    }
+}
+
 /// The kinds of data that are made into files.
 #[derive(Clone, Debug)]
 pub enum Making {
@@ -68,7 +85,7 @@ pub struct DatabaseSpec {
     pub tls: Tls,
 }
 
-/// Certificates towards a server: PEM files on this machine.
+/// Certificates towards a server: PEM files where the engine's tools run.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Tls {
     pub ca: Option<PathBuf>,

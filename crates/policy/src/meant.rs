@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::diagnostic::Mark;
+use crate::made::Made;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
 use crate::units::When;
@@ -31,6 +32,9 @@ pub struct Host {
     pub name: String,
     /// Catalog, change feed and locks. Default `/var/lib/thrice`.
     pub state: PathBuf,
+    /// Where copies are made of what is captured, before they are brought to a store: it needs
+    /// room for the largest dump. Default `capture` in `state`.
+    pub scratch: PathBuf,
     /// Within this time every directory is looked at, whatever the change tracker says.
     /// Default 7 days.
     pub audit: Duration,
@@ -143,6 +147,8 @@ pub struct Root {
     /// For each of its automatic datasets, relative to that dataset.
     pub exclude: ExcludeSet,
     pub guard: Guard,
+    /// Whether SQLite databases in it are captured consistently. Default yes.
+    pub sqlite: bool,
     /// Where it is declared.
     pub mark: Mark,
 }
@@ -167,8 +173,10 @@ pub struct Declared {
     pub exclude: ExcludeSet,
     pub guard: Guard,
     pub cross_mounts: bool,
-    /// `sqlite = true/false`; this version copies databases as files either way.
-    pub sqlite: Option<bool>,
+    /// Whether SQLite databases in it are captured consistently.
+    pub sqlite: bool,
+    /// How it can be fetched again, where it has no route but an inventory.
+    pub refetch: Option<Refetch>,
     /// Where it is declared.
     pub mark: Mark,
 }
@@ -180,14 +188,29 @@ pub enum DeclaredSource {
     Path(PathBuf),
     /// `match`.
     Match(Pattern),
+    /// `sqlite`: one database, and the files beside it that are its log.
+    Database(PathBuf),
+    /// Data that is no tree.
+    Made(Box<Made>),
+}
+
+/// `refetch` and `inventory`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refetch {
+    /// In the user's words, or a URL.
+    pub origin: String,
+    /// Where the inventory goes.
+    pub route: Vec<String>,
 }
 
 impl DeclaredSource {
-    /// The path, or the longest directory before the pattern's first wildcard.
+    /// The path, or the longest directory before the pattern's first wildcard. What is made has
+    /// something like one, so that it is known when it is another: no absolute one.
     pub fn base(&self) -> PathBuf {
         match self {
-            Self::Path(path) => path.clone(),
+            Self::Path(path) | Self::Database(path) => path.clone(),
             Self::Match(pattern) => pattern.base(),
+            Self::Made(made) => made.place(),
         }
     }
 }
@@ -223,6 +246,8 @@ pub struct Dataset {
     pub guard: Guard,
     /// Whether the walk goes into other file systems mounted below. Default no.
     pub cross_mounts: bool,
+    /// Whether SQLite databases in it are captured consistently.
+    pub sqlite: bool,
 }
 
 /// Where a dataset's live data lies.
@@ -234,4 +259,17 @@ pub enum Source {
         base: PathBuf,
         scope: Scope,
     },
+    /// Data that is no tree: its files are made when it is captured.
+    Made(Box<Made>),
+}
+
+impl Source {
+    /// Where it lies: for a tree its base; for what is made, words that change when it is
+    /// something else, never an absolute path.
+    pub fn place(&self) -> PathBuf {
+        match self {
+            Self::Tree { base, .. } => base.clone(),
+            Self::Made(made) => made.place(),
+        }
+    }
 }

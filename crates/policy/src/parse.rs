@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use crate::diagnostic::{Diagnostic, Report, nearest};
 use crate::fields::{At, Fields, Sink};
 use crate::meant::{
-    Config, Declared, DeclaredSource, Guard, Host, Root, RootEach, StoreKind, StoreSpec,
+    Config, Declared, DeclaredSource, Guard, Host, Refetch, Root, RootEach, StoreKind, StoreSpec,
 };
 use crate::written::{self, Common, Written, WrittenDataset, WrittenRoot, WrittenSource};
 
@@ -139,6 +139,11 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
     for common in &written.commons {
         check_route(sink, common, &names);
     }
+    for refetch in written.datasets.iter().filter_map(|d| d.refetch.as_ref()) {
+        if let Some(route) = &refetch.route {
+            check_stops(sink, route, &names);
+        }
+    }
     check_equal(sink, &written);
     let state = written
         .state
@@ -152,7 +157,7 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
     let datasets: Vec<Declared> = written
         .datasets
         .iter()
-        .filter_map(|dataset| mean_dataset(sink, dataset, &written.roots))
+        .filter_map(|dataset| mean_dataset(sink, dataset, &written))
         .collect();
     let config = Config {
         file: file.into(),
@@ -160,6 +165,9 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
             name: written
                 .host_name
                 .map_or_else(machine_name, |name| name.value),
+            scratch: written
+                .scratch
+                .map_or_else(|| state.join("capture"), |scratch| scratch.value),
             state,
             audit: written.audit.map_or(AUDIT, |audit| audit.value),
             pace: written.pace,
@@ -196,7 +204,9 @@ fn check_use(sink: &Sink<'_>, config: &Config, stores: &[At<String>]) {
     }
     let roots = config.roots.iter().filter_map(|root| root.route.as_ref());
     let datasets = config.datasets.iter().map(|dataset| &dataset.route);
-    let used: Vec<&String> = roots.chain(datasets).flatten().collect();
+    let inventories = config.datasets.iter().filter_map(|d| d.refetch.as_ref());
+    let inventories = inventories.map(|refetch| &refetch.route);
+    let used: Vec<&String> = roots.chain(datasets).chain(inventories).flatten().collect();
     for At { value: name, span } in stores {
         if !used.contains(&name) {
             let message = format!("the store `{name}` is on no route");
@@ -208,6 +218,27 @@ fn check_use(sink: &Sink<'_>, config: &Config, stores: &[At<String>]) {
 
 fn check_route(sink: &Sink<'_>, common: &Common, stores: &[&str]) {
     let Some(route) = &common.route else { return };
+    check_stops(sink, route, stores);
+    match (&common.why, route.value.is_empty()) {
+        (None, true) => sink.error(
+            &route.span,
+            "an empty route needs a `why`",
+            "write `why = \"…\"`, so that it is known to be on purpose",
+        ),
+        (Some(why), false) => sink.push(
+            sink.diagnostic(
+                &why.span,
+                "`why` is for an empty route, and this one is not",
+            )
+            .remedy("remove `why`, or write `route = []`")
+            .warning(),
+        ),
+        _ => {}
+    }
+}
+
+/// Each store of a route is there, and there once.
+fn check_stops(sink: &Sink<'_>, route: &At<Vec<At<String>>>, stores: &[&str]) {
     for (index, store) in route.value.iter().enumerate() {
         let name = &store.value;
         if let Some(first) = route.value[..index].iter().find(|s| s.value == *name) {
@@ -224,22 +255,6 @@ fn check_route(sink: &Sink<'_>, common: &Common, stores: &[&str]) {
             let name = tree::escape(name.as_bytes());
             sink.error(&store.span, format!("there is no store `{name}`"), remedy);
         }
-    }
-    match (&common.why, route.value.is_empty()) {
-        (None, true) => sink.error(
-            &route.span,
-            "an empty route needs a `why`",
-            "write `why = \"…\"`, so that it is known to be on purpose",
-        ),
-        (Some(why), false) => sink.push(
-            sink.diagnostic(
-                &why.span,
-                "`why` is for an empty route, and this one is not",
-            )
-            .remedy("remove `why`, or write `route = []`")
-            .warning(),
-        ),
-        _ => {}
     }
 }
 
@@ -298,15 +313,17 @@ fn check_equal(sink: &Sink<'_>, written: &Written) {
     let places: Vec<(&str, At<PathBuf>)> = written
         .datasets
         .iter()
-        .map(|dataset| {
+        .filter_map(|dataset| {
             let place = match &dataset.what {
                 WrittenSource::Path(path) => path.clone(),
+                WrittenSource::Database(file) => file.clone(),
                 WrittenSource::Match(pattern) => At {
                     value: pattern.value.text().into(),
                     span: pattern.span.clone(),
                 },
+                WrittenSource::Made(_) => return None,
             };
-            (dataset.name.value.as_str(), place)
+            Some((dataset.name.value.as_str(), place))
         })
         .collect();
     for (index, (name, place)) in places.iter().enumerate() {
@@ -353,30 +370,35 @@ fn mean_root(sink: &Sink<'_>, root: &WrittenRoot) -> Root {
         why: why_of(&root.common),
         exclude: root.common.exclude.clone(),
         guard: guard(&root.common, Guard::default()),
+        sqlite: root.common.sqlite.unwrap_or(true),
         mark: sink.mark(&root.path.span),
     }
 }
 
 /// The dataset, with what it does not say taken from the most specific root around it.
-fn mean_dataset(
-    sink: &Sink<'_>,
-    dataset: &WrittenDataset,
-    roots: &[WrittenRoot],
-) -> Option<Declared> {
+fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) -> Option<Declared> {
     let what = match &dataset.what {
         WrittenSource::Path(path) => DeclaredSource::Path(path.value.clone()),
         WrittenSource::Match(pattern) => DeclaredSource::Match(pattern.value.clone()),
+        WrittenSource::Database(file) => DeclaredSource::Database(file.value.clone()),
+        WrittenSource::Made(made) => DeclaredSource::Made(made.clone()),
     };
     let base = what.base();
-    let root = roots
+    let root = written
+        .roots
         .iter()
         .filter(|root| base.starts_with(&root.path.value))
         .max_by_key(|root| root.path.value.components().count());
     let common = &dataset.common;
     // A `route` of the wrong type has been reported, and is not a route left out.
     let own = common.route.as_ref().map(|_| common);
-    let from = own.or(root.map(|root| &root.common).filter(|c| c.route.is_some()));
-    let Some(from) = from else {
+    let around = match what {
+        // What lies in no root goes where the first root's datasets go.
+        DeclaredSource::Made(_) => written.roots.iter().find(|root| has_stops(&root.common)),
+        _ => root,
+    };
+    let around = around.map(|root| &root.common);
+    let Some(from) = own.or(around.filter(|common| common.route.is_some())) else {
         let place = &dataset.name;
         let message = match root {
             Some(root) => format!(
@@ -391,16 +413,67 @@ fn mean_dataset(
         return None;
     };
     let default = root.map_or_else(Guard::default, |root| guard(&root.common, Guard::default()));
+    let route = route_of(from)?;
+    let refetch = match &dataset.refetch {
+        Some(written) => Some(mean_refetch(sink, dataset, written, &route, root)?),
+        None => None,
+    };
+    let sqlite = common.sqlite.or(root.and_then(|root| root.common.sqlite));
     Some(Declared {
         name: dataset.name.value.clone(),
         what,
-        route: route_of(from)?,
+        route,
         why: why_of(from),
         exclude: common.exclude.clone(),
         guard: guard(common, default),
         cross_mounts: dataset.cross_mounts,
-        sqlite: dataset.sqlite,
+        sqlite: sqlite.unwrap_or(true),
+        refetch,
         mark: sink.mark(&dataset.name.span),
+    })
+}
+
+fn has_stops(common: &Common) -> bool {
+    common
+        .route
+        .as_ref()
+        .is_some_and(|route| !route.value.is_empty())
+}
+
+/// What can be fetched again has no route but for its inventory, which takes the root's if it is
+/// given none.
+fn mean_refetch(
+    sink: &Sink<'_>,
+    dataset: &WrittenDataset,
+    written: &written::Refetch,
+    route: &[String],
+    root: Option<&WrittenRoot>,
+) -> Option<Refetch> {
+    let span = &written.origin.span;
+    let is_tree = matches!(
+        dataset.what,
+        WrittenSource::Path(_) | WrittenSource::Match(_)
+    );
+    if !route.is_empty() || !is_tree {
+        let message = "`refetch` is for a tree that is not backed up";
+        sink.error(span, message, "remove it, or write `route = []` and `why`");
+        return None;
+    }
+    let own = written.route.as_ref().map(|route| {
+        let stores = route.value.iter();
+        stores.map(|store| store.value.clone()).collect()
+    });
+    let around = root.and_then(|root| route_of(&root.common));
+    let route = own
+        .or(around)
+        .filter(|route: &Vec<String>| !route.is_empty());
+    if route.is_none() {
+        let message = "the inventory of what can be fetched again has no route";
+        sink.error(span, message, "write `inventory = [\"STORE\"]` too");
+    }
+    Some(Refetch {
+        origin: written.origin.value.clone(),
+        route: route?,
     })
 }
 
@@ -462,7 +535,8 @@ fn check_own_places(
 /// root whose folders are datasets.
 fn taker(config: &Config, path: &Path) -> Option<(String, crate::Mark)> {
     let around = |declared: &&Declared| match &declared.what {
-        DeclaredSource::Path(base) => path.starts_with(base),
+        DeclaredSource::Path(base) | DeclaredSource::Database(base) => path.starts_with(base),
+        DeclaredSource::Made(_) => false,
         DeclaredSource::Match(pattern) => path.ancestors().any(|part| pattern.matches(part)),
     };
     let depth = |declared: &&Declared| declared.what.base().components().count();

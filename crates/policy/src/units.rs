@@ -171,7 +171,7 @@ fn parse_time(text: &str) -> Option<TimeOfDay> {
 }
 
 /// Lower-case English names, whole or their first three letters.
-fn parse_day(text: &str) -> Option<Weekday> {
+pub(crate) fn parse_day(text: &str) -> Option<Weekday> {
     let days = [
         (Weekday::Monday, "monday"),
         (Weekday::Tuesday, "tuesday"),

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::fields::{At, Fields, Sink};
+use crate::made::Made;
+pub(crate) use crate::making::Refetch;
+use crate::making::{self, Found};
 use crate::meant::{IoClass, Keep, Metrics, Pace, RootEach, Schedule, StoreKind, StoreSpec};
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
@@ -16,6 +19,7 @@ use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse
 pub(crate) struct Written {
     pub host_name: Option<At<String>>,
     pub state: Option<At<PathBuf>>,
+    pub scratch: Option<At<PathBuf>>,
     pub audit: Option<At<Duration>>,
     pub pace: Pace,
     pub stores: Vec<At<StoreSpec>>,
@@ -36,6 +40,7 @@ pub(crate) struct Common {
     pub exclude: ExcludeSet,
     pub share: Option<f64>,
     pub files: Option<u64>,
+    pub sqlite: Option<bool>,
 }
 
 pub(crate) struct WrittenRoot {
@@ -49,12 +54,15 @@ pub(crate) struct WrittenDataset {
     pub what: WrittenSource,
     pub common: Common,
     pub cross_mounts: bool,
-    pub sqlite: Option<bool>,
+    pub refetch: Option<Refetch>,
 }
 
 pub(crate) enum WrittenSource {
     Path(At<PathBuf>),
     Match(At<Pattern>),
+    /// `sqlite = "FILE"`.
+    Database(At<PathBuf>),
+    Made(Box<Made>),
 }
 
 /// As messages name it.
@@ -69,18 +77,19 @@ const PATH_BYTES_MAX: usize = 4096;
 
 /// Reads every table of `top`.
 pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
-    let (host_name, state, audit, pace) = match top.table("host", "[host]".into()) {
+    let (host_name, state, scratch, audit, pace) = match top.table("host", "[host]".into()) {
         Some(mut host) => {
             let read = (
                 host.parsed("name", check_name),
                 host.parsed("state", clean_path),
+                host.parsed("scratch", clean_path),
                 host.parsed("audit", parse_duration),
                 host.table("pace", "pace".into()).map(read_pace),
             );
             host.finish();
             read
         }
-        None => (None, None, None, None),
+        None => (None, None, None, None, None),
     };
     let stores = top.tables("store");
     let names = stores.iter().map(|(name, fields)| At {
@@ -111,6 +120,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
     Written {
         host_name,
         state,
+        scratch,
         audit,
         pace: pace.unwrap_or_default(),
         stores,
@@ -165,7 +175,7 @@ fn parse_brake(text: &str) -> Result<Option<f64>, String> {
 }
 
 /// An absolute path without `.`, `..` or double slashes.
-fn clean_path(text: &str) -> Result<PathBuf, String> {
+pub(crate) fn clean_path(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     if !path.is_absolute() {
         return Err(format!("the path `{text}` must be absolute"));
@@ -369,7 +379,7 @@ fn wrong_kind(sink: &Sink<'_>, fields: &mut Fields<'_, '_>, keys: &[&'static str
 }
 
 /// What `ssh(1)` takes as a destination, and never as an option.
-fn check_destination(text: &str) -> Result<String, String> {
+pub(crate) fn check_destination(text: &str) -> Result<String, String> {
     let bad = |c: char| c.is_whitespace() || c.is_control();
     if text.is_empty() || text.starts_with('-') || text.contains(bad) {
         return Err(format!(
@@ -458,12 +468,20 @@ fn read_common(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Common {
             "remove it; live files are read as they are, and what changes meanwhile is marked",
         );
     }
+    let is_file = fields
+        .get("sqlite")
+        .is_some_and(|(_, value)| value.get_ref().is_str());
+    let sqlite = match is_file {
+        true => None,
+        false => fields.bool("sqlite"),
+    };
     Common {
         route,
         why,
         exclude,
         share: share.map(|share| share.value),
         files: files.map(|files| files.value),
+        sqlite: sqlite.map(|yes| yes.value),
     }
 }
 
@@ -494,30 +512,6 @@ fn read_root(
     }
 }
 
-/// Kinds of datasets that later versions have, and what to do until then.
-const LATER: [(&str, &str); 5] = [
-    (
-        "postgres",
-        "remove it; until then, let `pg_dump` write into a tree that has a route",
-    ),
-    (
-        "mysql",
-        "remove it; until then, let `mysqldump` write into a tree that has a route",
-    ),
-    (
-        "ssh",
-        "remove it; until then, fetch the files into a tree that has a route",
-    ),
-    (
-        "files",
-        "remove it; until then, fetch the files into a tree that has a route",
-    ),
-    (
-        "volume",
-        "remove it; until then, back up the file system on it as a tree",
-    ),
-];
-
 fn read_dataset(
     sink: &Sink<'_>,
     name: String,
@@ -525,17 +519,12 @@ fn read_dataset(
     commons: &mut Vec<Common>,
 ) -> Option<WrittenDataset> {
     let span = fields.span.clone();
-    let mut supported = true;
-    for (key, remedy) in LATER {
-        if let Some(at) = fields.special(key) {
-            // `files` is part of `ssh`: said once.
-            if key != "files" || !fields.has("ssh") {
-                unsupported(sink, &at, &format!("`{key}` datasets are"), remedy);
-            }
-            supported = false;
-        }
+    if let Some(at) = fields.special("volume") {
+        let remedy = "remove it; until then, back up the file system on it as a tree";
+        unsupported(sink, &at, "`volume` datasets are", remedy);
     }
-    let sqlite = read_sqlite(sink, &mut fields, &mut supported);
+    let database = read_database(&mut fields);
+    let made = making::read(sink, &name, &mut fields);
     let path = fields.parsed("path", clean_path);
     let pattern = fields.parsed("match", |text| {
         Pattern::new(text).map_err(|why| format!("`{text}` is not a pattern: {why}"))
@@ -543,30 +532,54 @@ fn read_dataset(
     let common = read_common(sink, &mut fields);
     commons.push(common.clone());
     let cross_mounts = fields.bool("cross_mounts");
-    let what = match (fields.has("path"), fields.has("match")) {
-        (true, true) => {
-            let message = format!("`{}` has both `path` and `match`", fields.place);
-            sink.error(&span, message, "remove one of them");
-            None
-        }
-        (false, false) if supported => {
+    let refetch = making::read_refetch(sink, &mut fields);
+    let mut kinds = Vec::new();
+    kinds.extend(["path", "match"].into_iter().filter(|key| fields.has(key)));
+    kinds.extend(database.as_ref().map(|_| "sqlite"));
+    kinds.extend((!matches!(made, Found::Nothing)).then_some("what makes it"));
+    let what = match kinds[..] {
+        [] if fields.has("volume") => None,
+        [] => {
             let message = format!("`{}` has no `path`", fields.place);
             sink.error(&span, message, "write `path = \"/srv/nfs/NAME\"`");
             None
         }
-        _ => path
-            .map(WrittenSource::Path)
-            .or(pattern.map(WrittenSource::Match)),
+        [_] => match (made, database) {
+            (Found::Made(made), _) => Some(WrittenSource::Made(made)),
+            (Found::Wrong, _) => None,
+            (Found::Nothing, Some(file)) => file.map(WrittenSource::Database),
+            (Found::Nothing, None) => path
+                .map(WrittenSource::Path)
+                .or(pattern.map(WrittenSource::Match)),
+        },
+        [first, second, ..] => {
+            let word = |word: &str| match word.contains(' ') {
+                true => word.to_owned(),
+                false => format!("`{word}`"),
+            };
+            let (first, second) = (word(first), word(second));
+            let message = format!("`{}` has both {first} and {second}", fields.place);
+            sink.error(&span, message, "remove one of them");
+            None
+        }
     };
     fields.finish();
     let named = name_of_folder(&name, what.as_ref()) || report_name(sink, &name, &span);
-    (named && supported).then_some(WrittenDataset {
+    named.then_some(WrittenDataset {
         name: At { value: name, span },
         what: what?,
         common,
         cross_mounts: cross_mounts.is_some_and(|yes| yes.value),
-        sqlite,
+        refetch,
     })
+}
+
+/// `sqlite = "FILE"` is a dataset, `sqlite = true/false` an option of a tree. `Some(None)`: the
+/// file's path is wrong, and was reported.
+fn read_database(fields: &mut Fields<'_, '_>) -> Option<Option<At<PathBuf>>> {
+    let (_, value) = fields.get("sqlite")?;
+    let is_file = value.get_ref().is_str();
+    is_file.then(|| fields.parsed("sqlite", clean_path))
 }
 
 /// Whether `name` is what the folder would be called without a declaration: so one can be
@@ -579,31 +592,6 @@ fn name_of_folder(name: &str, what: Option<&WrittenSource>) -> bool {
             .is_some_and(|folder| crate::name_from(folder.as_encoded_bytes()) == name),
         _ => false,
     }
-}
-
-/// `sqlite = "FILE"` is a dataset of a later version, `sqlite = true/false` an option of a tree.
-fn read_sqlite(sink: &Sink<'_>, fields: &mut Fields<'_, '_>, supported: &mut bool) -> Option<bool> {
-    let (span, value) = fields.get("sqlite")?;
-    if value.get_ref().is_str() {
-        unsupported(
-            sink,
-            &span,
-            "`sqlite` datasets are",
-            "remove it; until then, let `sqlite3 FILE .backup` write into a tree that has a route",
-        );
-        *supported = false;
-        return None;
-    }
-    let At { value, span } = fields.bool("sqlite")?;
-    if value {
-        let message = format!(
-            "`sqlite = true` has no effect in this version ({VERSION}): databases are copied \
-             as files"
-        );
-        let remedy = "let `sqlite3 FILE .backup` write a consistent copy into the tree";
-        sink.push(sink.diagnostic(&span, message).remedy(remedy).warning());
-    }
-    Some(value)
 }
 
 fn read_metrics(mut fields: Fields<'_, '_>) -> Metrics {

@@ -64,7 +64,8 @@ impl Disk {
         }
         for declared in &config.datasets {
             match &declared.what {
-                DeclaredSource::Path(path) => {
+                DeclaredSource::Made(_) => {}
+                DeclaredSource::Path(path) | DeclaredSource::Database(path) => {
                     landscape.sources.insert(path.clone(), self.seen(path));
                 }
                 DeclaredSource::Match(pattern) => {
@@ -95,8 +96,15 @@ fn names(coverage: &Coverage) -> Vec<&str> {
     coverage.datasets.iter().map(|d| d.name.as_str()).collect()
 }
 
+fn tree_of(dataset: &Dataset) -> (&PathBuf, &policy::Scope) {
+    match &dataset.source {
+        Source::Tree { base, scope } => (base, scope),
+        Source::Made(_) => panic!("{} is no tree", dataset.name),
+    }
+}
+
 fn judge(dataset: &Dataset, path: &Path) -> Option<Verdict> {
-    let Source::Tree { base, scope } = &dataset.source;
+    let (base, scope) = tree_of(dataset);
     let rel = path.strip_prefix(base).ok()?;
     let rel = RelPath::new(rel.as_os_str().as_encoded_bytes()).unwrap();
     Some(scope.judge_alone(&rel, true))
@@ -105,7 +113,7 @@ fn judge(dataset: &Dataset, path: &Path) -> Option<Verdict> {
 /// The datasets that take `path`, a directory or a file.
 fn takers<'a>(coverage: &'a Coverage, path: &str, is_dir: bool) -> Vec<&'a str> {
     let takes = |dataset: &&Dataset| {
-        let Source::Tree { base, scope } = &dataset.source;
+        let (base, scope) = tree_of(dataset);
         let Ok(rel) = Path::new(path).strip_prefix(base) else {
             return false;
         };
@@ -165,7 +173,7 @@ fn the_most_specific_declaration_wins() {
     assert_eq!(takers(&coverage, "/srv/nfs/x-backup/f", false), ["one"]);
     assert_eq!(takers(&coverage, "/srv/nfs/y-backup/f", false), ["dumps"]);
     assert_eq!(takers(&coverage, "/srv/nfs/z/f", false), ["z"]);
-    let Source::Tree { base, scope } = &coverage.datasets[0].source;
+    let (base, scope) = tree_of(&coverage.datasets[0]);
     assert_eq!(base, Path::new("/srv/nfs"));
     assert_eq!(scope.only, Some(vec![RelPath::new("y-backup").unwrap()]));
 }
@@ -319,7 +327,7 @@ fn a_single_file_can_be_a_dataset() {
     let coverage = cover(&rest, &["/srv/nfs/app.db", "/srv/nfs/other"]);
     assert_eq!(takers(&coverage, "/srv/nfs/app.db", false), ["db"]);
     assert_eq!(takers(&coverage, "/srv/nfs/other", false), ["nfs-files"]);
-    let Source::Tree { base, scope } = &coverage.datasets[0].source;
+    let (base, scope) = tree_of(&coverage.datasets[0]);
     assert_eq!(base, Path::new("/srv/nfs"));
     assert_eq!(scope.only, Some(vec![RelPath::new("app.db").unwrap()]));
 }

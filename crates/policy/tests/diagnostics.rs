@@ -78,7 +78,7 @@ colour = "blue"
     15 | colour = "blue"
        | ^^^^^^
        |
-       = help: known: each, route, why, exclude, max_change, min_change
+       = help: known: each, route, why, exclude, max_change, min_change, sqlite
     "#);
 }
 
@@ -691,7 +691,7 @@ snapshot = "lvm"
 }
 
 #[test]
-fn the_documented_example_but_for_later_kinds() {
+fn the_documented_example() {
     let text = r#"[host]
 name  = "pve"
 state = "/var/lib/thrice"              # catalog and feed; default
@@ -751,31 +751,7 @@ offsite  = "after backup"
 verify   = "Sun 10:00"
 drill    = "monthly"
 "#;
-    assert_snapshot!(said(text), @r#"
-    error: `sqlite` datasets are not supported by this version (0.1)
-      --> thrice.toml:38:1
-       |
-    38 | sqlite = "/srv/nfs/nextcloud/data.db"
-       | ^^^^^^
-       |
-       = help: remove it; until then, let `sqlite3 FILE .backup` write into a tree that has a route
-
-    error: `postgres` datasets are not supported by this version (0.1)
-      --> thrice.toml:41:1
-       |
-    41 | postgres = "postgresql:///accounts?host=/run/postgresql"
-       | ^^^^^^^^
-       |
-       = help: remove it; until then, let `pg_dump` write into a tree that has a route
-
-    error: `ssh` datasets are not supported by this version (0.1)
-      --> thrice.toml:44:1
-       |
-    44 | ssh   = "root@10.0.20.1"
-       | ^^^
-       |
-       = help: remove it; until then, fetch the files into a tree that has a route
-    "#);
+    assert_snapshot!(said(text), @"");
 }
 
 #[test]
@@ -895,37 +871,6 @@ mounted = true
 }
 
 #[test]
-fn sqlite_true_is_not_done_silently() {
-    let text = r#"[host]
-name = "pve"
-
-[store.sda]
-kind = "disk"
-path = "/mnt/backup"
-mounted = true
-
-[dataset.a]
-path = "/srv/a"
-route = ["sda"]
-sqlite = true
-
-[dataset.b]
-path = "/srv/b"
-route = ["sda"]
-sqlite = false
-"#;
-    assert_snapshot!(said(text), @r#"
-    warning: `sqlite = true` has no effect in this version (0.1): databases are copied as files
-      --> thrice.toml:12:10
-       |
-    12 | sqlite = true
-       |          ^^^^
-       |
-       = help: let `sqlite3 FILE .backup` write a consistent copy into the tree
-    "#);
-}
-
-#[test]
 fn control_characters_are_shown_not_obeyed() {
     let text = r#"[host]
 name = "pve"
@@ -961,7 +906,7 @@ route = ["\u001b[2J"]
     12 | "\u001b[1m" = 1
        | ^^^^^^^^^^^
        |
-       = help: known: sqlite, path, match, route, why, exclude, max_change, min_change, cross_mounts
+       = help: known: sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, path, match, route, why, exclude, max_change, min_change, cross_mounts, refetch, inventory
     "#);
 }
 

@@ -206,6 +206,14 @@ pub fn release(global: &Global, printer: &Printer, args: &ReleaseArgs) -> Result
     }
     let name = args.dataset.as_deref().unwrap_or_default();
     let dataset = target::dataset(&catalog, name)?;
+    if engine::trust(&catalog, &dataset, session::now())? {
+        printer.say(&format!(
+            "what was captured of `{name}` is taken as right; its versions are pruned again"
+        ));
+        if dataset.hold.is_none() {
+            return Ok(exit::OK);
+        }
+    }
     let Some(hold) = &dataset.hold else {
         printer.say(&format!("`{name}` is not held"));
         return Ok(exit::OK);

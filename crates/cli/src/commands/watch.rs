@@ -32,7 +32,9 @@ pub fn watch(global: &Global, printer: &Printer, args: &WatchArgs) -> Result<u8>
         .iter()
         .filter(|dataset| !dataset.route.is_empty());
     for dataset in routed {
-        let Source::Tree { base, .. } = &dataset.source;
+        let Source::Tree { base, .. } = &dataset.source else {
+            continue;
+        };
         let place = tree::escape(base.as_os_str().as_encoded_bytes());
         match tracker.watch(base) {
             Ok(How::Fanotify) => {

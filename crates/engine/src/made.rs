@@ -1,0 +1,295 @@
+//! Data that is no tree: it is made into files in a folder of its own, judged against what it was,
+//! and then read like a tree.
+//!
+//! A power cut at any time leaves a folder that nobody reads and the next run removes, and a store
+//! as it was. What was good before stays what the next capture is judged by until its successor is
+//! in the first store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use capture::{Job, Scratch, Vitals};
+use catalog::{Catalog, Finding, Replica, Severity};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use tree::{Content, Dir, FileContent, Kind, RelPath};
+
+use crate::error::{Error, Result};
+use crate::run::Engine;
+
+/// The finding of a capture that holds suspiciously less than the one before; while it is open no
+/// version of its dataset is pruned.
+const SUSPICIOUS: &str = "capture-suspicious";
+
+/// What is remembered of a part that was good.
+#[derive(Debug, Serialize, Deserialize)]
+struct Good {
+    at: Timestamp,
+    #[serde(flatten)]
+    vitals: Vitals,
+}
+
+/// A dataset's files, made.
+pub(crate) struct Made {
+    pub(crate) root: Dir,
+    /// Parts that were not made now: what is held of them stays.
+    pub(crate) kept: Vec<RelPath>,
+    /// Parts that could not be made, and why.
+    pub(crate) problems: Vec<(RelPath, String)>,
+    pub(crate) notes: Vec<String>,
+    parts: BTreeMap<RelPath, Vitals>,
+    suspicions: Vec<(RelPath, String)>,
+    scratch: Scratch,
+}
+
+/// Makes them.
+pub(crate) fn make(
+    engine: &Engine<'_>,
+    made: &policy::Made,
+    name: &str,
+    replica: &Replica,
+) -> Result<Made> {
+    let (catalog, host) = (engine.catalog, &engine.config.host);
+    let known = known(catalog, replica)?;
+    let scratch = Scratch::new(&host.scratch, &host.state, name)?;
+    let earlier = capture::Earlier {
+        good: known
+            .iter()
+            .map(|(path, good)| (path.clone(), good.at))
+            .collect(),
+        now: (engine.now)().to_zoned(zone(engine)?),
+        cache: host.state.join("made").join(name),
+    };
+    let job = Job::new(made.deadline, engine.cancel);
+    let produced = capture::producer(&made.what, earlier).produce(scratch.path(), &job)?;
+    let root = Dir::open(scratch.path()).map_err(Error::io("opening what was captured"))?;
+    let mut problems = Vec::new();
+    let mut kept = produced.kept;
+    for (path, error) in produced.failed {
+        kept.push(path.clone());
+        problems.push((path, error.to_string()));
+    }
+    for path in &kept {
+        // Else what leads to it would be taken for gone.
+        let parent = path.parent().unwrap_or_default();
+        std::fs::create_dir_all(below(scratch.path(), &parent))
+            .map_err(Error::io("opening what was captured"))?;
+    }
+    let mut suspicions = Vec::new();
+    for (path, vitals) in &produced.parts {
+        let before = known.get(path).map(|good| &good.vitals);
+        suspicions.extend(vitals.suspicion(before).map(|why| (path.clone(), why)));
+    }
+    settle(catalog, replica, scratch.path(), &kept, &RelPath::root())?;
+    Ok(Made {
+        root,
+        kept,
+        problems,
+        notes: produced.notes,
+        parts: produced.parts,
+        suspicions,
+        scratch,
+    })
+}
+
+/// The schedule's zone, else the machine's.
+fn zone(engine: &Engine<'_>) -> Result<TimeZone> {
+    match &engine.config.schedule.zone {
+        None => Ok(TimeZone::system()),
+        Some(name) => TimeZone::get(name)
+            .map_err(|error| Error::Usage(format!("the time zone `{name}`: {error}"))),
+    }
+}
+
+fn known(catalog: &Catalog, replica: &Replica) -> Result<BTreeMap<RelPath, Good>> {
+    let mut known = BTreeMap::new();
+    for (path, json) in catalog.vitals(replica.dataset)? {
+        if let Ok(good) = serde_json::from_str(&json) {
+            known.insert(path, good);
+        }
+    }
+    Ok(known)
+}
+
+fn below(top: &Path, path: &RelPath) -> PathBuf {
+    top.join(std::ffi::OsStr::from_bytes(path.as_bytes()))
+}
+
+/// Gives what holds what it held before the time that it had before: files that were made anew with
+/// the same content have not changed. Whether all of it is as it was.
+fn settle(
+    catalog: &Catalog,
+    replica: &Replica,
+    top: &Path,
+    kept: &[RelPath],
+    path: &RelPath,
+) -> Result<bool> {
+    let doing = || Error::io("reading what was captured");
+    let here = below(top, path);
+    let dir = Dir::open(&here).map_err(doing())?;
+    let held = catalog.held(replica.id, path)?;
+    let mut same = held
+        .as_ref()
+        .is_some_and(|held| held.node.kind == Kind::Dir);
+    let mut names = dir.names().map_err(doing())?;
+    for name in &names {
+        let child = path.join(name);
+        let stat = dir.stat(name).map_err(doing())?;
+        same &= match stat.kind {
+            Kind::Dir => settle(catalog, replica, top, kept, &child)?,
+            _ => settle_file(catalog, replica, &dir, name, &child, &stat)?,
+        };
+    }
+    let gone = kept
+        .iter()
+        .filter(|kept| kept.parent().as_ref() == Some(path));
+    names.extend(gone.filter_map(|kept| kept.name().map(<[u8]>::to_vec)));
+    let Some(held) = held.filter(|_| same) else {
+        return Ok(false);
+    };
+    let mut before = BTreeSet::new();
+    if let Some(id) = catalog.dir_id(replica.dataset, path, false)? {
+        catalog.children(replica.id, id, |name, _| {
+            before.insert(name.to_vec());
+            Ok::<_, Error>(())
+        })?;
+    }
+    let same = names.into_iter().collect::<BTreeSet<_>>() == before;
+    if same {
+        let file = std::fs::File::open(&here).map_err(doing())?;
+        set_time(&file, held.node.mtime)?;
+    }
+    Ok(same)
+}
+
+/// One file, or whatever else is no directory.
+fn settle_file(
+    catalog: &Catalog,
+    replica: &Replica,
+    dir: &Dir,
+    name: &[u8],
+    path: &RelPath,
+    stat: &tree::Stat,
+) -> Result<bool> {
+    let doing = || Error::io("reading what was captured");
+    let Some(held) = catalog.held(replica.id, path)? else {
+        return Ok(false);
+    };
+    if stat.kind != Kind::File || held.node.kind != Kind::File || held.node.size != stat.size {
+        return Ok(held.node.kind == stat.kind && held.node.mtime == stat.mtime);
+    }
+    let file = dir.open_file(name).map_err(doing())?;
+    let mut content = FileContent::from_stat(&file, stat).map_err(doing())?;
+    let extents = content.extents().map(<[_]>::to_vec);
+    let mut hasher = tree::ContentHasher::new(stat.size, extents.as_deref());
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        match content.read(&mut buffer).map_err(doing())? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    let same = held.node.hash == Some(hasher.finish());
+    if same {
+        set_time(&file, held.node.mtime)?;
+    }
+    Ok(same)
+}
+
+fn set_time(file: &std::fs::File, time: tree::Time) -> Result<()> {
+    let time = rustix::fs::Timespec {
+        tv_sec: time.sec,
+        tv_nsec: time.nsec.into(),
+    };
+    let times = rustix::fs::Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    let set = rustix::fs::futimens(file, &times);
+    set.map_err(|error| Error::io("setting a time of what was captured")(error.into()))
+}
+
+impl Made {
+    /// Its files are in the first store: what is good is what the next capture is judged by, and
+    /// what is suspicious is said. The folder goes.
+    pub(crate) fn conclude(
+        self,
+        catalog: &Catalog,
+        replica: &Replica,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<()> {
+        let (parts, suspicions) = (&self.parts, &self.suspicions);
+        catalog.atomically(|| {
+            for (path, vitals) in parts {
+                if suspicions.iter().any(|(other, _)| other == path) {
+                    continue;
+                }
+                let good = Good {
+                    at: now,
+                    vitals: *vitals,
+                };
+                let json = serde_json::to_string(&good);
+                let json = json.map_err(|_| Error::Internal("vitals that are no JSON"))?;
+                catalog.set_vitals(replica.dataset, path, &json)?;
+            }
+            say(catalog, name, suspicions, now)
+        })?;
+        Ok(self.scratch.close()?)
+    }
+}
+
+fn say(
+    catalog: &Catalog,
+    name: &str,
+    suspicions: &[(RelPath, String)],
+    now: Timestamp,
+) -> Result<()> {
+    if suspicions.is_empty() {
+        catalog.clear(SUSPICIOUS, name, now)?;
+        return Ok(());
+    }
+    let what: Vec<String> = suspicions
+        .iter()
+        .map(|(path, why)| format!("`{path}`: {why}"))
+        .collect();
+    let finding = Finding {
+        severity: Severity::S1,
+        kind: SUSPICIOUS.to_owned(),
+        subject: name.to_owned(),
+        message: format!(
+            "what was captured holds less than it should: {}; the versions before it are kept \
+             and nothing is pruned",
+            what.join("; ")
+        ),
+        remedy: format!(
+            "look at the source; if it is right so: thrice release {name}; else restore an \
+             earlier version, see `thrice versions {name}`"
+        ),
+    };
+    catalog.raise(&finding, now)?;
+    Ok(())
+}
+
+/// Whether a suspicion keeps the versions of a dataset from being pruned.
+pub(crate) fn is_suspicious(catalog: &Catalog, name: &str) -> Result<bool> {
+    let open = catalog.findings(true)?;
+    let about = |finding: &Finding| finding.kind == SUSPICIOUS && finding.subject == name;
+    Ok(open.iter().any(|row| about(&row.finding)))
+}
+
+/// A person says that what was captured is right as it is: the next capture is judged by itself,
+/// and versions are pruned again. Whether there was a suspicion.
+pub fn trust(catalog: &Catalog, dataset: &catalog::Dataset, now: Timestamp) -> Result<bool> {
+    if !is_suspicious(catalog, &dataset.name)? {
+        return Ok(false);
+    }
+    catalog.atomically(|| {
+        catalog.forget_vitals(dataset.id)?;
+        catalog.clear(SUSPICIOUS, &dataset.name, now)?;
+        Ok::<_, Error>(())
+    })?;
+    Ok(true)
+}
