@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 /// How often it is asked whether SQLite may go on.
 const TICK: Duration = Duration::from_millis(100);
 /// Complaints that are kept of a corrupt database.
-const SAID_MAX: usize = 10;
+const SAID_MAX: usize = 3;
 /// The end of a journal that names the journal over several databases.
 const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 /// The longest such name that is believed.

@@ -1,0 +1,228 @@
+//! SQLite databases in trees: captured with their logs, whatever they are called and wherever
+//! they lie; what is corrupt never replaces what was good.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use blackbox::World;
+use rusqlite::Connection;
+
+/// A database in WAL mode whose rows are all in the log, and the connection that keeps them there.
+fn database(path: &Path, rows: i64) -> Result<Connection> {
+    std::fs::create_dir_all(path.parent().context("no folder")?)?;
+    let connection = Connection::open(path)?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (n);",
+    )?;
+    insert(&connection, rows)?;
+    Ok(connection)
+}
+
+fn insert(connection: &Connection, rows: i64) -> Result<()> {
+    let insert = "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < ?1)
+                  INSERT INTO t SELECT n FROM c";
+    connection.execute(insert, [rows])?;
+    Ok(())
+}
+
+/// How many rows a copy has, if it is one good file. It is not touched.
+fn rows(copy: &Path) -> Result<i64> {
+    let dir = tempfile::tempdir()?;
+    let private = dir.path().join("db");
+    std::fs::copy(copy, &private).with_context(|| format!("{}", copy.display()))?;
+    let connection = Connection::open(private)?;
+    let check: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+    ensure!(check == "ok", "{}: {check}", copy.display());
+    Ok(connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?)
+}
+
+fn has_no_logs(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let log = ["-wal", "-shm", "-journal"];
+        let is_log = log
+            .iter()
+            .any(|end| name.as_bytes().ends_with(end.as_bytes()));
+        ensure!(!is_log, "a log was stored: {}", entry.path().display());
+        if entry.file_type()?.is_dir() {
+            has_no_logs(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn unchanged(world: &World) -> Result<()> {
+    let summary = world.expect(&["run", "--json"], 0)?.summary()?;
+    for key in ["files_changed", "files_renamed", "files_deleted"] {
+        ensure!(summary[key] == 0, "{key}: {summary:#}");
+    }
+    Ok(())
+}
+
+/// Two disks, so that what is relayed is compared too.
+fn world() -> Result<World> {
+    let world = World::new()?;
+    let nas = format!(
+        "[store.nas]\nkind = \"disk\"\npath = \"{}\"\n\n",
+        world.path("nas").display()
+    );
+    world.configure(&format!(
+        "{}{nas}{}",
+        world.head(),
+        world.root(&["sda", "nas"])
+    ))?;
+    Ok(world)
+}
+
+const NAMES: [&[u8]; 6] = [
+    b"docs/plain.db",
+    b"docs/a/b/c/d/e/Cookies",
+    b"docs/it's \"quoted\"",
+    b"docs/50%41#x?mode=ro;a.sqlite",
+    b"docs/line\nbreak",
+    b"docs/not-utf8-\xff\xfe",
+];
+
+#[test]
+fn r10_databases_are_captured_with_their_logs_under_any_name() -> Result<()> {
+    let world = world()?;
+    let places = NAMES.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
+    let mut open = Vec::new();
+    for place in &places {
+        open.push(database(&world.live().join(place), 100)?);
+    }
+    let copies = |count: i64| {
+        for place in &places {
+            for store in ["sda", "nas"] {
+                let copy = world.path(store).join(place);
+                let found = rows(&copy)?;
+                ensure!(found == count, "{}: {found} rows", copy.display());
+            }
+        }
+        has_no_logs(&world.path("sda/docs"))
+    };
+    world.expect(&["run"], 0)?;
+    copies(100)?;
+    unchanged(&world)?;
+    for connection in &open {
+        insert(connection, 50)?;
+    }
+    world.expect(&["run"], 0)?;
+    copies(150)?;
+    unchanged(&world)?;
+    // What is compared anew finds it too.
+    for connection in &open {
+        insert(connection, 1)?;
+    }
+    world.expect(&["run", "--full"], 0)?;
+    copies(151)?;
+    // The log goes home and away.
+    for connection in open {
+        insert(&connection, 9)?;
+        connection.close().map_err(|(_, error)| error)?;
+    }
+    world.expect(&["run"], 0)?;
+    copies(160)?;
+    unchanged(&world)?;
+    world.expect(&["verify"], 0)?;
+    let restored = world.restore("docs", "nas", "back")?;
+    ensure!(rows(&restored.join("a/b/c/d/e/Cookies"))? == 160);
+    Ok(())
+}
+
+#[test]
+fn r10_a_database_that_moves_takes_its_log_along() -> Result<()> {
+    let world = world()?;
+    let (from, to) = (
+        world.live().join("docs/a.db"),
+        world.live().join("docs/sub/b.db"),
+    );
+    // Large enough that a move is worth following, and without a log when it is first copied.
+    let connection = database(&from, 100_000)?;
+    connection.close().map_err(|(_, error)| error)?;
+    world.expect(&["run"], 0)?;
+    std::fs::create_dir_all(to.parent().context("no folder")?)?;
+    std::fs::rename(&from, &to)?;
+    let connection = Connection::open(&to)?;
+    connection.execute_batch("PRAGMA wal_autocheckpoint = 0")?;
+    insert(&connection, 7)?;
+    world.expect(&["run"], 0)?;
+    ensure!(rows(&world.path("nas/docs/sub/b.db"))? == 100_007);
+    ensure!(!world.path("sda/docs/a.db").exists());
+    unchanged(&world)
+}
+
+#[test]
+fn r10_a_corrupt_database_never_replaces_a_good_copy() -> Result<()> {
+    let world = world()?;
+    let live = world.live().join("docs/app.db");
+    database(&live, 5_000)?
+        .close()
+        .map_err(|(_, error)| error)?;
+    world.expect(&["run"], 0)?;
+    let good = std::fs::read(&live)?;
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle..middle + 8192].fill(0xa5);
+    std::fs::write(&live, &bad)?;
+    for _ in 0..2 {
+        let outcome = world.expect(&["run"], 1)?;
+        ensure!(outcome.stderr.contains("corrupt"), "{}", outcome.stderr);
+        for store in ["sda", "nas"] {
+            let place = world.path(store).join("docs");
+            ensure!(
+                rows(&place.join("app.db"))? == 5_000,
+                "the good copy is gone"
+            );
+            ensure!(std::fs::read(place.join("app.db.corrupt"))?.len() == bad.len());
+        }
+        ensure!(is_found(&world)?, "there is no finding");
+    }
+    std::fs::write(&live, &good)?;
+    world.expect(&["run"], 0)?;
+    world.expect(&["run"], 0)?;
+    ensure!(!world.path("sda/docs/app.db.corrupt").exists());
+    ensure!(!is_found(&world)?, "the finding stays");
+    Ok(())
+}
+
+fn is_found(world: &World) -> Result<bool> {
+    let status = world.run(&["status", "--json"])?.stdout;
+    Ok(status.contains("docs:app.db\"") && status.contains("its last good copy is kept"))
+}
+
+#[test]
+fn a_tree_can_have_its_databases_copied_as_files() -> Result<()> {
+    let world = World::new()?;
+    let root = world.root(&["sda"]);
+    world.configure(&format!("{}{root}sqlite = false\n", world.head()))?;
+    let _open = database(&world.live().join("docs/app.db"), 10)?;
+    world.expect(&["run"], 0)?;
+    for ending in ["", "-wal"] {
+        let name = format!("docs/app.db{ending}");
+        let (live, copy) = (world.live().join(&name), world.path("sda").join(&name));
+        ensure!(std::fs::read(live)? == std::fs::read(copy)?, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_database_is_a_dataset_of_its_own() -> Result<()> {
+    let world = World::new()?;
+    let root = world.root(&["sda"]);
+    let live = world.live().join("docs/app.db");
+    let own = format!("[dataset.app]\nsqlite = \"{}\"\n", live.display());
+    world.configure(&format!("{}{root}{own}", world.head()))?;
+    let open = database(&live, 10)?;
+    world.write("docs/other", "x")?;
+    world.expect(&["run"], 0)?;
+    ensure!(rows(&world.path("sda/app/app.db"))? == 10);
+    has_no_logs(&world.path("sda/docs"))?;
+    ensure!(!world.path("sda/docs/app.db").exists());
+    insert(&open, 3)?;
+    world.expect(&["run"], 0)?;
+    ensure!(rows(&world.path("sda/app/app.db"))? == 13);
+    unchanged(&world)
+}
