@@ -26,6 +26,13 @@ const NEEDED: Needed = &[
     ("setfattr", "attr"),
     ("setcap", "libcap2-bin"),
     ("restic", "restic"),
+    ("pg_ctlcluster", "postgresql"),
+    ("mariadbd", "mariadb-server"),
+    ("redis-server", "redis-server"),
+    ("redis-check-rdb", "redis-tools"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("curl", "curl"),
     ("ip", "iproute2"),
     ("cc", "gcc"),
 ];

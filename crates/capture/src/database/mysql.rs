@@ -26,6 +26,14 @@ const LINE_MAX: usize = 256;
 pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
     let mysql = Mysql::meet(server)?;
     let mut produced = Produced::default();
+    let loose = mysql.loose_tables()?;
+    if loose > 0 {
+        produced.notes.push(format!(
+            "{}: {loose} tables are of an engine without transactions (MyISAM, Aria, …): what is \
+             written to them during the dump may be in it in part",
+            server.name()
+        ));
+    }
     let part = path_of(b"grants.sql")?;
     let made = mysql.grants(&part, into);
     match made {
@@ -40,14 +48,6 @@ pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
         let part = part_name(&database, ".sql", b"grants")?;
         let made = mysql.database(&database, &part, into);
         settle(&mut produced, part, made)?;
-    }
-    let loose = mysql.loose_tables()?;
-    if loose > 0 {
-        produced.notes.push(format!(
-            "{}: {loose} tables are of an engine without transactions (MyISAM, Aria, …): what is \
-             written to them during the dump may be in it in part",
-            server.name()
-        ));
     }
     outcome(produced)
 }

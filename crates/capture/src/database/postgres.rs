@@ -30,7 +30,7 @@ pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
     let mut produced = Produced::default();
     if !postgres.sees_passwords {
         produced.notes.push(format!(
-            "{}: the roles are kept without their passwords, which only a superuser may read",
+            "{}: the roles are kept without their passwords, which this user may not read",
             server.name()
         ));
     }
