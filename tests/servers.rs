@@ -2,7 +2,7 @@
 //! its own. All are killed and removed when dropped.
 
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -386,7 +386,11 @@ impl Etcd {
             command.args(["--initial-advertise-peer-urls", &peers]);
             command.args(["--initial-cluster", &format!("default={peers}")]);
         }
-        let ready = || succeeds(etcdctl(port).args(["endpoint", "health"]));
+        // A client that comes too early waits for seconds.
+        let ready = || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+                && succeeds(etcdctl(port).args(["endpoint", "health"]))
+        };
         let process = Process::start(dir, &mut command, Signal::TERM, ready)?;
         Ok(Self { process, port })
     }

@@ -366,6 +366,13 @@ fn r07_a_postgresql_that_cannot_be_dumped_is_a_failure_with_a_remedy() -> Result
     says(&late, &["accounts", "PostgreSQL at"])?;
     assert!(!into.path().join("accounts.dump").exists());
     drop(lock);
+    // Its session sleeps on, and holds the lock.
+    let sleepers = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                    WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()";
+    server.sql("accounts", sleepers)?;
+    until("the lock is gone", || {
+        Ok(server.sql("accounts", locked)? == "0")
+    })?;
 
     // It dies in the middle.
     let into = tempfile::tempdir_in(desk.dir.path())?;
@@ -721,6 +728,8 @@ fn r10_etcd_dumped_under_load_comes_back() -> Result<()> {
     let (a, b) = (get(&fresh, "a")?, get(&fresh, "b")?);
     ensure!(!a.is_empty() && a == b, "`{a}` and `{b}`");
 
+    // One that nobody answers for is waited for; once is enough.
+    spec.url = server.url();
     desk.capture("first", &spec)?;
     desk.capture("second", &spec)?;
     let of = |name| files(&desk.dir.path().join(name));

@@ -17,7 +17,7 @@ use crate::produce::{Produced, Vitals};
 /// The most that a list of databases may take, bytes.
 const LIST_MAX: u64 = 64 << 20;
 /// The most that roles and their rights may take, bytes.
-const GLOBALS_MAX: u64 = 1 << 30;
+const GLOBALS_MAX: u64 = 256 << 20;
 /// How long a connection may take to be made, seconds.
 const CONNECT: &str = "20";
 
