@@ -168,7 +168,9 @@ impl Postgres {
         output(&mut init)?;
         let mut server = run_as("postgres", &tools.join("postgres"));
         server
-            .args(["-F", "-c", "listen_addresses=", "-D"])
+            .args(["-F", "-c", "listen_addresses="])
+            // In its own folder, which goes, and not in the system's.
+            .args(["-c", "dynamic_shared_memory_type=mmap", "-D"])
             .arg(&data);
         server.arg("-k").arg(dir.path());
         let mut ready = Command::new(tools.join("pg_isready"));
@@ -205,8 +207,19 @@ impl Postgres {
         output(psql.env("PGDATABASE", database))
     }
 
+    /// It dies, and what it held in common with its own children goes with it.
     pub fn kill(&mut self) {
+        let note = self.process.dir.path().join("data/postmaster.pid");
+        let note = std::fs::read_to_string(note).unwrap_or_default();
         self.process.kill();
+        // The seventh line: a key and a number of shared memory, which outlives processes.
+        let shared = note
+            .lines()
+            .nth(6)
+            .and_then(|line| line.split_whitespace().nth(1));
+        if let Some(number) = shared {
+            succeeds(Command::new("ipcrm").args(["-m", number]));
+        }
     }
 }
 
