@@ -6,6 +6,7 @@ mod compare;
 mod edits;
 mod hostile;
 mod loopfs;
+pub mod servers;
 mod sshd;
 mod world;
 

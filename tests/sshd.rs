@@ -139,7 +139,7 @@ impl Drop for Sshd {
 }
 
 /// All processes that came from `parent`, as far as they still show it.
-fn descendants(parent: Pid) -> Vec<Pid> {
+pub(crate) fn descendants(parent: Pid) -> Vec<Pid> {
     let pid = parent.as_raw_nonzero();
     let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let list = list.unwrap_or_default();
@@ -152,7 +152,7 @@ fn descendants(parent: Pid) -> Vec<Pid> {
     found
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
     std::env::split_paths(&path)

@@ -29,6 +29,13 @@ const NEEDED: Needed = &[
     ("cryptsetup", "cryptsetup-bin"),
     ("vgcfgrestore", "lvm2"),
     ("restic", "restic"),
+    ("pg_ctlcluster", "postgresql"),
+    ("mariadbd", "mariadb-server"),
+    ("redis-server", "redis-server"),
+    ("redis-check-rdb", "redis-tools"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("curl", "curl"),
     ("ip", "iproute2"),
     ("cc", "gcc"),
 ];

@@ -157,3 +157,47 @@ fn client(server: &Server<'_>, program: Program, endpoint: &str) -> Program {
         _ => program,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use policy::{DatabaseEngine, DatabaseSpec, Tls};
+
+    use super::*;
+    use crate::job::Job;
+
+    #[test]
+    fn r03_a_snapshot_without_its_own_digest_is_not_whole() {
+        let spec = DatabaseSpec {
+            engine: DatabaseEngine::Etcd,
+            url: "http://127.0.0.1:1".into(),
+            place: Place::Here,
+            secret: None,
+            databases: Vec::new(),
+            tls: Tls::default(),
+        };
+        let cancel = AtomicBool::new(false);
+        let job = Job::new(Duration::from_secs(60), &cancel);
+        let server = Server::new(&spec, &["http"], &job).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot.db");
+        // SHA-256 of 512 zeros.
+        let digest = "076a27c79e5ace2a3d47f9dd2e83e4ff6ea8872b3c2218f66c92b89b55f36560";
+        let digest: Vec<u8> = (0..32)
+            .map(|at| u8::from_str_radix(&digest[2 * at..2 * at + 2], 16).unwrap())
+            .collect();
+        let whole = [vec![0; 512], digest].concat();
+        fs::write(&path, &whole).unwrap();
+        check_digest(&server, &path).unwrap();
+        for length in [0, 31, 32, 512, whole.len() - 1] {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(check_digest(&server, &path).is_err(), "{length}");
+        }
+        let mut changed = whole;
+        changed[100] = 1;
+        fs::write(&path, changed).unwrap();
+        assert!(check_digest(&server, &path).is_err());
+    }
+}

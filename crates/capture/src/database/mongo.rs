@@ -147,8 +147,15 @@ fn word(reader: &mut impl Read) -> io::Result<Option<u32>> {
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use policy::{DatabaseEngine, DatabaseSpec, Place, Secret, Tls};
 
     use super::*;
+    use crate::job::Job;
 
     /// A document of so many bytes.
     fn document(length: u32) -> Vec<u8> {
@@ -178,5 +185,58 @@ mod tests {
         for length in 0..whole.len() {
             assert!(follow(Cursor::new(&whole[..length])).is_err(), "{length}");
         }
+    }
+
+    /// The real tool was not run: this is one that writes an archive, and what it was told.
+    fn fake_tool(dir: &Path, archive: &[u8]) -> PathBuf {
+        let tool = dir.join("mongodump");
+        std::fs::write(dir.join("archive"), archive).unwrap();
+        let script = "#!/bin/sh\ncd \"${0%/*}\"\necho \"$@\" >words\n\
+                      [ \"$1\" = --config ] && stat -c %a \"$2\" >>words && cat \"$2\" >>words\n\
+                      cat archive\n";
+        std::fs::write(&tool, script).unwrap();
+        std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+        tool
+    }
+
+    #[test]
+    fn a_password_goes_to_the_tool_in_a_file_that_nobody_else_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("password"), "it's : secret\n").unwrap();
+        let spec = DatabaseSpec {
+            engine: DatabaseEngine::Mongo,
+            url: "mongodb://me@db:27017/shop?authSource=admin".into(),
+            place: Place::Here,
+            secret: Some(Secret::File(dir.path().join("password"))),
+            databases: Vec::new(),
+            tls: Tls::default(),
+        };
+        let cancel = AtomicBool::new(false);
+        let job = Job::new(Duration::from_secs(60), &cancel);
+        let server = Server::new(&spec, &["mongodb"], &job).unwrap();
+        let dump = |archive: &[u8]| {
+            let tool = fake_tool(dir.path(), archive);
+            let part = path_of(b"shop.archive").unwrap();
+            database(
+                &server,
+                tool.to_str().unwrap(),
+                Some("shop"),
+                &part,
+                dir.path(),
+            )
+        };
+        let vitals = dump(&archive()).unwrap();
+        assert_eq!((vitals.tables, vitals.rows), (Some(2), Some(2)));
+        let words = std::fs::read_to_string(dir.path().join("words")).unwrap();
+        let lines: Vec<_> = words.lines().collect();
+        let uri = "--archive --quiet --uri=mongodb://me@db:27017/?authSource=admin --db=shop";
+        assert!(lines[0].ends_with(uri), "{words}");
+        assert_eq!(lines[1..], ["600", "password: 'it''s : secret'"]);
+        std::fs::remove_file(dir.path().join("shop.archive")).unwrap();
+        assert!(dump(&archive()[..50]).is_err());
+        assert!(!dir.path().join("shop.archive").exists());
+        // The file of the password is gone.
+        let config = lines[0].split(' ').nth(1).unwrap();
+        assert!(!Path::new(config).exists());
     }
 }

@@ -26,21 +26,6 @@ const LINE_MAX: usize = 256;
 pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
     let mysql = Mysql::meet(server)?;
     let mut produced = Produced::default();
-    let part = path_of(b"grants.sql")?;
-    let made = mysql.grants(&part, into);
-    match made {
-        // Who asks for some databases may be nobody who reads all users.
-        Err(error @ Error::Bad { .. }) if mysql.is_partial() => {
-            let note = format!("users and rights are not kept: {error}");
-            produced.notes.push(note);
-        }
-        made => settle(&mut produced, part, made)?,
-    }
-    for database in mysql.databases()? {
-        let part = part_name(&database, ".sql", b"grants")?;
-        let made = mysql.database(&database, &part, into);
-        settle(&mut produced, part, made)?;
-    }
     let loose = mysql.loose_tables()?;
     if loose > 0 {
         produced.notes.push(format!(
@@ -48,6 +33,28 @@ pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
              written to them during the dump may be in it in part",
             server.name()
         ));
+    }
+    let part = path_of(b"grants.sql")?;
+    let made = mysql.grants(&part, into);
+    match made {
+        // Who asks for some databases may be nobody who reads all users.
+        Err(error) if mysql.is_partial() && error.to_string().contains("denied") => {
+            let note = format!("users and rights are not kept: {error}");
+            produced.notes.push(note);
+        }
+        // Of this part there are no tables to count.
+        made => {
+            let made = made.map(|vitals| Vitals {
+                bytes: vitals.bytes,
+                ..Vitals::default()
+            });
+            settle(&mut produced, part, made)?;
+        }
+    }
+    for database in mysql.databases()? {
+        let part = part_name(&database, ".sql", b"grants")?;
+        let made = mysql.database(&database, &part, into);
+        settle(&mut produced, part, made)?;
     }
     outcome(produced)
 }
@@ -163,21 +170,8 @@ impl<'a> Mysql<'a> {
             "SELECT CONCAT(QUOTE(user), '@', QUOTE(host)) FROM mysql.user \
              WHERE user NOT LIKE 'mysql.%' ORDER BY user, host",
         )?;
-        let statements = users
-            .iter()
-            .map(|user| format!("SHOW CREATE USER {user}; SHOW GRANTS FOR {user};"));
-        let statements = statements.collect::<String>();
-        let mut text = Vec::new();
-        for line in self.query(&statements)? {
-            let made = line.strip_prefix("CREATE USER ");
-            let line = made.map_or(line.clone(), |rest| {
-                format!("CREATE USER IF NOT EXISTS {rest}")
-            });
-            text.extend_from_slice(format!("{line};\n").as_bytes());
-        }
-        text.extend_from_slice(END);
-        text.push(b'\n');
-        let written = io::Write::write_all(&mut partial.file(), &text);
+        let script = grant_script(&self.query(&grant_questions(&users))?);
+        let written = io::Write::write_all(&mut partial.file(), script.as_bytes());
         written.map_err(Error::io(format!("writing `{}`", shown(partial.path()))))?;
         self.keep(what, partial)
     }
@@ -245,6 +239,36 @@ impl<'a> Mysql<'a> {
         }
         program
     }
+}
+
+/// Asks for the statements that make these users, then for those that give them their rights:
+/// a role has to be there before it is given. Digests of passwords are asked for in hexadecimal
+/// digits, for they hold any bytes.
+fn grant_questions(users: &[String]) -> String {
+    let made = users.iter().map(|user| format!("SHOW CREATE USER {user};"));
+    let given = users.iter().map(|user| format!("SHOW GRANTS FOR {user};"));
+    let hex = "/*!80017 SET SESSION print_identified_with_as_hex = ON */;";
+    std::iter::once(hex.to_owned())
+        .chain(made)
+        .chain(given)
+        .collect()
+}
+
+/// The script of the statements that a server has written, one a line.
+fn grant_script(statements: &[String]) -> String {
+    let mut script = String::new();
+    for statement in statements {
+        let rest = statement.strip_prefix("CREATE USER ");
+        let begin = if rest.is_some() {
+            "CREATE USER IF NOT EXISTS "
+        } else {
+            ""
+        };
+        script.push_str(begin);
+        script.push_str(rest.unwrap_or(statement));
+        script.push_str(";\n");
+    }
+    script + "-- Dump completed\n"
 }
 
 fn from_hex(hex: &str) -> Option<Vec<u8>> {
@@ -346,6 +370,26 @@ mod tests {
                 "{length}"
             );
         }
+    }
+
+    #[test]
+    fn users_are_made_before_they_are_given_rights() {
+        let users = ["'a'@'%'".to_owned(), "'role'@'%'".to_owned()];
+        let asked = grant_questions(&users);
+        assert!(
+            asked.find("CREATE USER 'role'") < asked.find("GRANTS FOR 'a'"),
+            "{asked}"
+        );
+        let said = [
+            "CREATE USER `a`@`%`".to_owned(),
+            "GRANT USAGE ON *.* TO `a`".to_owned(),
+        ];
+        let script = grant_script(&said);
+        assert_eq!(
+            script,
+            "CREATE USER IF NOT EXISTS `a`@`%`;\nGRANT USAGE ON *.* TO `a`;\n-- Dump completed\n"
+        );
+        assert!(Script::read(script.as_bytes()).unwrap().is_whole);
     }
 
     #[test]

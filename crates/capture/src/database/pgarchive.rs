@@ -7,6 +7,7 @@
 //! --list` reads the table of contents and no further, so it accepts an archive whose data is cut
 //! off. This reader follows every block to the end.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 
 /// The newest version of the format that is understood: PostgreSQL 17's and 18's.
@@ -75,11 +76,12 @@ pub fn follow(
         _ => None,
     };
     let mut filled = 0;
-    let mut missing: Vec<_> = entries.iter().filter(|entry| entry.has_data).collect();
+    let with_data = entries.iter().filter(|entry| entry.has_data);
+    let mut missing: BTreeMap<_, _> = with_data.map(|entry| (entry.id, entry)).collect();
     while let Some(kind) = reader.kind_of_block()? {
         let id = reader.int()?;
-        let at = missing.iter().position(|entry| entry.id == id);
-        let entry = missing.remove(at.ok_or_else(|| bad("it has a block of nothing known"))?);
+        let entry = missing.remove(&id);
+        let entry = entry.ok_or_else(|| bad("it has a block of nothing known"))?;
         go_on()?;
         match kind {
             1 => {

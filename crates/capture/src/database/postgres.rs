@@ -17,7 +17,7 @@ use crate::produce::{Produced, Vitals};
 /// The most that a list of databases may take, bytes.
 const LIST_MAX: u64 = 64 << 20;
 /// The most that roles and their rights may take, bytes.
-const GLOBALS_MAX: u64 = 1 << 30;
+const GLOBALS_MAX: u64 = 256 << 20;
 /// How long a connection may take to be made, seconds.
 const CONNECT: &str = "20";
 
@@ -30,7 +30,7 @@ pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
     let mut produced = Produced::default();
     if !postgres.sees_passwords {
         produced.notes.push(format!(
-            "{}: the roles are kept without their passwords, which only a superuser may read",
+            "{}: the roles are kept without their passwords, which this user may not read",
             server.name()
         ));
     }

@@ -47,7 +47,7 @@ pub fn settle(
     // With the mark and without it: the sum that is right says which.
     let ends: Vec<u64> = [length, length.saturating_sub(MARK)]
         .into_iter()
-        .filter(|end| *end > head.len().min(9) as u64 + SUM)
+        .filter(|end| *end > 9 + SUM)
         .collect();
     let stops: Vec<u64> = ends.iter().map(|end| end - SUM).collect();
     let (mut old, mut new, mut sums) = (0, 0, vec![(0, 0); ends.len()]);

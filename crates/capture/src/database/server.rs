@@ -73,18 +73,14 @@ impl<'a> Server<'a> {
 
     /// The first of these programs that is there. Errors: [`Error::NoProgram`] with the package.
     pub fn tool(&self, names: &[&str], package: &str) -> Result<String> {
-        let found = self.tool_if_any(names)?;
-        found.ok_or_else(|| self.no_program(names[0], package))
-    }
-
-    /// As [`Server::tool`]; `None`: none of them is there.
-    pub fn tool_if_any(&self, names: &[&str]) -> Result<Option<String>> {
         // The shell's status is no answer: ssh has one too.
         let script = r#"for p in "$@"; do command -v "$p" && break; done; exit 0"#;
         let look = Program::new("sh").args(["-c", script, "sh"]);
         let found = self.ask("looking for its tools", &look.args(names), 64 << 10)?;
-        let found = String::from_utf8_lossy(&found).trim().to_owned();
-        Ok(Some(found).filter(|found| !found.is_empty()))
+        match String::from_utf8_lossy(&found).trim() {
+            "" => Err(self.no_program(names[0], package)),
+            found => Ok(found.to_owned()),
+        }
     }
 
     /// That a tool is missing where the tools run.
@@ -127,7 +123,7 @@ impl<'a> Server<'a> {
     fn remedy(&self, said: &str) -> String {
         let said = said.to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
-        if says(&["no space left", "errno: 28", "errno 28", "disk full"]) {
+        if says(FULL) {
             "make room where captures are written".into()
         } else if says(DENIED) {
             match &self.spec.secret {
@@ -149,6 +145,16 @@ impl<'a> Server<'a> {
         }
     }
 }
+
+/// The disk is full, mostly.
+const FULL: &[&str] = &[
+    "no space left",
+    "errno: 28",
+    "errno 28",
+    "disk full",
+    "short write",
+    "disk quota",
+];
 
 /// Who asks may not.
 const DENIED: &[&str] = &[
