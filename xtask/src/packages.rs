@@ -9,7 +9,7 @@ use crate::run;
 use crate::tally::Tally;
 
 /// Programs that must be there, each with the package that brings it.
-type Needed = &'static [(&'static str, &'static str)];
+pub type Needed = &'static [(&'static str, &'static str)];
 
 const NEEDED: Needed = &[
     ("rsync", "rsync"),
@@ -46,14 +46,15 @@ pub const PEERS: Needed = &[
 /// # Errors
 /// When apt-get does not end in time.
 pub fn run() -> Result<Tally> {
-    install(NEEDED)
+    install(NEEDED, &[])
 }
 
-/// Installs what is missing of these.
+/// Installs what is missing of these. Where something is, `pins` (`package=version`) are installed
+/// with it, and may be older than what is there.
 ///
 /// # Errors
 /// When apt-get does not end in time.
-pub fn install(needed: Needed) -> Result<Tally> {
+pub fn install(needed: &[(&str, &'static str)], pins: &[String]) -> Result<Tally> {
     let missing = missing(needed);
     if missing.is_empty() {
         println!("nothing to install");
@@ -63,7 +64,7 @@ pub fn install(needed: Needed) -> Result<Tally> {
         "not root"
     } else if !run::exists("apt-get") {
         "not Debian"
-    } else if !apt(&missing)? || !self::missing(needed).is_empty() {
+    } else if !apt(&missing, pins)? || !self::missing(needed).is_empty() {
         "apt-get failed"
     } else {
         return Ok(Tally::one(true));
@@ -74,7 +75,7 @@ pub fn install(needed: Needed) -> Result<Tally> {
     )))
 }
 
-fn missing(needed: Needed) -> Vec<&'static str> {
+fn missing(needed: &[(&str, &'static str)]) -> Vec<&'static str> {
     let absent = |(program, _): &&(&str, _)| !run::exists(program);
     needed
         .iter()
@@ -83,7 +84,7 @@ fn missing(needed: Needed) -> Vec<&'static str> {
         .collect()
 }
 
-fn apt(packages: &[&str]) -> Result<bool> {
+fn apt(packages: &[&str], pins: &[String]) -> Result<bool> {
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command
@@ -98,5 +99,11 @@ fn apt(packages: &[&str]) -> Result<bool> {
             .env("DEBIAN_FRONTEND", "noninteractive");
         run::shown(&mut command, Duration::from_secs(600), |_| true)
     };
-    Ok(apt(&["update"])? && apt(&[&["install"], packages].concat())?)
+    let mut install = vec!["install"];
+    install.extend(packages);
+    if !pins.is_empty() {
+        install.push("--allow-downgrades");
+        install.extend(pins.iter().map(String::as_str));
+    }
+    Ok(apt(&["update"])? && apt(&install)?)
 }
