@@ -46,15 +46,18 @@ pub const PEERS: Needed = &[
 /// # Errors
 /// When apt-get does not end in time.
 pub fn run() -> Result<Tally> {
-    install(NEEDED, &[])
+    install(NEEDED, Vec::new)
 }
 
-/// Installs what is missing of these. Where something is, `pins` (`package=version`) are installed
+/// Installs what is missing of these. What `pins` then answers (`package=version`) is installed
 /// with it, and may be older than what is there.
 ///
 /// # Errors
 /// When apt-get does not end in time.
-pub fn install(needed: &[(&str, &'static str)], pins: &[String]) -> Result<Tally> {
+pub fn install(
+    needed: &[(&str, &'static str)],
+    pins: impl FnOnce() -> Vec<String>,
+) -> Result<Tally> {
     let missing = missing(needed);
     if missing.is_empty() {
         println!("nothing to install");
@@ -84,7 +87,7 @@ fn missing(needed: &[(&str, &'static str)]) -> Vec<&'static str> {
         .collect()
 }
 
-fn apt(packages: &[&str], pins: &[String]) -> Result<bool> {
+fn apt(packages: &[&str], pins: impl FnOnce() -> Vec<String>) -> Result<bool> {
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command
@@ -99,11 +102,15 @@ fn apt(packages: &[&str], pins: &[String]) -> Result<bool> {
             .env("DEBIAN_FRONTEND", "noninteractive");
         run::shown(&mut command, Duration::from_secs(600), |_| true)
     };
+    if !apt(&["update"])? {
+        return Ok(false);
+    }
+    let pins = pins();
     let mut install = vec!["install"];
     install.extend(packages);
     if !pins.is_empty() {
         install.push("--allow-downgrades");
         install.extend(pins.iter().map(String::as_str));
     }
-    Ok(apt(&["update"])? && apt(&install)?)
+    apt(&install)
 }

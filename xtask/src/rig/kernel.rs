@@ -43,7 +43,7 @@ pub fn get(products: &Path) -> Result<Kernel> {
             fs::remove_dir_all(&partial)?;
         }
         fs::create_dir_all(&partial)?;
-        fetch(&partial).context("cannot get the guest's kernel")?;
+        fetch(&partial).context("cannot get the guest's kernel; is `apt-get update` due?")?;
         fs::rename(&partial, &folder)?;
     }
     let version = version(&folder)?;

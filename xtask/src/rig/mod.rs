@@ -62,9 +62,6 @@ const GUEST: Needed = &[
 /// `[SUITE…]`: these suites, or all, with all that they say.
 pub fn run(root: &Path, names: &[String]) -> Result<bool> {
     let tally = drive(root, &select(names)?)?;
-    for reason in &tally.skips {
-        println!("skipped: {reason}");
-    }
     println!("{tally}");
     Ok(tally.failed == 0)
 }
@@ -95,16 +92,23 @@ fn select(names: &[String]) -> Result<Vec<&'static Suite>> {
 /// Gets everything ready and runs the suites, one after the other. Where this machine has not
 /// the parts, each suite is a skip.
 fn drive(root: &Path, suites: &[&Suite]) -> Result<Tally> {
-    if let Some(reason) = impossible()? {
+    let skip = |reason: &str| {
         let mut tally = Tally::default();
         for suite in suites {
             tally += Tally::skip(format!("{}: {reason}", suite.name));
         }
-        return Ok(tally);
+        println!("skipped: {reason}");
+        Ok(tally)
+    };
+    if let Some(reason) = impossible()? {
+        return skip(&reason);
     }
     let products = gate::target(root).join("rig");
     fs::create_dir_all(&products)?;
-    let kernel = timed("kernel", || kernel::get(&products))?;
+    let kernel = match timed("kernel", || kernel::get(&products)) {
+        Ok(kernel) => kernel,
+        Err(error) => return skip(&format!("{error:#}")),
+    };
     let initramfs = timed("initramfs", || initramfs::get(root, &products, &kernel))?;
     let programs = timed("static programs", || programs::build(root, suites))?;
     let guest = guest::Guest {
@@ -139,18 +143,16 @@ fn impossible() -> Result<Option<String>> {
             "not Debian: its kernel and tools are what the guest is".to_owned(),
         ));
     }
-    let pins = if run::exists(QEMU.0) {
-        Vec::new()
-    } else {
-        pins()
-    };
-    let tally = packages::install(&[&[QEMU], HOST, GUEST].concat(), &pins)?;
+    let tally = packages::install(&[&[QEMU], HOST, GUEST].concat(), pins)?;
     Ok(tally.skips.into_iter().next())
 }
 
 /// QEMU's parts must be of one version. Where `qemu-utils` is of another than the one that the
 /// system emulator comes in, apt would remove it; named like this it is brought to that version.
 fn pins() -> Vec<String> {
+    if run::exists(QEMU.0) {
+        return Vec::new();
+    }
     let ask = |program: &str, arguments: &[&str]| {
         run::output(Command::new(program).args(arguments)).unwrap_or_default()
     };
