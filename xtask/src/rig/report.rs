@@ -5,8 +5,8 @@ use crate::tally::Tally;
 /// What `rig/guest/init` writes last, before the suite's exit status.
 const END: &str = "rig: end ";
 
-/// Reads a suite's output line by line: `ok NAME`, `FAIL NAME …`, `skip NAME REASON`. All else
-/// is talk.
+/// Reads a suite's output line by line: `ok NAME`, `FAIL NAME …` (or `FAILED`), `skip NAME REASON`.
+/// All else is talk.
 #[derive(Debug, Default)]
 pub struct Report {
     tally: Tally,
@@ -17,7 +17,7 @@ impl Report {
     pub fn line(&mut self, line: &str) {
         match line.split_once(' ') {
             Some(("ok", _)) => self.tally.passed += 1,
-            Some(("FAIL", _)) => self.tally.failed += 1,
+            Some(("FAIL" | "FAILED", _)) => self.tally.failed += 1,
             Some(("skip", what)) => self.tally.skips.push(what.trim().to_owned()),
             _ => {}
         }
@@ -63,7 +63,10 @@ mod tests {
     #[test]
     fn a_failed_check_is_a_failure_whatever_the_status() {
         assert_eq!(read("ok a\nFAIL b: 1\nrig: end 0\n"), (1, 1, 0, false));
-        assert_eq!(read("FAIL b: 1\nFAIL c: 1\nrig: end 1\n"), (0, 2, 0, true));
+        assert_eq!(
+            read("FAIL b: 1\nFAILED c: 1\nrig: end 1\n"),
+            (0, 2, 0, true)
+        );
     }
 
     #[test]
