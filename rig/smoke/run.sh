@@ -22,6 +22,7 @@ mount /dev/vg/plain_snap /mnt/snap
 check thin-snapshot-holds-what-was grep -q then /mnt/snap/gone
 check thin-snapshot-leaves-what-is refused test -e /mnt/plain/gone
 umount /mnt/snap
+# In the pool, `plain` is 1, `secret` 2 and the snapshot 3: the order in which they were made.
 dmsetup message vg-pool-tpool 0 reserve_metadata_snap
 thin_delta -m --snap1 1 --snap2 3 /dev/mapper/vg-pool_tmeta >delta
 dmsetup message vg-pool-tpool 0 release_metadata_snap

@@ -88,6 +88,8 @@ pub fn get(root: &Path, products: &Path, kernel: &Kernel) -> Result<PathBuf> {
         return Ok(image);
     }
     println!("building the initramfs");
+    // A key that stands for an older image must not outlive it.
+    fs::write(&key_file, "")?;
     let stage = products.join("initramfs");
     if stage.exists() {
         fs::remove_dir_all(&stage)?;
@@ -102,6 +104,7 @@ pub fn get(root: &Path, products: &Path, kernel: &Kernel) -> Result<PathBuf> {
     run::output(copy.arg("-R").arg(guest.join(".")).arg(&stage))?;
     let partial = products.join("initramfs.cpio.partial");
     pack(&stage, &partial)?;
+    fs::remove_dir_all(&stage)?;
     fs::rename(&partial, &image)?;
     fs::write(&key_file, key)?;
     Ok(image)
