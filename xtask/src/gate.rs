@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::tally::{Reader, Tally};
-use crate::{fuzz, packages, run, tidy};
+use crate::{fuzz, packages, rig, run, tidy};
 
 /// Longer than any stage takes on two slow cores; a stage that hangs is killed.
 const STAGE_SECONDS_MAX: u64 = 40 * 60;
@@ -46,6 +46,10 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "blackbox",
         run: blackbox,
+    },
+    Stage {
+        name: "rig",
+        run: rig::stage,
     },
     Stage {
         name: "fuzz",
@@ -113,7 +117,8 @@ fn report(rows: &[(&str, Duration, Tally)], total: &Tally) {
     println!("{total}");
 }
 
-fn cargo(root: &Path, arguments: &[&str]) -> Command {
+/// Cargo, speaking plainly, and with nothing of our environment that tests are to choose.
+pub fn cargo(root: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.current_dir(root).args(arguments);
     for (name, _) in std::env::vars_os() {
@@ -231,11 +236,15 @@ fn blackbox_targets(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Where cargo puts everything.
+pub fn target(root: &Path) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into());
+    root.join(target)
+}
+
 /// Where cargo puts the program; `profile` is `debug` or `release`.
 pub fn binary(root: &Path, profile: &str) -> Result<PathBuf> {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-    let program = root.join(target).join(profile).join("thrice");
+    let program = target(root).join(profile).join("thrice");
     if !program.is_file() {
         bail!(
             "{} is not there: run `cargo xtask test build`",

@@ -1,4 +1,4 @@
-//! The project's own tool: `cargo xtask test|tidy|bench|fuzz`.
+//! The project's own tool: `cargo xtask test|tidy|bench|fuzz|rig`.
 //!
 //! Scripts are programs in the project's language. This one may print.
 
@@ -6,6 +6,7 @@ mod bench;
 mod fuzz;
 mod gate;
 mod packages;
+mod rig;
 mod run;
 mod tally;
 mod tidy;
@@ -23,7 +24,8 @@ usage: cargo xtask COMMAND
   bench [ROW…] [--size small|full|huge] [--no-build]
                    Thrice beside rsync, restic, borg and others on this machine
   fuzz [TARGET…] [--iterations N] [--seed N]
-                   seeded garbage into the decoders";
+                   seeded garbage into the decoders
+  rig [SUITE…]     suites in an emulated guest with LVM, LUKS and its own kernel";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -50,6 +52,7 @@ fn dispatch(arguments: &[String]) -> Result<bool> {
         }
         "bench" => bench::run(&root, rest),
         "fuzz" => fuzz::run(&root, rest),
+        "rig" => rig::run(&root, rest),
         "-h" | "--help" | "help" => {
             println!("{USAGE}");
             Ok(true)

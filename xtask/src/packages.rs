@@ -9,7 +9,7 @@ use crate::run;
 use crate::tally::Tally;
 
 /// Programs that must be there, each with the package that brings it.
-type Needed = &'static [(&'static str, &'static str)];
+pub type Needed = &'static [(&'static str, &'static str)];
 
 const NEEDED: Needed = &[
     ("rsync", "rsync"),
@@ -56,14 +56,18 @@ pub const PEERS: Needed = &[
 /// # Errors
 /// When apt-get does not end in time.
 pub fn run() -> Result<Tally> {
-    install(NEEDED)
+    install(NEEDED, Vec::new)
 }
 
-/// Installs what is missing of these.
+/// Installs what is missing of these. What `pins` then answers (`package=version`) is installed
+/// with it, and may be older than what is there.
 ///
 /// # Errors
 /// When apt-get does not end in time.
-pub fn install(needed: Needed) -> Result<Tally> {
+pub fn install(
+    needed: &[(&str, &'static str)],
+    pins: impl FnOnce() -> Vec<String>,
+) -> Result<Tally> {
     let missing = missing(needed);
     if missing.is_empty() {
         println!("nothing to install");
@@ -73,7 +77,7 @@ pub fn install(needed: Needed) -> Result<Tally> {
         "not root"
     } else if !run::exists("apt-get") {
         "not Debian"
-    } else if !apt(&missing)? || !self::missing(needed).is_empty() {
+    } else if !apt(&missing, pins)? || !self::missing(needed).is_empty() {
         "apt-get failed"
     } else {
         return Ok(Tally::one(true));
@@ -84,7 +88,7 @@ pub fn install(needed: Needed) -> Result<Tally> {
     )))
 }
 
-fn missing(needed: Needed) -> Vec<&'static str> {
+fn missing(needed: &[(&str, &'static str)]) -> Vec<&'static str> {
     let absent = |(program, _): &&(&str, _)| !run::exists(program);
     needed
         .iter()
@@ -93,7 +97,7 @@ fn missing(needed: Needed) -> Vec<&'static str> {
         .collect()
 }
 
-fn apt(packages: &[&str]) -> Result<bool> {
+fn apt(packages: &[&str], pins: impl FnOnce() -> Vec<String>) -> Result<bool> {
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command
@@ -108,5 +112,15 @@ fn apt(packages: &[&str]) -> Result<bool> {
             .env("DEBIAN_FRONTEND", "noninteractive");
         run::shown(&mut command, Duration::from_secs(600), |_| true)
     };
-    Ok(apt(&["update"])? && apt(&[&["install"], packages].concat())?)
+    if !apt(&["update"])? {
+        return Ok(false);
+    }
+    let pins = pins();
+    let mut install = vec!["install"];
+    install.extend(packages);
+    if !pins.is_empty() {
+        install.push("--allow-downgrades");
+        install.extend(pins.iter().map(String::as_str));
+    }
+    apt(&install)
 }

@@ -1,7 +1,9 @@
 //! Running other programs: no stdin, output shown as it comes, a deadline.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -94,7 +96,19 @@ pub fn output(command: &mut Command) -> Result<String> {
 
 /// Whether `program` lies on the path, or where only root looks.
 pub fn exists(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where `program` lies: on the path, or where only root looks.
+pub fn find(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&path())
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+/// The path, with the folders where only root looks.
+pub fn path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    path
 }

@@ -150,7 +150,7 @@ const GROUPS: &[Group] = &[
 /// When the words are wrong, Thrice does not build, or the result cannot be written.
 pub fn run(root: &Path, arguments: &[String]) -> Result<bool> {
     let (size, rows, built) = parse(arguments)?;
-    let tally = packages::install(packages::PEERS)?;
+    let tally = packages::install(packages::PEERS, Vec::new)?;
     println!("{tally}");
     ensure!(run::exists("rsync"), "rsync is not installed");
     if !built {
