@@ -11,7 +11,7 @@ mod report;
 mod suites;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -64,6 +64,16 @@ pub fn run(root: &Path, names: &[String]) -> Result<bool> {
     let tally = drive(root, &select(names)?)?;
     println!("{tally}");
     Ok(tally.failed == 0)
+}
+
+/// Builds what runs in the guest; where the program `thrice` lies, static and with its fault
+/// points.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn program(root: &Path) -> Result<PathBuf> {
+    let suites: Vec<_> = SUITES.iter().collect();
+    Ok(programs::build(root, &suites)?.join("thrice"))
 }
 
 /// All suites, for the gate.
