@@ -15,6 +15,8 @@ use std::time::Duration;
 use capture::{Job, Scratch, sqlite};
 use tree::{Dir, Kind, Listing, RelPath, Stat};
 
+use crate::run::Engine;
+
 /// What the name of a corrupt database ends in, where it is laid beside its last good copy.
 const ASIDE: &[u8] = b".corrupt";
 /// The longest that one database may take.
@@ -31,20 +33,17 @@ pub(crate) struct Databases {
 }
 
 impl Databases {
-    /// Copies are made in `parent`, for the dataset `name` of who keeps the state in `owner`.
-    pub(crate) fn new(
-        parent: &std::path::Path,
-        owner: &std::path::Path,
-        name: &str,
-        cancel: &Arc<AtomicBool>,
-    ) -> Self {
-        Self {
-            parent: parent.to_owned(),
-            owner: owner.to_owned(),
-            name: name.to_owned(),
+    /// Of a tree, unless it wants none.
+    pub(crate) fn of(engine: &Engine<'_>, meant: &policy::Dataset) -> Option<Arc<Self>> {
+        let host = &engine.config.host;
+        let databases = || Self {
+            parent: host.scratch.clone(),
+            owner: host.state.clone(),
+            name: meant.name.clone(),
             scratch: Mutex::new(None),
-            cancel: cancel.clone(),
-        }
+            cancel: engine.cancel.clone(),
+        };
+        meant.sqlite.then(|| Arc::new(databases()))
     }
 
     /// Captures the database `name` in `dir`.

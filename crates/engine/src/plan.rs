@@ -6,7 +6,6 @@ use catalog::{Catalog, DatasetId, HoldKind, Replica, Run, StoreRow, What};
 use jiff::{SignedDuration, Timestamp};
 use policy::{Source, StoreSpec};
 use serde::Serialize;
-use std::sync::Arc;
 use store::Space;
 
 use crate::databases::Databases;
@@ -257,15 +256,7 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         root: &view.root,
         scope,
         kept: &[],
-        databases: meant.sqlite.then(|| {
-            let host = &engine.config.host;
-            Arc::new(Databases::new(
-                &host.scratch,
-                &host.state,
-                &meant.name,
-                engine.cancel,
-            ))
-        }),
+        databases: Databases::of(engine, meant),
         cross_mounts: meant.cross_mounts,
         threads: 2,
         pace: &Pace::default(),

@@ -574,16 +574,7 @@ impl Run<'_, '_> {
             root: view.root(),
             scope: view.scope,
             kept: view.kept(),
-            databases: (meant.sqlite && view.base().is_some()).then(|| {
-                let host = &engine.config.host;
-                let name = &meant.name;
-                Arc::new(Databases::new(
-                    &host.scratch,
-                    &host.state,
-                    name,
-                    engine.cancel,
-                ))
-            }),
+            databases: view.base().and_then(|_| Databases::of(engine, meant)),
             cross_mounts: meant.cross_mounts,
             threads: 2,
             pace: &self.pace,
@@ -610,22 +601,7 @@ impl Run<'_, '_> {
         let replica = catalog.replica(replica.id)?;
         let setting = self.setting(&meant.name, None, store_name, &replica, number, opened)?;
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
-        for (path, _) in &scan.unreadable {
-            // Pending, whatever else was done there: nobody knows what is in it.
-            ship::note_unread(catalog, &replica, path)?;
-        }
-        let unread = scan.unreadable.iter();
-        let unread = unread.map(|(path, error)| (path.clone(), error.to_string()));
-        for (path, message) in unread.chain(view.problems().iter().cloned()) {
-            let problem = Problem {
-                dataset: meant.name.clone(),
-                store: None,
-                path: Some(path),
-                message,
-            };
-            engine.observer.notice(&Notice::Problem(problem.clone()));
-            shipped.problems.push(problem);
-        }
+        self.unread(meant, &replica, &scan, view.problems(), &mut shipped)?;
         self.findings.databases(&meant.name, &shipped.corrupt)?;
         self.findings
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
@@ -641,6 +617,35 @@ impl Run<'_, '_> {
         let later = |stop: &str| stop == guard::RELAY_CHANGE && expected.route.len() > 1;
         self.settle_guards(&dataset, &|stop| !later(stop))?;
         Ok((shipped, seal))
+    }
+
+    /// What could not be read or made is a problem of the leg.
+    fn unread(
+        &self,
+        meant: &Dataset,
+        replica: &Replica,
+        scan: &Scan,
+        problems: &[(RelPath, String)],
+        shipped: &mut Shipped,
+    ) -> Result<()> {
+        for (path, _) in &scan.unreadable {
+            // Pending, whatever else was done there: nobody knows what is in it.
+            ship::note_unread(self.engine.catalog, replica, path)?;
+        }
+        let unread = scan.unreadable.iter();
+        let unread = unread.map(|(path, error)| (path.clone(), error.to_string()));
+        for (path, message) in unread.chain(problems.iter().cloned()) {
+            let problem = Problem {
+                dataset: meant.name.clone(),
+                store: None,
+                path: Some(path),
+                message,
+            };
+            let notice = Notice::Problem(problem.clone());
+            self.engine.observer.notice(&notice);
+            shipped.problems.push(problem);
+        }
+        Ok(())
     }
 
     /// The dataset's data, ready to be scanned: a tree as it lies there, or what is made now.
