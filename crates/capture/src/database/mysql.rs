@@ -135,7 +135,6 @@ impl<'a> Mysql<'a> {
             "--hex-blob",
             "--skip-dump-date",
             "--no-tablespaces",
-            "--default-character-set=utf8mb4",
         ]);
         if !self.version.contains("MariaDB") {
             // Else each dump differs, and restoring one rewrites the server's replication.
@@ -159,7 +158,6 @@ impl<'a> Mysql<'a> {
                 "--system=users",
                 "--insert-ignore",
                 "--skip-dump-date",
-                "--default-character-set=utf8mb4",
             ]);
             self.server
                 .dump(&format!("dumping {what}"), &program, &partial)?;
@@ -208,6 +206,7 @@ impl<'a> Mysql<'a> {
     fn tool(&self, name: &str) -> Program {
         let url = &self.server.url;
         let mut program = Program::new(name).env("LC_ALL", "C");
+        program = program.arg("--default-character-set=utf8mb4");
         let (host, port) = url.host();
         let socket = url.param("socket");
         for (option, value) in [

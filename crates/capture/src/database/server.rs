@@ -125,6 +125,8 @@ impl<'a> Server<'a> {
         let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
         if says(FULL) {
             "make room where captures are written".into()
+        } else if says(&["certificate", "x509", "ssl_connect", "tls error"]) {
+            "check `ca`, `cert` and `key`, and that the server has the name in its address".into()
         } else if says(DENIED) {
             match &self.spec.secret {
                 Some(Secret::File(path)) => format!(
