@@ -440,7 +440,7 @@ fn steady(metadata: &[u8]) -> Vec<u8> {
 
 /// A tool of the system, which speaks English; in the folders for administrators too, that are
 /// not in every path.
-fn tool(name: &str) -> Command {
+pub(crate) fn tool(name: &str) -> Command {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
     let found = std::env::split_paths(&path).map(|dir| dir.join(name));
