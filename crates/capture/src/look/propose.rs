@@ -334,6 +334,12 @@ impl Draft {
             self.server(server);
         }
         for device in devices {
+            let bad = |c: char| c.is_whitespace() || c.is_control();
+            if device.is_empty() || device.starts_with('-') || device.contains(bad) {
+                self.line("");
+                self.comment(format!("`{}` is no ssh destination", plain(device)));
+                continue;
+            }
             let name = device
                 .rsplit_once('@')
                 .map_or(device.as_str(), |(_, host)| host);
@@ -629,8 +635,8 @@ mod tests {
             ..Machine::default()
         };
         let text = propose(&machine, &[], &["-oProxyCommand=x".into()]);
-        let named = text.replace("-oProxyCommand=x", "x");
-        let config = parsed(&named);
+        assert!(text.contains("# `-oProxyCommand=x` is no"), "{text}");
+        let config = parsed(&text);
         let bases: Vec<_> = config
             .datasets
             .iter()
