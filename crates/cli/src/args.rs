@@ -55,6 +55,8 @@ pub enum Color {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Look at this machine and write a commented configuration for it; never overwrites one
+    Init(InitArgs),
     /// Validate the configuration and print the coverage proof; 3 when something has no route
     Check,
     /// What the next run would do and cost; changes nothing
@@ -102,6 +104,19 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
     /// Write the man pages: this program's to standard output, or all of them into DIR
     Man { dir: Option<PathBuf> },
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Folders under which everything is to be backed up, beside what is found
+    #[arg(value_name = "ROOT")]
+    pub roots: Vec<PathBuf>,
+    /// A device to fetch the configuration of, as ssh understands it; may be given several times
+    #[arg(long = "device", value_name = "USER@HOST")]
+    pub devices: Vec<String>,
+    /// Write it to standard output and nowhere else
+    #[arg(long)]
+    pub print: bool,
 }
 
 #[derive(Debug, Args)]

@@ -34,7 +34,8 @@ pub struct Coverage {
     /// which it is not known now what belongs to them.
     pub held: Vec<Held>,
     /// One line for each path directly in a root, and one for each path that is carved out of
-    /// where it lies or declared outside the roots; in the order of the paths.
+    /// where it lies or declared outside the roots; in the order of the paths. Then what is made,
+    /// by what it is made of.
     pub proof: Vec<Line>,
     /// Lines that lead nowhere.
     pub unrouted: Vec<Unrouted>,
@@ -666,6 +667,17 @@ impl<'a> Proof<'a> {
         }
         for (path, is_dir) in paths {
             self.write_line(path, is_dir);
+        }
+        for draft in &self.drafts {
+            if matches!(draft.shape, Shape::Made(_)) && !draft.refused {
+                self.coverage.proof.push(Line {
+                    path: draft.base.clone(),
+                    dataset: Some(draft.name.clone()),
+                    route: Some(draft.route.to_vec()),
+                    because: draft.because.clone(),
+                    why: draft.why.cloned(),
+                });
+            }
         }
     }
 

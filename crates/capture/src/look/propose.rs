@@ -42,6 +42,8 @@ const SYSTEM: [&str; 14] = [
     "/var/lib/docker/overlay2",
     "/var/lib/containers/storage/overlay",
 ];
+/// The longest that an item of a list is shown, characters.
+const ITEM_MAX: usize = 160;
 /// Folders of which each folder in them is somebody's own.
 const EACH: [&str; 2] = ["/home", "/srv"];
 
@@ -444,7 +446,10 @@ impl Draft {
         self.line("");
         self.comment(format!("{title}:"));
         for item in items {
-            self.comment(format!("  {item}"));
+            // Some programs say the same many times over.
+            let short: String = item.chars().take(ITEM_MAX).collect();
+            let dots = if short.len() < item.len() { "…" } else { "" };
+            self.comment(format!("  {short}{dots}"));
         }
     }
 }

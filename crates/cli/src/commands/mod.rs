@@ -5,6 +5,7 @@ mod browse;
 mod care;
 mod check;
 mod help;
+mod init;
 mod plan;
 mod restore;
 mod run;
@@ -22,6 +23,7 @@ use crate::printer::Printer;
 pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
     let global = &cli.global;
     match &cli.command {
+        Command::Init(args) => init::init(global, printer, args),
         Command::Check => check::check(global, printer),
         Command::Plan(args) => plan::plan(global, printer, args),
         Command::Run(args) => run::run(global, printer, args),
