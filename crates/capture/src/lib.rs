@@ -8,6 +8,7 @@ mod error;
 mod job;
 mod place;
 mod produce;
+pub mod snapshot;
 
 use std::path::PathBuf;
 
