@@ -53,19 +53,16 @@ pub(super) fn undoing<T>(undo: impl FnOnce(&Job<'_>) -> Result<T>) -> Result<T> 
 }
 
 /// Where tests cut the power: before the n-th program that changes something.
-#[cfg(any(test, feature = "conformance"))]
-pub(super) mod cut {
+#[cfg(all(debug_assertions, any(test, feature = "conformance")))]
+mod cut {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// `n` from 1.
-    pub(in super::super) const VARIABLE: &str = "THRICE_SNAPSHOT_CUT";
-
-    /// Counted from the first of them, process-wide.
+    /// `THRICE_SNAPSHOT_CUT=n` counts from 1, process-wide.
     pub(super) fn here() {
         static AT: OnceLock<Option<u64>> = OnceLock::new();
         static PASSED: AtomicU64 = AtomicU64::new(0);
-        let at = AT.get_or_init(|| std::env::var(VARIABLE).ok()?.parse().ok());
+        let at = AT.get_or_init(|| std::env::var("THRICE_SNAPSHOT_CUT").ok()?.parse().ok());
         if let Some(at) = at
             && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *at
         {
@@ -73,7 +70,7 @@ pub(super) mod cut {
         }
     }
 }
-#[cfg(not(any(test, feature = "conformance")))]
+#[cfg(not(all(debug_assertions, any(test, feature = "conformance"))))]
 mod cut {
     pub(super) fn here() {}
 }
