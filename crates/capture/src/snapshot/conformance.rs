@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use policy::Keep;
 
-use super::{Floor, Kind, Owner, Snapshot, Storage, Volume, prune, take};
+use super::{Floor, Kind, Owner, Snapshot, Storage, Volume, prune};
 use crate::{Error, Job};
 
 /// How long a case may take; a guest without hardware help is slow.
@@ -153,7 +153,7 @@ impl Site<'_> {
     }
 }
 
-/// Writes at full speed until it is dropped: to `first` and then to `second`, each time the
+/// Writes until it is dropped, as fast as leaves others a processor: to `first` and then to `second`, each time the
 /// next number, each durable before it is acknowledged.
 pub struct Writer {
     folder: PathBuf,
@@ -162,6 +162,8 @@ pub struct Writer {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What others get between two records; a guest has one processor, and emulates it.
+const BREATH: Duration = Duration::from_millis(2);
 /// Bytes of a record: the number, and enough more to be torn by a bad copy.
 const RECORD: usize = 512;
 
@@ -191,6 +193,7 @@ impl Writer {
                     file.sync_data().expect("a sync");
                 }
                 done.store(number, Ordering::Release);
+                thread::sleep(BREATH);
             }
         });
         let writer = Self {
@@ -281,16 +284,14 @@ fn discovery(site: &Site<'_>) {
 
 fn capture(site: &Site<'_>) {
     let writer = Writer::begin(site.ground.live);
-    for _ in 0..2 {
-        writer.goes_on(5);
-        let acknowledged = writer.acknowledged();
-        let snapshot = site.create(Kind::Capture);
-        writer.goes_on(5);
-        site.read(&snapshot, |top| Writer::check(top, acknowledged));
-        assert!(site.is_tidy());
-        site.ours.delete(&snapshot, &site.job).expect("it goes");
-        assert!(site.list().is_empty());
-    }
+    writer.goes_on(5);
+    let acknowledged = writer.acknowledged();
+    let snapshot = site.create(Kind::Capture);
+    writer.goes_on(5);
+    site.read(&snapshot, |top| Writer::check(top, acknowledged));
+    assert!(site.is_tidy());
+    site.ours.delete(&snapshot, &site.job).expect("it goes");
+    assert!(site.list().is_empty());
 }
 
 fn kept_stays(site: &Site<'_>) {
@@ -304,16 +305,12 @@ fn kept_stays(site: &Site<'_>) {
     write("one");
     let kept = site.create(Kind::Kept);
     write("two");
-    for _ in 0..2 {
-        let text = site.read(&kept, |top| {
-            // Where it can be written, it is a copy that is written.
-            let _ = fs::write(top.join("state"), "other");
-            let _ = fs::write(top.join("more"), "other");
-            fs::read_to_string(top.join("state"))
-        });
-        assert!(["one", "other"].contains(&&*text.expect("the file")));
-        assert_eq!(site.list(), slice::from_ref(&kept));
-    }
+    site.read(&kept, |top| {
+        // Where it can be written, it is a copy that is written.
+        let _ = fs::write(top.join("state"), "other");
+        let _ = fs::write(top.join("more"), "other");
+    });
+    assert_eq!(site.list(), slice::from_ref(&kept));
     let text = site.read(&kept, |top| {
         assert!(!top.join("more").exists());
         fs::read_to_string(top.join("state"))
@@ -387,7 +384,7 @@ fn floor(site: &Site<'_>) {
             data,
             metadata: 0.0,
         };
-        take(&*site.ours, &volume, Kind::Kept, &floor, &site.job)
+        site.ours.take(&volume, Kind::Kept, &floor, &site.job)
     };
     let Some(_) = site.ours.fill(&volume, &site.job).expect("a fill") else {
         return;

@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::mount::{Opened, attach, detach_all, remove_folders};
-use super::tools::{ask, change, lvm, tool, undoing};
+use super::tools::{ask, change, change_saying, lvm, tool, undoing};
 use super::{
-    Action, Content, Fill, Kind, Owner, Select, Snapshot, Step, Storage, SwapPlan, Sweep, Volume,
-    luks, next_number, now, probe, refuse_removal, removable,
+    Action, Content, Fill, Floor, Kind, Owner, Select, Snapshot, Step, Storage, SwapPlan, Sweep,
+    Taken, Volume, guard, luks, next_number, now, probe, refuse_removal, removable,
 };
 use crate::{Error, Job, Result};
 use report::{Lv, mapped, tags};
@@ -27,6 +27,13 @@ pub struct Lvm {
     vg: String,
     owner: Owner,
     select: Select,
+}
+
+/// A snapshot that was just made, and the group after that.
+struct Made {
+    all: Vec<Lv>,
+    lv: Lv,
+    snapshot: Snapshot,
 }
 
 impl Lvm {
@@ -99,7 +106,7 @@ impl Lvm {
         (volume, volume_uuid): (&str, &str),
         kind: Kind,
         job: &Job<'_>,
-    ) -> Result<(Lv, Snapshot)> {
+    ) -> Result<Made> {
         let at = now();
         let mut snapshot = Snapshot {
             name: String::new(),
@@ -120,40 +127,61 @@ impl Lvm {
         words.push(self.full(&of.name));
         change(job, &mut lvm(words))?;
         let all = self.all(job)?;
-        let made = all.into_iter().find(|lv| lv.name == name);
+        let made = all.iter().find(|lv| lv.name == name).cloned();
         let found = made.and_then(|lv| Some((lv.snapshot(&self.vg, &self.owner)?, lv)));
+        let what = format!("snapshot `{name}`");
         let Some((found, lv)) = found else {
-            return Err(Error::bad(
-                format!("snapshot `{name}`"),
-                "lvcreate succeeded, and there is no such snapshot of ours",
-            ));
+            let why = "lvcreate succeeded, and there is no such snapshot of ours";
+            return Err(Error::bad(what, why));
         };
         snapshot.name.clone_from(&found.name);
         snapshot.uuid.clone_from(&found.uuid);
         match snapshot == found {
-            true => Ok((lv, found)),
-            false => Err(Error::bad(
-                format!("snapshot `{name}`"),
-                "its tags are others",
-            )),
+            true => Ok(Made { all, lv, snapshot }),
+            false => Err(Error::bad(what, "its tags are others")),
         }
     }
 
-    /// Removes the volume with this id if it has the owner's tag of this kind. LVM itself selects
-    /// it, under its lock, so that nothing else that took the name meanwhile is removed.
-    fn remove(&self, uuid: &str, kind: Kind, job: &Job<'_>) -> Result<()> {
+    /// The fill of the pool that `volume` lies in.
+    fn fill_in(&self, all: &[Lv], volume: &Volume) -> Result<Fill> {
+        let name = self.volume(all, volume)?.pool().unwrap_or_default();
+        let pool = all.iter().find(|lv| lv.is_pool() && lv.name == name);
+        let fill = pool.and_then(|pool| {
+            let (data, metadata) = pool.used()?;
+            Some(Fill {
+                pool: self.full(&pool.name),
+                size: pool.size()?,
+                data,
+                metadata,
+            })
+        });
+        fill.ok_or_else(|| {
+            let why = "its fill is not told; is it active?";
+            Error::bad(format!("pool `{}`", self.full(name)), why)
+        })
+    }
+
+    /// Removes the snapshot with this id if it carries the owner's identity and is of this kind,
+    /// and is not in its volume's place. LVM itself selects it, under its lock, so that nothing
+    /// else that took a name meanwhile is removed, and says what it has removed.
+    fn remove(&self, snapshot: &Snapshot, job: &Job<'_>) -> Result<()> {
+        let tags = ["owner", "kind"].map(|name| format!("lv_tags=\"thrice.{name}="));
+        let [owner, kind] = tags;
         let selection = format!(
-            "lv_uuid=\"{uuid}\" && lv_tags=\"thrice.owner={}\" && lv_tags=\"thrice.kind={}\"",
+            "lv_uuid=\"{}\" && {owner}{}\" && {kind}{}\" && lv_name!=\"{}\"",
+            snapshot.uuid,
             self.owner.as_str(),
-            kind.word(),
+            snapshot.kind.word(),
+            base_name(&snapshot.volume),
         );
-        change(
-            job,
-            &mut lvm(["lvremove", "-y", "-S", &selection, &self.vg]),
-        )?;
-        match self.all(job)?.iter().find(|lv| lv.uuid == uuid) {
-            None => Ok(()),
-            Some(lv) => Err(refuse_removal(&self.full(&lv.name))),
+        let mut command = lvm(["lvremove", "-y", "-S", &selection, &self.vg]);
+        let said = change_saying(job, &mut command)?;
+        match String::from_utf8_lossy(&said)
+            .matches("successfully removed")
+            .count()
+        {
+            1 => Ok(()),
+            _ => Err(refuse_removal(&snapshot.name)),
         }
     }
 
@@ -165,13 +193,13 @@ impl Lvm {
         let all = self.all(job)?;
         let (_, found) = self.ours(&all, snapshot)?;
         match found.kind == Kind::Old && found.name != found.volume {
-            true => self.remove(&found.uuid, Kind::Old, job),
+            true => self.remove(&found, job),
             false => Err(refuse_removal(&found.name)),
         }
     }
 
     /// Cleans one snapshot of a crashed capture, from the outside in.
-    fn clean(&self, lv: &Lv, kind: Kind, into: &Path, job: &Job<'_>) -> Result<String> {
+    fn clean(&self, lv: &Lv, of: &Snapshot, into: &Path, job: &Job<'_>) -> Result<String> {
         let mut done = Vec::new();
         let mapping = luks::name(&lv.uuid);
         if let Some((major, minor)) = lv.device().filter(|_| lv.active()) {
@@ -194,7 +222,7 @@ impl Lvm {
                 done.push("unmounted");
             }
         }
-        self.remove(&lv.uuid, kind, job)?;
+        self.remove(of, job)?;
         done.push("removed");
         Ok(format!("{}: {}", self.full(&lv.name), done.join(", ")))
     }
@@ -510,31 +538,30 @@ impl Storage for Lvm {
     }
 
     fn fill(&self, volume: &Volume, job: &Job<'_>) -> Result<Option<Fill>> {
+        self.fill_in(&self.all(job)?, volume).map(Some)
+    }
+
+    /// As it is for every storage, with two listings in place of four: each costs a second where
+    /// there are many devices.
+    fn take(&self, volume: &Volume, kind: Kind, floor: &Floor, job: &Job<'_>) -> Result<Taken> {
         let all = self.all(job)?;
-        let name = self.volume(&all, volume)?.pool().unwrap_or_default();
-        let pool = all.iter().find(|lv| lv.is_pool() && lv.name == name);
-        let fill = pool.and_then(|pool| {
-            let (data, metadata) = pool.used()?;
-            Some(Fill {
-                pool: self.full(&pool.name),
-                size: pool.size()?,
-                data,
-                metadata,
-            })
-        });
-        let unknown = || {
-            let why = "its fill is not told; is it active?";
-            Error::bad(format!("pool `{}`", self.full(name)), why)
-        };
-        fill.ok_or_else(unknown).map(Some)
+        let before = self.fill_in(&all, volume)?;
+        guard(&before, floor)?;
+        let origin = self.volume(&all, volume)?;
+        let of = (&*self.full(&origin.name), &*origin.uuid);
+        let made = self.snap(&all, origin, of, kind, job)?;
+        Ok(Taken {
+            after: Some(self.fill_in(&made.all, volume)?),
+            before: Some(before),
+            snapshot: made.snapshot,
+        })
     }
 
     fn create(&self, volume: &Volume, kind: Kind, job: &Job<'_>) -> Result<Snapshot> {
         let all = self.all(job)?;
         let origin = self.volume(&all, volume)?;
         let of = (&*self.full(&origin.name), &*origin.uuid);
-        let (_, snapshot) = self.snap(&all, origin, of, kind, job)?;
-        Ok(snapshot)
+        Ok(self.snap(&all, origin, of, kind, job)?.snapshot)
     }
 
     fn list(&self, job: &Job<'_>) -> Result<Vec<Snapshot>> {
@@ -559,9 +586,10 @@ impl Storage for Lvm {
             lv.clone()
         } else {
             let of = (&*found.volume, &*found.volume_uuid);
-            let (lv, copy) = self.snap(&all, lv, of, Kind::Capture, job)?;
+            let made = self.snap(&all, lv, of, Kind::Capture, job)?;
+            let (lv, copy) = (made.lv, made.snapshot);
             let storage = self.clone();
-            opened.on_close(move |job| storage.remove(&copy.uuid, Kind::Capture, job));
+            opened.on_close(move |job| storage.remove(&copy, job));
             lv
         };
         if !lv.active() {
@@ -589,14 +617,8 @@ impl Storage for Lvm {
     }
 
     fn delete(&self, snapshot: &Snapshot, job: &Job<'_>) -> Result<()> {
-        let all = self.all(job)?;
-        let (_, found) = self.ours(&all, snapshot)?;
-        removable(&found)?;
-        // What a restore has put in place is a live volume already.
-        match found.kind == Kind::New && found.name == found.volume {
-            true => Err(refuse_removal(&found.name)),
-            false => self.remove(&found.uuid, found.kind, job),
-        }
+        removable(snapshot)?;
+        self.remove(snapshot, job)
     }
 
     fn sweep(&self, into: &Path, job: &Job<'_>) -> Result<Sweep> {
@@ -621,9 +643,9 @@ impl Storage for Lvm {
             let result = match found.kind {
                 Kind::Kept => continue,
                 Kind::New if found.name != found.volume => {
-                    self.clean(lv, Kind::New, into, job).map(Some)
+                    self.clean(lv, &found, into, job).map(Some)
                 }
-                Kind::Capture => self.clean(lv, Kind::Capture, into, job).map(Some),
+                Kind::Capture => self.clean(lv, &found, into, job).map(Some),
                 Kind::New | Kind::Old => self.settle(&found, &all, job),
             };
             note(found.name, result);

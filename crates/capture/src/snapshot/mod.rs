@@ -48,8 +48,26 @@ pub trait Storage: Send + Sync {
     fn fill(&self, volume: &Volume, job: &Job<'_>) -> Result<Option<Fill>>;
 
     /// Makes a snapshot of `volume` with our identity on it from its first moment. Does not look
-    /// at the pool: [`take`] does.
+    /// at the pool: [`Storage::take`] does.
     fn create(&self, volume: &Volume, kind: Kind, job: &Job<'_>) -> Result<Snapshot>;
+
+    /// Makes a snapshot if the pool has room for it, and looks at the pool again after.
+    ///
+    /// Errors: [`Error::Refused`] when the pool is at its floor: nothing was made, and whoever
+    /// prunes still can.
+    fn take(&self, volume: &Volume, kind: Kind, floor: &Floor, job: &Job<'_>) -> Result<Taken> {
+        let before = self.fill(volume, job)?;
+        if let Some(fill) = &before {
+            guard(fill, floor)?;
+        }
+        let snapshot = self.create(volume, kind, job)?;
+        let after = self.fill(volume, job)?;
+        Ok(Taken {
+            snapshot,
+            before,
+            after,
+        })
+    }
 
     /// This owner's snapshots, oldest first by number. An unreadable listing is an error, never an
     /// empty list.
@@ -167,6 +185,7 @@ impl Owner {
         }
     }
 
+    /// The id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -239,30 +258,6 @@ pub struct Taken {
     pub snapshot: Snapshot,
     pub before: Option<Fill>,
     pub after: Option<Fill>,
-}
-
-/// Makes a snapshot if the pool has room for it.
-///
-/// # Errors
-/// [`Error::Refused`] when the pool is at its floor: nothing was made, and whoever prunes still can.
-pub fn take(
-    storage: &dyn Storage,
-    volume: &Volume,
-    kind: Kind,
-    floor: &Floor,
-    job: &Job<'_>,
-) -> Result<Taken> {
-    let before = storage.fill(volume, job)?;
-    if let Some(fill) = &before {
-        guard(fill, floor)?;
-    }
-    let snapshot = storage.create(volume, kind, job)?;
-    let after = storage.fill(volume, job)?;
-    Ok(Taken {
-        snapshot,
-        before,
-        after,
-    })
 }
 
 /// The number of the next snapshot of a volume.

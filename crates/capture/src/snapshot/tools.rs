@@ -46,6 +46,12 @@ pub(super) fn change(job: &Job<'_>, command: &mut Command) -> Result<()> {
     job.run_quietly(command)
 }
 
+/// The same, for one that says what it did.
+pub(super) fn change_saying(job: &Job<'_>, command: &mut Command) -> Result<Vec<u8>> {
+    cut::here();
+    ask(job, command)
+}
+
 /// For what has to be undone: a job that nobody ends early.
 pub(super) fn undoing<T>(undo: impl FnOnce(&Job<'_>) -> Result<T>) -> Result<T> {
     let never = AtomicBool::new(false);
