@@ -366,12 +366,7 @@ mod tests {
     use super::*;
 
     /// btrfs-progs 6.2.
-    const RECORDED: &[u8] = b"\
-ID 256 gen 7 top level 5 parent_uuid -                                    uuid b7de7738-a91c-e04b-9b25-f14da35d8f14 path data
-ID 257 gen 7 top level 5 parent_uuid -                                    uuid 04e2a842-43a1-fe43-b17b-b097ea82fe3d path da'ta x
-ID 258 gen 7 top level 5 parent_uuid -                                    uuid 0989b003-76f0-874d-af25-6c35296d0439 path in/a path b
-ID 259 gen 7 top level 5 parent_uuid b7de7738-a91c-e04b-9b25-f14da35d8f14 uuid 13b9cd84-f732-4b4f-8b86-c45d63ac1703 path .thrice-snapshots/abc/3.1795663349.kept.b7de7738-a91c-e04b-9b25-f14da35d8f14
-";
+    const RECORDED: &[u8] = include_bytes!("recorded/btrfs_list");
 
     #[test]
     fn a_recorded_listing_is_understood() {

@@ -153,8 +153,8 @@ impl Site<'_> {
     }
 }
 
-/// Writes until it is dropped, as fast as leaves others a processor: to `first` and then to `second`, each time the
-/// next number, each durable before it is acknowledged.
+/// Writes until it is dropped, as fast as leaves others a processor: to `first` and then to
+/// `second`, each time the next number, each durable before it is acknowledged.
 pub struct Writer {
     folder: PathBuf,
     acknowledged: Arc<AtomicU64>,

@@ -50,7 +50,8 @@ pub fn guard(fill: &Fill, floor: &Floor) -> Result<()> {
     let (what, used, least) = full;
     Err(Error::Refused {
         why: format!(
-            "the pool `{}` has {:.2} % of its {what} free, and {least} % is the least for a snapshot",
+            "the pool `{}` has {:.2} % of its {what} free, \
+             and {least} % is the least for a snapshot",
             fill.pool,
             100.0 - used,
         ),

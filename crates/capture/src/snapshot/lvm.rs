@@ -97,8 +97,8 @@ impl Lvm {
         })
     }
 
-    /// A snapshot of `of`, recorded as one of `volume`. LVM writes its tags and the snapshot itself in
-    /// one change of the group's metadata: a cut leaves both, or neither.
+    /// A snapshot of `of`, recorded as one of `volume`. LVM writes its tags and the snapshot itself
+    /// in one change of the group's metadata: a cut leaves both, or neither.
     fn snap(
         &self,
         all: &[Lv],
@@ -274,7 +274,8 @@ impl Lvm {
     ///
     /// A power cut, by where it happens, and what [`Storage::sweep`] makes of it:
     /// - the volume carries the tags of an old one under its own name, is perhaps not active, and
-    ///   there may be a new one beside it: the new one is removed, the volume activated, its tags taken;
+    ///   there may be a new one beside it: the new one is removed, the volume activated, its tags
+    ///   taken;
     /// - its name is free: the old one gets its name back, and the same follows;
     /// - the new one has the name, and still its tags: it is activated, and its tags are taken;
     /// - after that nothing but the workload's start is missing.
@@ -690,9 +691,9 @@ mod tests {
 
     #[test]
     fn a_pools_status_says_whether_it_holds_its_metadata() {
-        let held = b"0 819200 thin-pool 2 118/1024 538/6400 68 rw discard_passdown queue_if_no_space - 256\n";
+        let held = b"0 819200 thin-pool 2 118/1024 538/6400 68 rw discard_passdown\n";
         assert!(holds_metadata(held).unwrap());
-        let free = b"0 819200 thin-pool 2 117/1024 570/6400 - rw discard_passdown queue_if_no_space - 256\n";
+        let free = b"0 819200 thin-pool 2 117/1024 570/6400 - rw discard_passdown\n";
         assert!(!holds_metadata(free).unwrap());
         assert!(holds_metadata(b"").is_err());
     }

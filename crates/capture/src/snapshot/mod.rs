@@ -1,9 +1,9 @@
 //! Snapshots of live storage: one trait, [`Storage`], and one suite that every kind passes.
 //!
 //! A snapshot lies on the disk that it is of; it is no copy. It is made to be read and removed
-//! ([`Kind::Capture`]), or kept for a while so that one can go back ([`Kind::Kept`]). Each carries the
-//! identity of the installation that made it, and nothing without that identity is ever touched:
-//! it is looked up again, by the storage's own unchanging id, right before anything is removed.
+//! ([`Kind::Capture`]), or kept for a while so that one can go back ([`Kind::Kept`]). Each carries
+//! the identity of the installation that made it, and nothing without that identity is ever
+//! touched: it is looked up again, by the storage's own unchanging id, when anything is removed.
 //!
 //! What a power cut between any two steps leaves behind stands at each sequence of steps, together
 //! with how [`Storage::sweep`] finds it.

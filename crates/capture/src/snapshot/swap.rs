@@ -78,7 +78,8 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// Carries out `steps` by `act`. When one fails, those that were done are taken back, the last
-/// first; when that fails too it stops there, for starting a workload on half a volume would be worse.
+/// first; when that fails too it stops there, for starting a workload on half a volume would be
+/// worse.
 ///
 /// # Errors
 /// [`Failed`].

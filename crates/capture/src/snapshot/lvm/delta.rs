@@ -65,18 +65,7 @@ mod tests {
     use super::*;
 
     /// thin-provisioning-tools 0.9.0.
-    const RECORDED: &str = r#"<superblock uuid="" time="1" transaction="2" data_block_size="128" nr_data_blocks="0">
-  <diff left="1" right="2">
-    <different begin="0" length="1"/>
-    <same begin="1" length="7"/>
-    <different begin="8" length="2"/>
-    <same begin="265" length="1"/>
-    <left_only begin="2064" length="5"/>
-    <right_only begin="2069" length="1"/>
-    <same begin="16383" length="1"/>
-  </diff>
-</superblock>
-"#;
+    const RECORDED: &str = include_str!("../recorded/thin_delta.xml");
 
     #[test]
     fn a_recorded_difference_is_understood() {

@@ -170,20 +170,7 @@ pub(super) mod tests {
     use super::*;
 
     /// LVM 2.03.16, with the tags that this makes.
-    pub(in super::super) const RECORDED: &str = r#"
-  {
-      "report": [
-          {
-              "lv": [
-                  {"lv_name":"data", "lv_uuid":"Zm6Yz7-8Ejp-1kFT-xSAN-GMMi-tTza-Vz0v2b", "lv_size":"1073741824", "lv_tags":"", "pool_lv":"pool", "data_percent":"3.26", "metadata_percent":"", "thin_id":"1", "segtype":"thin", "lv_active":"active", "lv_kernel_major":"253", "lv_kernel_minor":"4"},
-                  {"lv_name":"[lvol0_pmspare]", "lv_uuid":"adxfAj-huaA-Mzmj-eFRT-ywUi-KO4Y-mOJwhG", "lv_size":"4194304", "lv_tags":"", "pool_lv":"", "data_percent":"", "metadata_percent":"", "thin_id":"", "segtype":"linear", "lv_active":"", "lv_kernel_major":"-1", "lv_kernel_minor":"-1"},
-                  {"lv_name":"pool", "lv_uuid":"xdFMmL-khGm-U8UV-VKhq-5zXn-CXAF-PrBzBH", "lv_size":"419430400", "lv_tags":"", "pool_lv":"", "data_percent":"8.41", "metadata_percent":"11.91", "thin_id":"", "segtype":"thin-pool", "lv_active":"active", "lv_kernel_major":"253", "lv_kernel_minor":"2"},
-                  {"lv_name":"snap", "lv_uuid":"FJ2iMv-ICUW-12AR-0mO2-I8ng-C254-jeIzjX", "lv_size":"1073741824", "lv_tags":"thrice,thrice.at=1795663349,thrice.kind=capture,thrice.number=2,thrice.of=Zm6Yz7-8Ejp-1kFT-xSAN-GMMi-tTza-Vz0v2b,thrice.owner=abc,thrice.volume=data", "pool_lv":"pool", "data_percent":"3.23", "metadata_percent":"", "thin_id":"2", "segtype":"thin", "lv_active":"active", "lv_kernel_major":"253", "lv_kernel_minor":"5"}
-              ]
-          }
-      ]
-  }
-"#;
+    pub(in super::super) const RECORDED: &str = include_str!("../recorded/lvs.json");
 
     #[test]
     fn a_recorded_report_is_understood() {
