@@ -721,7 +721,7 @@ mod tests {
         assert_eq!(shown.first().unwrap(), "stop the workload");
         assert_eq!(
             shown[3],
-            "copy the snapshot: lvm lvcreate -s -kn -an -n a.new --addtag thrice vg/s"
+            "copy the snapshot: lvm lvcreate -s -kn -an -n a.new vg/s"
         );
         assert_eq!(
             shown[4],

@@ -25,7 +25,18 @@ impl fmt::Display for Action {
         match self {
             Self::Stop => f.write_str("stop the workload"),
             Self::Start => f.write_str("start the workload"),
-            Self::Lvm { words, why } => write!(f, "{why}: lvm {}", words.join(" ")),
+            Self::Lvm { words, why } => {
+                write!(f, "{why}: lvm")?;
+                // Tags are many, and `why` says what they are for.
+                let mut words = words.iter();
+                while let Some(word) = words.next() {
+                    match word.as_str() {
+                        "--addtag" | "--deltag" => drop(words.next()),
+                        word => write!(f, " {word}")?,
+                    }
+                }
+                Ok(())
+            }
         }
     }
 }
