@@ -198,8 +198,8 @@ impl Lvm {
         }
     }
 
-    /// Cleans one snapshot of a crashed capture, from the outside in: the snapshot goes last, for by
-    /// it the rest is found. A cut in between leaves what was not reached for the next sweep.
+    /// Cleans one snapshot of a crashed capture, from the outside in: the snapshot goes last, for
+    /// by it the rest is found. A cut in between leaves what was not reached for the next sweep.
     fn clean(&self, lv: &Lv, of: &Snapshot, into: &Path, job: &Job<'_>) -> Result<String> {
         let mut done = Vec::new();
         let mapping = luks::name(&lv.uuid);
