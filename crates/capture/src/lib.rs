@@ -20,6 +20,7 @@ mod place;
 mod produce;
 mod scratch;
 pub mod sqlite;
+pub mod snapshot;
 
 use std::path::{Path, PathBuf};
 
