@@ -13,12 +13,20 @@ pub struct Suite {
     pub seconds_max: u64,
 }
 
-pub const SUITES: &[Suite] = &[Suite {
-    name: "smoke",
-    disks: &[1024, 512],
-    binaries: &[],
-    seconds_max: 180,
-}];
+pub const SUITES: &[Suite] = &[
+    Suite {
+        name: "smoke",
+        disks: &[1024, 512],
+        binaries: &[],
+        seconds_max: 180,
+    },
+    Suite {
+        name: "snapshots",
+        disks: &[4096],
+        binaries: &["snapshots"],
+        seconds_max: 900,
+    },
+];
 
 #[cfg(test)]
 mod tests {
