@@ -19,8 +19,8 @@ mod partial;
 mod place;
 mod produce;
 mod scratch;
-pub mod sqlite;
 pub mod snapshot;
+pub mod sqlite;
 
 use std::path::{Path, PathBuf};
 

@@ -32,6 +32,7 @@ mod stores;
 mod sync;
 mod time;
 mod verify;
+mod volumes;
 mod watch;
 mod window;
 
@@ -51,3 +52,4 @@ pub use source::At;
 pub use stores::{Opened, Purpose, check_store, open};
 pub use time::rfc3339;
 pub use verify::{Verified, VerifyOptions, verify};
+pub use volumes::look;
