@@ -27,6 +27,7 @@ mod retire;
 mod run;
 mod scan;
 mod ship;
+pub mod snapshots;
 mod source;
 mod stores;
 mod sync;

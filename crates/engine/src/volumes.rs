@@ -63,7 +63,7 @@ fn volumes_of(config: &Config, group: &VolumeGroup) -> capture::Result<Vec<Volum
 }
 
 /// Whose snapshots: the same for every run with this state.
-fn owner(config: &Config) -> capture::Result<Owner> {
+pub(crate) fn owner(config: &Config) -> capture::Result<Owner> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(config.host.state.as_os_str().as_encoded_bytes());
     hasher.update(config.host.name.as_bytes());
@@ -110,6 +110,14 @@ pub(crate) fn sweep(engine: &Engine<'_>) {
     }
 }
 
+/// In percent.
+pub(crate) fn floor_of(group: &VolumeGroup) -> Floor {
+    Floor {
+        data: group.floor.data * 100.0,
+        metadata: group.floor.metadata * 100.0,
+    }
+}
+
 /// A volume as it was at one moment.
 pub(crate) struct Mounted {
     pub(crate) identity: FsIdentity,
@@ -139,11 +147,7 @@ pub(crate) fn mount(engine: &Engine<'_>, spec: &VolumeSpec) -> Result<Mounted> {
             "put it back, or remove its dataset; the copies are untouched",
         )));
     };
-    let floor = Floor {
-        data: spec.group.floor.data * 100.0,
-        metadata: spec.group.floor.metadata * 100.0,
-    };
-    let taken = lvm.take(volume, Kind::Capture, &floor, &job)?;
+    let taken = lvm.take(volume, Kind::Capture, &floor_of(&spec.group), &job)?;
     let mut mounted = Mounted {
         identity: FsIdentity {
             uuid: Some(volume.uuid.clone()),

@@ -274,6 +274,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// One word for what it is.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Tree { .. } => "tree",
+            Self::Volume(_) => "volume",
+            Self::Made(made) => made.kind(),
+        }
+    }
+
     /// Where it lies: for a tree its base; for what is made, words that change when it is
     /// something else, never an absolute path.
     pub fn place(&self) -> PathBuf {

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::meant::Keep;
+
 /// A volume group, and what of it is asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VolumeGroup {
@@ -17,6 +19,8 @@ pub struct VolumeGroup {
     /// What has to be free in the pool before a snapshot is made: shares of its data and of its
     /// metadata, `0.0..=1.0`. Default a tenth of each.
     pub floor: Floor,
+    /// Of the snapshots that are kept on the same disk. Default the last 7 days.
+    pub keep: Keep,
 }
 
 /// Shares, `0.0..=1.0`.
@@ -42,6 +46,15 @@ pub struct VolumeSpec {
     /// As LVM calls it, in its group.
     pub volume: String,
 }
+
+/// What is kept of a group's snapshots where nothing is said.
+pub(crate) const KEEP: Keep = Keep {
+    last: None,
+    daily: Some(7),
+    weekly: None,
+    monthly: None,
+    yearly: None,
+};
 
 /// What begins a root that is a volume group, and the place of a volume.
 pub(crate) const PREFIX: &str = "vg:";

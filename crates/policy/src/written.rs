@@ -550,6 +550,13 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
         patterns: patterns.into_iter().map(|one| one.value).collect(),
         luks_key: luks_key.map(|key| key.value),
         floor: read_floor(fields),
+        keep: match fields.has("keep") {
+            true => read_keep(sink, fields),
+            false => {
+                fields.get("keep");
+                volume::KEEP
+            }
+        },
     })
 }
 
@@ -590,6 +597,7 @@ fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
                 patterns: Vec::new(),
                 luks_key: luks_key.map(|key| key.value),
                 floor,
+                keep: volume::KEEP,
             },
             volume: value.1,
         },

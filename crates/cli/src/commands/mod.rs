@@ -9,6 +9,7 @@ mod init;
 mod plan;
 mod restore;
 mod run;
+mod snapshot;
 mod status;
 mod target;
 mod verify;
@@ -27,6 +28,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Check => check::check(global, printer),
         Command::Plan(args) => plan::plan(global, printer, args),
         Command::Run(args) => run::run(global, printer, args),
+        Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
         Command::Status => status::status(global, printer),
         Command::Versions { target } => browse::versions(global, printer, target),
