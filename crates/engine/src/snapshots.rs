@@ -165,6 +165,9 @@ impl Swap {
     /// Does it; `stop` and `start` are commands for a shell. A step that fails has all others taken
     /// back. What was there stays under another name until it is released.
     ///
+    /// On the way back, a workload that did not start may not be there to be stopped: that its
+    /// `stop` fails then is no obstacle, for LVM does not let go of a volume that is in use.
+    ///
     /// # Errors
     /// What failed, and what came of going back.
     pub fn run(
@@ -175,20 +178,36 @@ impl Swap {
     ) -> Result<(), Box<snapshot::Failed>> {
         // What was begun is brought to its end, or back.
         let never = AtomicBool::new(false);
+        let mut goes_back = false;
         snapshot::run(&self.plan.steps, &mut |action| {
             say(action);
-            let command = match action {
-                Action::Stop => stop,
-                Action::Start => start,
-                Action::Lvm { .. } => return self.lvm.act(action, &Job::new(ALLOWED, &never)),
-            };
-            let Some(command) = command else {
+            let done = self.act(action, stop, start, &never);
+            if goes_back && *action == Action::Stop {
                 return Ok(());
-            };
-            let mut shell = Command::new("sh");
-            shell.args(["-c", command]);
-            Job::new(WORKLOAD, &never).run_quietly(&mut shell)
+            }
+            goes_back |= done.is_err();
+            done
         })
+    }
+
+    fn act(
+        &self,
+        action: &Action,
+        stop: Option<&str>,
+        start: Option<&str>,
+        never: &AtomicBool,
+    ) -> capture::Result<()> {
+        let command = match action {
+            Action::Stop => stop,
+            Action::Start => start,
+            Action::Lvm { .. } => return self.lvm.act(action, &Job::new(ALLOWED, never)),
+        };
+        let Some(command) = command else {
+            return Ok(());
+        };
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]);
+        Job::new(WORKLOAD, never).run_quietly(&mut shell)
     }
 }
 

@@ -34,7 +34,7 @@ pub const SUITES: &[Suite] = &[
         name: "volumes",
         disks: &[2048, 512],
         binaries: &[],
-        seconds_max: 300,
+        seconds_max: 420,
         in_gate: true,
     },
 ];
