@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use blackbox::World;
+use blackbox::{Running, World};
 use rusqlite::Connection;
 
 /// A database in WAL mode whose rows are all in the log, and the connection that keeps them there.
@@ -249,5 +249,29 @@ fn r10_a_restored_database_is_not_given_the_log_of_another() -> Result<()> {
     world.expect(&["restore", "docs:app.db", "--in-place", "--overwrite"], 0)?;
     ensure!(!live.with_file_name("app.db-wal").exists());
     ensure!(rows(&live)? == 10);
+    Ok(())
+}
+
+/// The scan has noted the database and how it looks; its content is nowhere yet.
+#[test]
+fn r05_a_database_whose_run_was_killed_is_captured_by_the_next() -> Result<()> {
+    for full in [false, true] {
+        let world = world()?;
+        let open = database(&world.live().join("docs/app.db"), 10)?;
+        world.expect(&["run"], 0)?;
+        insert(&open, 5)?;
+        let mut command = world.command(&["run"]);
+        command.env("THRICE_FAULT", "stage.written:1");
+        let outcome = Running::spawn(&mut command)?.wait()?;
+        ensure!(outcome.signal.is_some(), "it was not killed: {outcome}");
+        ensure!(rows(&world.path("sda/docs/app.db"))? == 10);
+        let next: &[&str] = if full { &["run", "--full"] } else { &["run"] };
+        world.expect(next, 0)?;
+        for store in ["sda", "nas"] {
+            let found = rows(&world.path(store).join("docs/app.db"))?;
+            ensure!(found == 15, "full: {full}: {store} has {found} rows");
+        }
+        unchanged(&world)?;
+    }
     Ok(())
 }

@@ -235,6 +235,10 @@ impl Comparison<'_, '_> {
             };
             let mut differs = false;
             let mut logs = match self.databases {
+                // Where everything has to be compared, what was noted may have been let go of.
+                Some(root) if self.replica.reconcile.is_some() => {
+                    databases::logs(root, &listing, BTreeMap::new())
+                }
                 Some(root) => databases::logs(root, &listing, self.catalog.logged(id)?),
                 None => Logs::default(),
             };
