@@ -34,7 +34,8 @@ pub struct Coverage {
     /// which it is not known now what belongs to them.
     pub held: Vec<Held>,
     /// One line for each path directly in a root, and one for each path that is carved out of
-    /// where it lies or declared outside the roots; in the order of the paths.
+    /// where it lies or declared outside the roots; in the order of the paths. Then one for each
+    /// dataset that is made, with words in place of a path.
     pub proof: Vec<Line>,
     /// Lines that lead nowhere.
     pub unrouted: Vec<Unrouted>,
@@ -167,6 +168,7 @@ pub fn resolve(
         known,
         drafts: Vec::new(),
         claims: BTreeMap::new(),
+        made: Vec::new(),
         coverage: Coverage::default(),
     };
     for declared in &config.datasets {
@@ -180,6 +182,7 @@ pub fn resolve(
     proof.settle_names();
     proof.write_datasets();
     proof.write_lines();
+    proof.coverage.proof.append(&mut proof.made);
     proof.coverage
 }
 
@@ -189,6 +192,8 @@ struct Proof<'a> {
     known: &'a BTreeMap<String, PathBuf>,
     drafts: Vec<Draft<'a>>,
     claims: BTreeMap<PathBuf, Claim>,
+    /// Lines about what has no path.
+    made: Vec<Line>,
     coverage: Coverage,
 }
 
@@ -546,6 +551,7 @@ impl<'a> Proof<'a> {
 
     fn write_datasets(&mut self) {
         let (mut datasets, mut held, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lines = Vec::new();
         for (draft, owned) in self.drafts.iter().zip(self.owned()) {
             if let Some(why) = &draft.held {
                 held.push(Held {
@@ -582,8 +588,19 @@ impl<'a> Proof<'a> {
                 cross_mounts: draft.cross_mounts,
                 sqlite: draft.sqlite,
             });
+            let first = datasets.len() - 1;
             datasets.extend(inventory);
+            let made = datasets[first..].iter();
+            let made = made.filter(|dataset| matches!(dataset.source, Source::Made(_)));
+            lines.extend(made.map(|dataset| Line {
+                path: dataset.source.place(),
+                dataset: Some(dataset.name.clone()),
+                route: Some(dataset.route.clone()),
+                because: draft.because.clone(),
+                why: dataset.why.clone(),
+            }));
         }
+        self.made = lines;
         let coverage = &mut self.coverage;
         coverage.datasets = datasets;
         coverage.held.extend(held);
@@ -792,8 +809,8 @@ fn inventory(draft: &Draft<'_>, refetch: &Refetch, source: &Source) -> Option<Da
     })
 }
 
-/// How the inventory of a dataset is called.
-pub(crate) fn inventory_name(dataset: &str) -> String {
+/// How the dataset that is the inventory of another is called.
+pub fn inventory_name(dataset: &str) -> String {
     format!("{dataset}-inventory")
 }
 

@@ -148,6 +148,36 @@ fn every_folder_is_a_dataset_and_so_are_the_loose_files() {
 }
 
 #[test]
+fn r14_what_is_made_has_a_line_and_an_inventory_too() {
+    let coverage = cover(
+        &format!(
+            "{NFS}[dataset.cache]\nredis = \"redis+unix:///run/redis.sock\"\nroute = [\"sda\"]\n\
+             [dataset.a]\npath = \"/srv/nfs/a\"\nroute = []\nwhy = \"discs\"\n\
+             refetch = \"the discs\"\n"
+        ),
+        &["/srv/nfs/a/x"],
+    );
+    assert!(coverage.errors.is_empty() && coverage.unrouted.is_empty());
+    let lines = coverage.proof.iter().map(|line| {
+        let route = line.route.clone().unwrap_or_default().join(",");
+        (
+            line.path.to_str().unwrap(),
+            line.dataset.as_deref().unwrap(),
+            route,
+        )
+    });
+    let lines: Vec<_> = lines.collect();
+    let wanted = [
+        ("/srv/nfs/a", "a", ""),
+        ("redis+unix:///run/redis.sock", "cache", "sda"),
+        ("inventory:a", "a-inventory", "sda,nas"),
+    ];
+    let wanted = wanted.map(|(path, name, route)| (path, name, route.to_owned()));
+    assert_eq!(lines, wanted);
+    assert_eq!(coverage.proof[1].because, Because::Declared { line: 14 });
+}
+
+#[test]
 fn a_root_without_loose_files_has_no_dataset_of_them_unless_it_had_one() {
     assert_eq!(names(&cover(NFS, &["/srv/nfs/a/"])), ["a"]);
     let known = [("nfs-files", "/srv/nfs")];

@@ -6,6 +6,7 @@ mod care;
 mod check;
 mod help;
 mod plan;
+mod refetch;
 mod restore;
 mod run;
 mod status;
