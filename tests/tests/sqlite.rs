@@ -226,3 +226,28 @@ fn a_database_is_a_dataset_of_its_own() -> Result<()> {
     ensure!(rows(&world.path("sda/app/app.db"))? == 13);
     unchanged(&world)
 }
+
+#[test]
+fn r10_a_restored_database_is_not_given_the_log_of_another() -> Result<()> {
+    let world = World::one_store()?;
+    let live = world.live().join("docs/app.db");
+    let open = database(&live, 10)?;
+    world.expect(&["run"], 0)?;
+    insert(&open, 500)?;
+    drop(open);
+    // As after a crash: a log that belongs to what lay there before.
+    let crashed = world.live().join("docs/crashed.db");
+    let open = database(&crashed, 900)?;
+    for ending in ["", "-wal", "-shm"] {
+        let (from, to) = (format!("crashed.db{ending}"), format!("app.db{ending}"));
+        std::fs::copy(
+            world.live().join("docs").join(from),
+            world.live().join("docs").join(to),
+        )?;
+    }
+    drop(open);
+    world.expect(&["restore", "docs:app.db", "--in-place", "--overwrite"], 0)?;
+    ensure!(!live.with_file_name("app.db-wal").exists());
+    ensure!(rows(&live)? == 10);
+    Ok(())
+}

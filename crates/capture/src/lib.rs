@@ -19,6 +19,7 @@ mod partial;
 mod place;
 mod produce;
 mod scratch;
+pub mod snapshot;
 pub mod sqlite;
 
 use std::path::{Path, PathBuf};

@@ -55,6 +55,8 @@ pub enum Color {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Look at this machine and write a commented configuration for it; never overwrites one
+    Init(InitArgs),
     /// Validate the configuration and print the coverage proof; 3 when something has no route
     Check,
     /// What the next run would do and cost; changes nothing
@@ -63,6 +65,9 @@ pub enum Command {
     Run(RunArgs),
     /// Listen to what changes, so that runs need not look at everything; goes on until stopped
     Watch(WatchArgs),
+    /// Snapshots of volumes, on the same disk, to go back to
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Per dataset and store: state, age, what is pending
     Status,
     /// The versions of a dataset or of one path in it
@@ -102,6 +107,54 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
     /// Write the man pages: this program's to standard output, or all of them into DIR
     Man { dir: Option<PathBuf> },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Make one of each volume, or of those named
+    Create {
+        /// GROUP/VOLUME
+        volumes: Vec<String>,
+    },
+    /// List those that this installation has made
+    List,
+    /// Let go of those that `keep` of their volume group does not ask for
+    Prune,
+    /// Put a snapshot in the place of its volume: shows the plan, and does it with --yes
+    Restore {
+        /// GROUP/VOLUME
+        volume: String,
+        /// Which snapshot [default: the newest]
+        #[arg(long)]
+        number: Option<u64>,
+        /// A shell command that stops what uses the volume, and unmounts it
+        #[arg(long, value_name = "COMMAND")]
+        stop: Option<String>,
+        /// A shell command that starts it again
+        #[arg(long, value_name = "COMMAND")]
+        start: Option<String>,
+        /// Do what the plan says
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Remove what a restore has put aside
+    Release {
+        /// GROUP/VOLUME
+        volume: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Folders under which everything is to be backed up, beside what is found
+    #[arg(value_name = "ROOT")]
+    pub roots: Vec<PathBuf>,
+    /// A device to fetch the configuration of, as ssh understands it; may be given several times
+    #[arg(long = "device", value_name = "USER@HOST")]
+    pub devices: Vec<String>,
+    /// Write it to standard output and nowhere else
+    #[arg(long)]
+    pub print: bool,
 }
 
 #[derive(Debug, Args)]

@@ -28,11 +28,13 @@ mod retire;
 mod run;
 mod scan;
 mod ship;
+pub mod snapshots;
 mod source;
 mod stores;
 mod sync;
 mod time;
 mod verify;
+mod volumes;
 mod watch;
 mod window;
 
@@ -53,3 +55,4 @@ pub use source::At;
 pub use stores::{Opened, Purpose, check_store, open};
 pub use time::rfc3339;
 pub use verify::{Verified, VerifyOptions, verify};
+pub use volumes::look;

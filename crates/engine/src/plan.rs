@@ -237,8 +237,7 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         return Ok(plan);
     };
     let Source::Tree { base, scope } = &meant.source else {
-        plan.note =
-            Some("is made when it is captured: nobody knows before what of it changed".into());
+        plan.note = Some("is captured for each run: nobody knows before what of it changed".into());
         return Ok(plan);
     };
     let view = match capture::view(base) {

@@ -24,7 +24,7 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
     let catalog = engine.catalog;
     let coverage = policy::resolve(
         engine.config,
-        &policy::look(engine.config),
+        &crate::volumes::look(engine.config),
         &Default::default(),
     );
     let mut done = Vec::new();

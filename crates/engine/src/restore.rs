@@ -12,12 +12,13 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use catalog::{Catalog, Replica, Row};
+use catalog::{Catalog, Replica, ReplicaId, Row};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use serde::{Deserialize, Serialize};
 use store::{Store, Want};
 use tree::{Apply, Digest, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
 
+use crate::databases;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::report::{Notice, Observer, Problem, Status};
@@ -175,6 +176,7 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
     }
     let cancelled = engine.cancel.load(Ordering::Relaxed);
     if !cancelled {
+        job.clear_logs(&mut outcome, catalog, replica.id, &mut job.cache()?)?;
         job.finish(&mut outcome, &doors)?;
         tree::sync_fs(&target).map_err(Error::io("making the restored files durable"))?;
         match target.unlink(marker.name().as_bytes()) {
@@ -332,6 +334,8 @@ struct Outcome {
     links: Vec<(RelPath, RelPath, Node)>,
     dirs: Vec<(RelPath, Node)>,
     flagged: Vec<(RelPath, Flags)>,
+    /// Databases, where something may lie beside them.
+    databases: Vec<RelPath>,
 }
 
 impl Outcome {
@@ -345,6 +349,7 @@ enum Answer {
         bytes: u64,
         resumed: bool,
         held: bool,
+        database: Option<RelPath>,
     },
     Failed(Box<Row>, String),
 }
@@ -592,6 +597,36 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Removes logs that lie beside restored databases and are none of theirs: SQLite would write
+    /// them into the database. A cut before this leaves the restore to be gone on with.
+    fn clear_logs(
+        &self,
+        outcome: &mut Outcome,
+        catalog: &Catalog,
+        replica: ReplicaId,
+        dirs: &mut DirCache,
+    ) -> Result<()> {
+        for path in std::mem::take(&mut outcome.databases) {
+            for ending in ["-wal", "-journal", "-shm"] {
+                let name = [path.name().unwrap_or_default(), ending.as_bytes()].concat();
+                let log = path.parent().unwrap_or_default().join(&name);
+                if catalog.locate(replica, &log, Some(self.number))?.is_some() {
+                    continue;
+                }
+                let to = self.place(&log);
+                let (dir, name) = to.split().unwrap_or_default();
+                match dirs.get(dir).and_then(|dir| dir.unlink(name)) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        let message = format!("removing the log of the database before: {error}");
+                        self.problem(outcome, &log, message);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what the restore that this one goes on with was cut off from finishing.
     fn tidy(&self, dir: &RelPath, outcome: &mut Outcome, dirs: &mut DirCache) {
         let cleared = dirs.get(dir.as_bytes()).and_then(|dir| {
@@ -700,7 +735,9 @@ impl Crew<'_> {
                     bytes,
                     resumed,
                     held,
+                    database,
                 } => {
+                    outcome.databases.extend(database);
                     outcome.files += 1;
                     outcome.bytes += bytes;
                     outcome.resumed += u64::from(resumed);
@@ -719,6 +756,8 @@ struct Done {
     bytes: u64,
     resumed: bool,
     held: bool,
+    /// Whether it is a SQLite database, and others may have left a log beside it.
+    database: bool,
 }
 
 struct Worker<'a, 'j> {
@@ -791,10 +830,12 @@ impl Worker<'_, '_> {
                 bytes,
                 resumed,
                 held,
+                database,
             }) => Answer::Restored {
                 bytes,
                 resumed,
                 held,
+                database: database.then_some(row.path),
             },
             Err(message) => Answer::Failed(Box::new(row), message),
         }
@@ -822,6 +863,7 @@ impl Worker<'_, '_> {
                     bytes: 0,
                     resumed: true,
                     held: true,
+                    database: self.may_have_log(dir, name, node),
                 });
             }
             let ours = self.job.resuming && !self.job.options.merge;
@@ -859,7 +901,16 @@ impl Worker<'_, '_> {
             bytes,
             resumed: false,
             held,
+            database: self.may_have_log(dir, name, node),
         })
+    }
+
+    fn may_have_log(&self, dir: &Dir, name: &[u8], node: &Node) -> bool {
+        let is_database = || {
+            let file = dir.open_file(name);
+            file.is_ok_and(|file| databases::begins_as_database(&file))
+        };
+        !self.job.empty && node.kind == Kind::File && is_database()
     }
 
     /// Whether an earlier restore brought this already: then it is not read from the store again.

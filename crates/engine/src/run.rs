@@ -12,7 +12,7 @@ use feed::{OpenFile, Tracked};
 use jiff::Timestamp;
 use policy::{Config, Dataset, Scope, Source};
 use store::{Seal, SealStatus, Session};
-use tree::{Dir, RelPath};
+use tree::{Dir, FsIdentity, RelPath};
 
 use crate::databases::Databases;
 use crate::error::{Error, Result};
@@ -27,6 +27,7 @@ use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summ
 use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
 use crate::stores::{self, Opened, Pool, Purpose};
+use crate::volumes::{self, Mounted};
 use crate::watch::{self, Watch};
 use crate::window::{self, Window};
 use crate::{moves, prune, sync};
@@ -233,6 +234,7 @@ impl Run<'_, '_> {
                 message: error.to_string(),
             });
         }
+        volumes::sweep(self.engine);
         self.findings.coverage(&expectation.coverage)?;
         let chosen: Vec<&Expected> = expectation
             .stalest_first()
@@ -571,10 +573,13 @@ impl Run<'_, '_> {
         }
         let replica = catalog.replica(replica.id)?;
         let walk = Walk {
-            root: view.root(),
+            root: view.root()?,
             scope: view.scope,
             kept: view.kept(),
-            databases: view.base().and_then(|_| Databases::of(engine, meant)),
+            databases: match view.is_tree() {
+                true => Databases::of(engine, meant),
+                false => None,
+            },
             cross_mounts: meant.cross_mounts,
             threads: 2,
             pace: &self.pace,
@@ -607,9 +612,7 @@ impl Run<'_, '_> {
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
         drop(session);
-        if let Data::Made(made) = view.data {
-            made.conclude(catalog, &replica, &meant.name, (engine.now)())?;
-        }
+        view.conclude(engine, &replica, &meant.name, &mut shipped)?;
         if scan.accepted {
             self.passed.insert(expected.name.clone());
         }
@@ -662,6 +665,15 @@ impl Run<'_, '_> {
                 let view = view(base, meant, source, dataset, accepted)?;
                 let data = Data::Tree(view, base);
                 return Ok(Ready { scope, data });
+            }
+            Source::Volume(volume) => {
+                let mounted = volumes::mount(self.engine, volume)?;
+                same_filesystem(&mounted.identity, meant, source, dataset, accepted)?;
+                let data = Data::Volume(mounted);
+                return Ok(Ready {
+                    scope: &WHOLE,
+                    data,
+                });
             }
             Source::Made(made) => made::make(self.engine, made, &meant.name, replica)?,
         };
@@ -1163,45 +1175,84 @@ struct Ready<'a> {
 enum Data<'a> {
     /// A live tree, and its base.
     Tree(View, &'a Path),
+    Volume(Mounted),
     Made(Made),
 }
 
 impl Ready<'_> {
-    fn root(&self) -> &Dir {
+    fn root(&self) -> Result<&Dir> {
         match &self.data {
-            Data::Tree(view, _) => &view.root,
-            Data::Made(made) => &made.root,
+            Data::Tree(view, _) => Ok(&view.root),
+            Data::Volume(mounted) => mounted.root(),
+            Data::Made(made) => Ok(&made.root),
         }
+    }
+
+    /// What has databases in it that are to be captured as such.
+    fn is_tree(&self) -> bool {
+        !matches!(self.data, Data::Made(_))
     }
 
     fn base(&self) -> Option<&Path> {
         match &self.data {
             Data::Tree(_, base) => Some(base),
-            Data::Made(_) => None,
+            Data::Volume(_) | Data::Made(_) => None,
         }
     }
 
     fn kept(&self) -> &[RelPath] {
         match &self.data {
-            Data::Tree(..) => &[],
+            Data::Tree(..) | Data::Volume(_) => &[],
             Data::Made(made) => &made.kept,
         }
     }
 
     fn problems(&self) -> &[(RelPath, String)] {
         match &self.data {
-            Data::Tree(..) => &[],
+            Data::Tree(..) | Data::Volume(_) => &[],
             Data::Made(made) => &made.problems,
         }
     }
 
     /// Of the file system that it has to lie on next time too, as JSON.
     fn identity(&self) -> Result<Option<String>> {
-        match &self.data {
-            Data::Tree(view, _) => serde_json::to_string(&view.identity)
-                .map(Some)
-                .map_err(|_| Error::Internal("an identity that is no JSON")),
-            Data::Made(_) => Ok(None),
+        let identity = match &self.data {
+            Data::Tree(view, _) => &view.identity,
+            Data::Volume(mounted) => &mounted.identity,
+            Data::Made(_) => return Ok(None),
+        };
+        serde_json::to_string(identity)
+            .map(Some)
+            .map_err(|_| Error::Internal("an identity that is no JSON"))
+    }
+}
+
+impl Ready<'_> {
+    /// It is in the first store: what was made to read it goes.
+    fn conclude(
+        self,
+        engine: &Engine<'_>,
+        replica: &Replica,
+        name: &str,
+        shipped: &mut Shipped,
+    ) -> Result<()> {
+        match self.data {
+            Data::Tree(..) => Ok(()),
+            Data::Volume(mounted) => {
+                if let Err(error) = mounted.close() {
+                    let problem = Problem {
+                        dataset: name.to_owned(),
+                        store: None,
+                        path: None,
+                        message: format!("its snapshot is left for the next run: {error}"),
+                    };
+                    let notice = Notice::Problem(problem.clone());
+                    engine.observer.notice(&notice);
+                    shipped.problems.push(problem);
+                }
+                Ok(())
+            }
+            Data::Made(made) => made.conclude(engine.catalog, replica, name, (engine.now)()),
         }
     }
 }
@@ -1224,12 +1275,24 @@ fn view(
             "mount it or put it back; the copies are untouched",
         ))
     })?;
+    same_filesystem(&view.identity, meant, source, dataset, accepted)?;
+    Ok(view)
+}
+
+/// It lies where it lay before.
+fn same_filesystem(
+    identity: &FsIdentity,
+    meant: &Dataset,
+    source: &str,
+    dataset: &catalog::Dataset,
+    accepted: &Accepted,
+) -> Result<()> {
     let before = dataset.fs_identity.as_deref();
     let before = before.and_then(|json| serde_json::from_str(json).ok());
-    let moved = guard::other_filesystem(&meant.name, source, before.as_ref(), &view.identity);
+    let moved = guard::other_filesystem(&meant.name, source, before.as_ref(), identity);
     match moved.filter(|stop| !accepted.passes(stop)) {
         Some(stop) => Err(Error::Held(stop)),
-        None => Ok(view),
+        None => Ok(()),
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Facts {
 #[derive(Clone, Debug, Default)]
 pub struct DatasetFacts {
     pub name: String,
+    /// One word for what it is; empty where that is not known any more.
+    pub kind: &'static str,
     pub route: Vec<String>,
     pub why: Option<String>,
     /// Why no run will touch it now.
@@ -118,6 +120,7 @@ fn datasets(catalog: &Catalog, expectation: &Expectation) -> Result<Vec<DatasetF
         let mut facts = dataset_facts(catalog, name, route)?;
         facts.why = why.clone().filter(|_| route.is_empty());
         facts.held = facts.held.or_else(|| held.map(|held| held.why.clone()));
+        facts.kind = dataset.source.kind();
         found.push(facts);
     }
     // Those that the catalog remembers and that have no folder any more.

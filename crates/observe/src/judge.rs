@@ -97,7 +97,10 @@ fn one(facts: &Facts, dataset: &DatasetFacts, now: Timestamp) -> DatasetStatus {
     DatasetStatus {
         name: dataset.name.clone(),
         route: dataset.route.clone(),
-        kind: "tree",
+        kind: match dataset.kind {
+            "" => "tree",
+            kind => kind,
+        },
         stores: stores.collect(),
         last_drill: None,
         why: dataset.why.clone(),

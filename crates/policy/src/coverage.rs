@@ -22,6 +22,7 @@ use crate::meant::{
 use crate::name::name_from;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
+use crate::volume::{VolumeGroup, VolumeSpec};
 
 /// The configuration laid over what is on disk.
 #[derive(Clone, Debug, Default)]
@@ -34,8 +35,8 @@ pub struct Coverage {
     /// which it is not known now what belongs to them.
     pub held: Vec<Held>,
     /// One line for each path directly in a root, and one for each path that is carved out of
-    /// where it lies or declared outside the roots; in the order of the paths. Then one for each
-    /// dataset that is made, with words in place of a path.
+    /// where it lies or declared outside the roots; in the order of the paths. Then what is made,
+    /// by what it is made of.
     pub proof: Vec<Line>,
     /// Lines that lead nowhere.
     pub unrouted: Vec<Unrouted>,
@@ -143,7 +144,7 @@ struct Draft<'a> {
     refused: bool,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Shape<'a> {
     /// All below the base.
     Whole,
@@ -151,6 +152,8 @@ enum Shape<'a> {
     Only,
     /// The loose files of a root.
     Loose,
+    /// All of a volume.
+    Volume(Box<VolumeSpec>),
     /// No paths at all: its files are made.
     Made(&'a Made),
 }
@@ -182,7 +185,6 @@ pub fn resolve(
     proof.settle_names();
     proof.write_datasets();
     proof.write_lines();
-    proof.coverage.proof.append(&mut proof.made);
     proof.coverage
 }
 
@@ -226,6 +228,12 @@ impl<'a> Proof<'a> {
             }
             DeclaredSource::Database(file) => self.declare_database(file, draft),
             DeclaredSource::Match(pattern) => self.declare_match(pattern, draft),
+            DeclaredSource::Volume(volume) => {
+                draft.shape = Shape::Volume(volume.clone());
+                let place = volume.place();
+                let owner = self.draft(draft);
+                self.claim(place, Rank::Path, true, owner);
+            }
             DeclaredSource::Made(made) => {
                 draft.shape = Shape::Made(made);
                 self.draft(draft);
@@ -339,7 +347,46 @@ impl<'a> Proof<'a> {
         }
     }
 
+    /// Every volume of a group that can be read as files.
+    fn claim_volumes(&mut self, root: &'a Root, group: &'a VolumeGroup) {
+        let route = match root.each {
+            Some(RootEach::Volume) => root.route.as_deref(),
+            _ => None,
+        };
+        let seen = match self.landscape.volumes.get(&root.path) {
+            Some(Ok(seen)) => seen,
+            Some(Err(why)) => return self.withhold_root(root, route.is_some(), why),
+            None => return self.withhold_root(root, route.is_some(), "it was not looked at"),
+        };
+        let Some(route) = route else { return };
+        for volume in seen {
+            let spec = VolumeSpec {
+                group: group.clone(),
+                volume: volume.name.clone(),
+            };
+            let (place, name) = (spec.place(), name_from(volume.name.as_bytes()));
+            let owner = match &volume.unreadable {
+                None => {
+                    let shape = Shape::Volume(Box::new(spec));
+                    self.draft(automatic(root, route, name, place.clone(), shape))
+                }
+                Some(why) => Owner::Nobody(
+                    why.clone(),
+                    format!(
+                        "write `[dataset.{name}]` with `volume = \"{}/{}\"`, `route = []` and \
+                         `why`, and back up what is on it from where it is used",
+                        group.name, volume.name
+                    ),
+                ),
+            };
+            self.claim(place, Rank::Folder, true, owner);
+        }
+    }
+
     fn claim_root(&mut self, root: &'a Root) {
+        if let Some(group) = &root.group {
+            return self.claim_volumes(root, group);
+        }
         let listing = self.landscape.roots.get(&root.path);
         let route = match (&root.each, &root.route) {
             (Some(RootEach::Dir), Some(route)) => Some(route.as_slice()),
@@ -569,8 +616,9 @@ impl<'a> Proof<'a> {
             if owned.is_empty() && !made && draft.held.is_none() && !draft.route.is_empty() {
                 warnings.push(self.nothing_left(draft));
             }
-            let source = match draft.shape {
-                Shape::Made(made) => Source::Made(Box::new(made.clone())),
+            let source = match &draft.shape {
+                Shape::Made(made) => Source::Made(Box::new((*made).clone())),
+                Shape::Volume(volume) => Source::Volume(volume.clone()),
                 _ => Source::Tree {
                     base: draft.base.clone(),
                     scope: self.scope(draft, &owned),
@@ -671,6 +719,12 @@ impl<'a> Proof<'a> {
                 paths.insert(path.clone(), claim.is_dir);
             }
         }
+        for (root, listing) in &self.landscape.volumes {
+            match listing {
+                Ok(seen) => paths.extend(seen.iter().map(|one| (root.join(&one.name), true))),
+                Err(_) => drop(paths.insert(root.clone(), true)),
+            }
+        }
         for (root, listing) in &self.landscape.roots {
             let Ok(entries) = listing else {
                 paths.insert(root.clone(), true);
@@ -684,6 +738,7 @@ impl<'a> Proof<'a> {
         for (path, is_dir) in paths {
             self.write_line(path, is_dir);
         }
+        self.coverage.proof.append(&mut self.made);
     }
 
     /// The deepest claim strictly around `path`.

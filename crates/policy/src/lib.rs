@@ -17,6 +17,7 @@ mod pattern;
 mod retain;
 mod scope;
 mod units;
+mod volume;
 mod written;
 
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
@@ -38,3 +39,4 @@ pub use scope::{BadPattern, ExcludeSet, Scope, Verdict};
 pub use units::{
     STEPS, TimeOfDay, When, parse_duration, parse_percent, parse_rate, parse_size, parse_when,
 };
+pub use volume::{Floor, VolumeGroup, VolumeSeen, VolumeSpec};

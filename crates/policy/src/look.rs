@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::meant::{Config, DeclaredSource, StoreKind};
 use crate::pattern::{Name, Pattern};
+use crate::volume::VolumeSeen;
 
 /// What lies directly in each root, what each pattern matches, what each declared path is.
 /// What could not be looked at is recorded as that, never as empty.
@@ -21,6 +22,9 @@ pub struct Landscape {
     pub matches: BTreeMap<String, Result<Vec<(PathBuf, Seen)>, String>>,
     /// By the path of each dataset declared with one.
     pub sources: BTreeMap<PathBuf, Seen>,
+    /// By the root's path, of each that is a volume group. Filled by who can ask for it; a group
+    /// that nobody asked is one that cannot be listed.
+    pub volumes: BTreeMap<PathBuf, Result<Vec<VolumeSeen>, String>>,
     /// Thrice's own places inside roots and datasets, as these lead to them: where a link is on
     /// the way, the configuration calls them otherwise.
     pub own: BTreeSet<PathBuf>,
@@ -77,7 +81,7 @@ fn is_absent(error: &io::Error) -> bool {
 pub fn look(config: &Config) -> Landscape {
     let mut landscape = Landscape::default();
     let places = own_places(config);
-    for root in &config.roots {
+    for root in config.roots.iter().filter(|root| root.group.is_none()) {
         let listing = match landscape.place(&places, &root.path) {
             Some(why) => Err(why),
             None => list(&root.path).map_err(|error| error.to_string()),
@@ -85,12 +89,15 @@ pub fn look(config: &Config) -> Landscape {
         landscape.roots.insert(root.path.clone(), listing);
     }
     for declared in &config.datasets {
-        if matches!(declared.what, DeclaredSource::Made(_)) {
+        if matches!(
+            declared.what,
+            DeclaredSource::Made(_) | DeclaredSource::Volume(_)
+        ) {
             continue;
         }
         let inside = landscape.place(&places, &declared.what.base());
         match (&declared.what, inside) {
-            (DeclaredSource::Made(_), _) => {}
+            (DeclaredSource::Made(_) | DeclaredSource::Volume(_), _) => {}
             (DeclaredSource::Path(path) | DeclaredSource::Database(path), inside) => {
                 let seen = inside.map_or_else(|| Seen::at(path), Seen::Unreadable);
                 landscape.sources.insert(path.clone(), seen);

@@ -15,6 +15,24 @@ pub struct Made {
 pub(crate) const INVENTORY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 impl Made {
+    /// One word for what it is.
+    pub fn kind(&self) -> &'static str {
+        match &self.what {
+            Making::Database(spec) => match spec.engine {
+                DatabaseEngine::Postgres => "postgres",
+                DatabaseEngine::Mysql => "mysql",
+                DatabaseEngine::Redis => "redis",
+                DatabaseEngine::Etcd => "etcd",
+                DatabaseEngine::Vault => "vault",
+                DatabaseEngine::Mongo => "mongodb",
+            },
+            Making::Device(_) => "device",
+            Making::Command(_) => "command",
+            Making::Host => "host",
+            Making::Inventory(_) => "inventory",
+        }
+    }
+
     /// What it is made of, in place of a path.
     pub fn place(&self) -> PathBuf {
         let text = match &self.what {

@@ -8,6 +8,7 @@ use crate::made::Made;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
 use crate::units::When;
+use crate::volume::{VolumeGroup, VolumeSpec};
 
 /// The whole configuration, resolved but not yet laid over what is on disk.
 #[derive(Clone, Debug)]
@@ -140,6 +141,8 @@ impl Default for Guard {
 pub struct Root {
     pub path: PathBuf,
     pub each: Option<RootEach>,
+    /// The volume group that it is, if it is one: then `path` is `vg:NAME`.
+    pub group: Option<VolumeGroup>,
     /// Store names; `None` when the root gives none, so that what is not declared is unrouted.
     pub route: Option<Vec<String>>,
     /// Required when the route is empty.
@@ -159,6 +162,8 @@ pub enum RootEach {
     /// Every top-level directory is a dataset, and so are together the files that lie
     /// directly in the root.
     Dir,
+    /// The root is a volume group, and every volume in it a dataset.
+    Volume,
 }
 
 /// `[dataset.NAME]`, resolved but not yet laid over what is on disk.
@@ -190,6 +195,8 @@ pub enum DeclaredSource {
     Match(Pattern),
     /// `sqlite`: one database, and the files beside it that are its log.
     Database(PathBuf),
+    /// `volume`.
+    Volume(Box<VolumeSpec>),
     /// Data that is no tree.
     Made(Box<Made>),
 }
@@ -210,6 +217,7 @@ impl DeclaredSource {
         match self {
             Self::Path(path) | Self::Database(path) => path.clone(),
             Self::Match(pattern) => pattern.base(),
+            Self::Volume(volume) => volume.place(),
             Self::Made(made) => made.place(),
         }
     }
@@ -259,16 +267,28 @@ pub enum Source {
         base: PathBuf,
         scope: Scope,
     },
+    /// A volume, read through a snapshot.
+    Volume(Box<VolumeSpec>),
     /// Data that is no tree: its files are made when it is captured.
     Made(Box<Made>),
 }
 
 impl Source {
+    /// One word for what it is.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Tree { .. } => "tree",
+            Self::Volume(_) => "volume",
+            Self::Made(made) => made.kind(),
+        }
+    }
+
     /// Where it lies: for a tree its base; for what is made, words that change when it is
     /// something else, never an absolute path.
     pub fn place(&self) -> PathBuf {
         match self {
             Self::Tree { base, .. } => base.clone(),
+            Self::Volume(volume) => volume.place(),
             Self::Made(made) => made.place(),
         }
     }

@@ -321,6 +321,10 @@ fn check_equal(sink: &Sink<'_>, written: &Written) {
                     value: pattern.value.text().into(),
                     span: pattern.span.clone(),
                 },
+                WrittenSource::Volume(volume) => At {
+                    value: volume.value.place(),
+                    span: volume.span.clone(),
+                },
                 WrittenSource::Made(_) => return None,
             };
             Some((dataset.name.value.as_str(), place))
@@ -366,6 +370,7 @@ fn mean_root(sink: &Sink<'_>, root: &WrittenRoot) -> Root {
     Root {
         path: root.path.value.clone(),
         each: root.each,
+        group: root.group.clone(),
         route: route_of(&root.common),
         why: why_of(&root.common),
         exclude: root.common.exclude.clone(),
@@ -381,6 +386,7 @@ fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) ->
         WrittenSource::Path(path) => DeclaredSource::Path(path.value.clone()),
         WrittenSource::Match(pattern) => DeclaredSource::Match(pattern.value.clone()),
         WrittenSource::Database(file) => DeclaredSource::Database(file.value.clone()),
+        WrittenSource::Volume(volume) => DeclaredSource::Volume(Box::new(volume.value.clone())),
         WrittenSource::Made(made) => DeclaredSource::Made(made.clone()),
     };
     let base = what.base();
@@ -536,7 +542,7 @@ fn check_own_places(
 fn taker(config: &Config, path: &Path) -> Option<(String, crate::Mark)> {
     let around = |declared: &&Declared| match &declared.what {
         DeclaredSource::Path(base) | DeclaredSource::Database(base) => path.starts_with(base),
-        DeclaredSource::Made(_) => false,
+        DeclaredSource::Made(_) | DeclaredSource::Volume(_) => false,
         DeclaredSource::Match(pattern) => path.ancestors().any(|part| pattern.matches(part)),
     };
     let depth = |declared: &&Declared| declared.what.base().components().count();

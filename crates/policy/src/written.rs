@@ -13,6 +13,7 @@ use crate::meant::{IoClass, Keep, Metrics, Pace, RootEach, Schedule, StoreKind, 
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
 use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse_when};
+use crate::volume::{self, Floor, VolumeGroup, VolumeSpec};
 
 /// The file, table by table. What had an error in it is left out; the names of stores are
 /// all there, so that a route to a wrong one is not said to lead nowhere.
@@ -46,6 +47,7 @@ pub(crate) struct Common {
 pub(crate) struct WrittenRoot {
     pub path: At<PathBuf>,
     pub each: Option<RootEach>,
+    pub group: Option<VolumeGroup>,
     pub common: Common,
 }
 
@@ -62,6 +64,7 @@ pub(crate) enum WrittenSource {
     Match(At<Pattern>),
     /// `sqlite = "FILE"`.
     Database(At<PathBuf>),
+    Volume(At<VolumeSpec>),
     Made(Box<Made>),
 }
 
@@ -492,17 +495,36 @@ fn read_root(
     commons: &mut Vec<Common>,
 ) -> Option<WrittenRoot> {
     let span = fields.span.clone();
-    let each = fields.parsed("each", |text| match text {
-        "dir" => Ok(RootEach::Dir),
-        _ => Err(format!("`each` must be `dir`, not `{text}`")),
+    let group = path.strip_prefix(volume::PREFIX);
+    let each = fields.parsed("each", |text| match (text, group) {
+        ("dir", None) => Ok(RootEach::Dir),
+        ("volume", Some(_)) => Ok(RootEach::Volume),
+        (_, None) => Err(format!("`each` must be `dir`, not `{text}`")),
+        (_, Some(_)) => Err(format!(
+            "`each` of a volume group must be `volume`, not `{text}`"
+        )),
     });
+    let group = group.map(|name| read_group(sink, name, &mut fields));
     let common = read_common(sink, &mut fields);
     commons.push(common.clone());
     fields.finish();
+    if let Some(group) = group {
+        let group = group?;
+        return Some(WrittenRoot {
+            path: At {
+                value: volume::place(&group.name),
+                span,
+            },
+            each: each.map(|each| each.value),
+            group: Some(group),
+            common,
+        });
+    }
     match clean_path(path) {
         Ok(path) => Some(WrittenRoot {
             path: At { value: path, span },
             each: each.map(|each| each.value),
+            group: None,
             common,
         }),
         Err(why) => {
@@ -512,6 +534,77 @@ fn read_root(
     }
 }
 
+/// The keys that say more of a volume group.
+fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Option<VolumeGroup> {
+    let name = volume::check_name(name);
+    if let Err(why) = &name {
+        sink.error(&fields.span, why.clone(), "write `[root.\"vg:NAME\"]`");
+    }
+    let pool = fields.parsed("pool", volume::check_name);
+    let patterns = fields.strings("volumes", true);
+    let patterns = patterns.map(|list| list.value).unwrap_or_default();
+    let luks_key = fields.parsed("luks_key", clean_path);
+    Some(VolumeGroup {
+        name: name.ok()?,
+        pool: pool.map(|pool| pool.value),
+        patterns: patterns.into_iter().map(|one| one.value).collect(),
+        luks_key: luks_key.map(|key| key.value),
+        floor: read_floor(fields),
+        keep: match fields.has("keep") {
+            true => read_keep(sink, fields),
+            false => {
+                fields.get("keep");
+                volume::KEEP
+            }
+        },
+    })
+}
+
+/// `floor`: what has to be free before a snapshot is made.
+fn read_floor(fields: &mut Fields<'_, '_>) -> Floor {
+    let default = Floor::default();
+    let Some(mut floor) = fields.table("floor", "floor".into()) else {
+        return default;
+    };
+    let data = floor.parsed("data", parse_percent);
+    let metadata = floor.parsed("metadata", parse_percent);
+    floor.finish();
+    Floor {
+        data: data.map_or(default.data, |share| share.value),
+        metadata: metadata.map_or(default.metadata, |share| share.value),
+    }
+}
+
+/// `volume = "GROUP/NAME"`.
+fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
+    if !fields.has("volume") {
+        fields.get("volume");
+        return None;
+    }
+    let named = fields.parsed("volume", |text| match text.split_once('/') {
+        Some((group, name)) => Ok((volume::check_name(group)?, volume::check_name(name)?)),
+        None => Err(format!(
+            "`{text}` is no volume; write it like `pve/vm-101-disk-0`"
+        )),
+    });
+    let luks_key = fields.parsed("luks_key", clean_path);
+    let floor = read_floor(fields);
+    Some(named.map(|At { value, span }| At {
+        value: VolumeSpec {
+            group: VolumeGroup {
+                name: value.0,
+                pool: None,
+                patterns: Vec::new(),
+                luks_key: luks_key.map(|key| key.value),
+                floor,
+                keep: volume::KEEP,
+            },
+            volume: value.1,
+        },
+        span,
+    }))
+}
+
 fn read_dataset(
     sink: &Sink<'_>,
     name: String,
@@ -519,10 +612,7 @@ fn read_dataset(
     commons: &mut Vec<Common>,
 ) -> Option<WrittenDataset> {
     let span = fields.span.clone();
-    if let Some(at) = fields.special("volume") {
-        let remedy = "remove it; until then, back up the file system on it as a tree";
-        unsupported(sink, &at, "`volume` datasets are", remedy);
-    }
+    let volume = read_volume(&mut fields);
     let database = read_database(&mut fields);
     let made = making::read(sink, &name, &mut fields);
     let path = fields.parsed("path", clean_path);
@@ -536,9 +626,9 @@ fn read_dataset(
     let mut kinds = Vec::new();
     kinds.extend(["path", "match"].into_iter().filter(|key| fields.has(key)));
     kinds.extend(database.as_ref().map(|_| "sqlite"));
+    kinds.extend(volume.as_ref().map(|_| "volume"));
     kinds.extend((!matches!(made, Found::Nothing)).then_some("what makes it"));
     let what = match kinds[..] {
-        [] if fields.has("volume") => None,
         [] => {
             let message = format!("`{}` has no `path`", fields.place);
             sink.error(&span, message, "write `path = \"/srv/nfs/NAME\"`");
@@ -548,6 +638,9 @@ fn read_dataset(
             (Found::Made(made), _) => Some(WrittenSource::Made(made)),
             (Found::Wrong, _) => None,
             (Found::Nothing, Some(file)) => file.map(WrittenSource::Database),
+            (Found::Nothing, None) if volume.is_some() => {
+                volume.flatten().map(WrittenSource::Volume)
+            }
             (Found::Nothing, None) => path
                 .map(WrittenSource::Path)
                 .or(pattern.map(WrittenSource::Match)),

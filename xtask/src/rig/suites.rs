@@ -11,14 +11,33 @@ pub struct Suite {
     /// A guest that takes longer is killed, seconds. The guest is emulated: 10 to 40 times
     /// slower than this machine.
     pub seconds_max: u64,
+    /// Whether it is quick enough for the gate; others are run by `cargo xtask rig`.
+    pub in_gate: bool,
 }
 
-pub const SUITES: &[Suite] = &[Suite {
-    name: "smoke",
-    disks: &[1024, 512],
-    binaries: &[],
-    seconds_max: 180,
-}];
+pub const SUITES: &[Suite] = &[
+    Suite {
+        name: "smoke",
+        disks: &[1024, 512],
+        binaries: &[],
+        seconds_max: 180,
+        in_gate: false,
+    },
+    Suite {
+        name: "snapshots",
+        disks: &[4096],
+        binaries: &["snapshots"],
+        seconds_max: 900,
+        in_gate: false,
+    },
+    Suite {
+        name: "volumes",
+        disks: &[2048, 512],
+        binaries: &[],
+        seconds_max: 300,
+        in_gate: true,
+    },
+];
 
 #[cfg(test)]
 mod tests {

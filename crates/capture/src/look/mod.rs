@@ -237,3 +237,36 @@ fn servers(machine: &mut Machine) -> Vec<Server> {
     ports.extend(read::ports(&machine.file("/proc/net/tcp6")));
     read::servers(&unix, &ports)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn r14_what_is_seen_here_becomes_a_configuration_without_a_gap() {
+        let cancel = AtomicBool::new(false);
+        let job = Job::new(Duration::from_secs(60), &cancel);
+        let machine = Machine::look(&job);
+        assert!(
+            machine
+                .mounts
+                .iter()
+                .any(|mount| mount.path == Path::new("/"))
+        );
+        let text = propose(&machine, &[], &[]);
+        let parsed = policy::parse(Path::new("thrice.toml"), &text);
+        let (config, report) = parsed.unwrap_or_else(|report| panic!("{report:?}\n{text}"));
+        assert!(report.is_empty(), "{report:?}\n{text}");
+        let coverage = policy::resolve(&config, &policy::look(&config), &BTreeMap::new());
+        assert!(coverage.errors.is_empty(), "{:?}\n{text}", coverage.errors);
+        let unrouted = &coverage.unrouted;
+        assert!(
+            unrouted.is_empty(),
+            "{:?}\n{text}",
+            unrouted.iter().map(|one| &one.path).collect::<Vec<_>>()
+        );
+    }
+}

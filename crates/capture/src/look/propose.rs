@@ -42,6 +42,8 @@ const SYSTEM: [&str; 14] = [
     "/var/lib/docker/overlay2",
     "/var/lib/containers/storage/overlay",
 ];
+/// The longest that an item of a list is shown, characters.
+const ITEM_MAX: usize = 160;
 /// Folders of which each folder in them is somebody's own.
 const EACH: [&str; 2] = ["/home", "/srv"];
 
@@ -334,6 +336,12 @@ impl Draft {
             self.server(server);
         }
         for device in devices {
+            let bad = |c: char| c.is_whitespace() || c.is_control();
+            if device.is_empty() || device.starts_with('-') || device.contains(bad) {
+                self.line("");
+                self.comment(format!("`{}` is no ssh destination", plain(device)));
+                continue;
+            }
             let name = device
                 .rsplit_once('@')
                 .map_or(device.as_str(), |(_, host)| host);
@@ -438,7 +446,10 @@ impl Draft {
         self.line("");
         self.comment(format!("{title}:"));
         for item in items {
-            self.comment(format!("  {item}"));
+            // Some programs say the same many times over.
+            let short: String = item.chars().take(ITEM_MAX).collect();
+            let dots = if short.len() < item.len() { "…" } else { "" };
+            self.comment(format!("  {short}{dots}"));
         }
     }
 }
@@ -629,8 +640,8 @@ mod tests {
             ..Machine::default()
         };
         let text = propose(&machine, &[], &["-oProxyCommand=x".into()]);
-        let named = text.replace("-oProxyCommand=x", "x");
-        let config = parsed(&named);
+        assert!(text.contains("# `-oProxyCommand=x` is no"), "{text}");
+        let config = parsed(&text);
         let bases: Vec<_> = config
             .datasets
             .iter()

@@ -5,10 +5,12 @@ mod browse;
 mod care;
 mod check;
 mod help;
+mod init;
 mod plan;
 mod refetch;
 mod restore;
 mod run;
+mod snapshot;
 mod status;
 mod target;
 mod verify;
@@ -23,9 +25,11 @@ use crate::printer::Printer;
 pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
     let global = &cli.global;
     match &cli.command {
+        Command::Init(args) => init::init(global, printer, args),
         Command::Check => check::check(global, printer),
         Command::Plan(args) => plan::plan(global, printer, args),
         Command::Run(args) => run::run(global, printer, args),
+        Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
         Command::Status => status::status(global, printer),
         Command::Versions { target } => browse::versions(global, printer, target),

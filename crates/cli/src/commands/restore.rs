@@ -31,7 +31,7 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
     };
     if args.in_place && !dataset.source.is_absolute() {
         return Err(Usage(format!(
-            "the files of `{}` were made, of `{}`, and lie nowhere: say where they go with `--to`",
+            "`{}` is captured from `{}`, which is no folder: say where its files go with `--to`",
             dataset.name,
             dataset.source.display()
         ))

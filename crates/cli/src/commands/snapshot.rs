@@ -1,0 +1,150 @@
+//! `thrice snapshot`: points on the same disk to go back to.
+
+use anyhow::Result;
+use engine::snapshots::{self, Outcomes};
+use serde::Serialize;
+
+use crate::args::{Global, SnapshotCommand};
+use crate::exit;
+use crate::printer::{Printer, table};
+use crate::session::{self, Interrupt};
+
+#[derive(Serialize)]
+struct Line {
+    volume: String,
+    number: u64,
+    kind: &'static str,
+    taken_at: String,
+    name: String,
+}
+
+/// Makes, lists, lets go of, or goes back to snapshots.
+pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -> Result<u8> {
+    let config = session::config(global, printer)?;
+    let interrupt = Interrupt::watch()?;
+    let cancel = interrupt.flag();
+    if let SnapshotCommand::List = command {
+        return Ok(list(printer, snapshots::list(&config, cancel)));
+    }
+    // No run makes or removes any meanwhile.
+    let _lock = session::catalog_to_write(&config)?;
+    match command {
+        SnapshotCommand::List => Ok(exit::OK),
+        SnapshotCommand::Create { volumes } => {
+            let outcomes = snapshots::create(&config, cancel, volumes);
+            let made = |one: &capture::snapshot::Snapshot| format!("number {}", one.number);
+            Ok(told(
+                printer,
+                outcomes,
+                "no volume group is configured",
+                made,
+            ))
+        }
+        SnapshotCommand::Prune => {
+            let outcomes = snapshots::prune(&config, cancel);
+            Ok(told(printer, outcomes, "nothing to let go of", |()| {
+                "removed".into()
+            }))
+        }
+        SnapshotCommand::Restore {
+            volume,
+            number,
+            stop,
+            start,
+            yes,
+        } => {
+            let swap = snapshots::swap(&config, cancel, volume, *number)?;
+            printer.line(&format!("to bring `{volume}` back:"));
+            for (at, step) in swap.plan.steps.iter().enumerate() {
+                printer.line(&format!("  {}. {}", at + 1, step.does));
+            }
+            if !yes {
+                printer.say("nothing was done; --yes does it");
+                return Ok(exit::OK);
+            }
+            let say = |action: &capture::snapshot::Action| printer.say(&format!("{action}"));
+            if let Err(failed) = swap.run(stop.as_deref(), start.as_deref(), &say) {
+                printer.error(&failed.to_string());
+                return Ok(exit::PARTIAL);
+            }
+            printer.say(&format!(
+                "done; what was there is kept as `{}` until: thrice snapshot release {volume}",
+                swap.plan.old
+            ));
+            Ok(exit::OK)
+        }
+        SnapshotCommand::Release { volume } => {
+            let released = snapshots::release(&config, cancel, volume)?;
+            match released.is_empty() {
+                true => printer.say(&format!("nothing of `{volume}` was put aside")),
+                false => printer.say(&format!("removed: {}", released.join(", "))),
+            }
+            Ok(exit::OK)
+        }
+    }
+}
+
+fn list(printer: &Printer, outcomes: Outcomes<Vec<capture::snapshot::Snapshot>>) -> u8 {
+    let (mut lines, mut code) = (Vec::new(), exit::OK);
+    for (group, listed) in outcomes {
+        match listed {
+            Ok(all) => lines.extend(all.into_iter().map(|one| Line {
+                volume: one.volume,
+                number: one.number,
+                kind: one.kind.word(),
+                taken_at: taken_at(one.at),
+                name: one.name,
+            })),
+            Err(error) => {
+                printer.error(&format!("volume group `{group}`: {error}"));
+                code = exit::PARTIAL;
+            }
+        }
+    }
+    if printer.is_json() {
+        printer.json(&lines);
+        return code;
+    }
+    let rows = lines.into_iter().map(|line| {
+        let number = line.number.to_string();
+        vec![
+            line.volume,
+            number,
+            line.taken_at,
+            line.kind.to_owned(),
+            line.name,
+        ]
+    });
+    let header = ["VOLUME", "NUMBER", "TAKEN", "KIND", "NAME"];
+    printer.line(&table(&header, rows.collect()));
+    code
+}
+
+fn taken_at(seconds: u64) -> String {
+    let at = i64::try_from(seconds).ok();
+    let at = at.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    at.map_or_else(String::new, engine::rfc3339)
+}
+
+/// Zero things is no success, unless nothing was to be done.
+fn told<T>(
+    printer: &Printer,
+    outcomes: Outcomes<T>,
+    nothing: &str,
+    done: impl Fn(&T) -> String,
+) -> u8 {
+    if outcomes.is_empty() {
+        printer.say(nothing);
+    }
+    let mut code = exit::OK;
+    for (name, outcome) in outcomes {
+        match outcome {
+            Ok(value) => printer.say(&format!("{name}: {}", done(&value))),
+            Err(error) => {
+                printer.error(&format!("{name}: {error}"));
+                code = exit::PARTIAL;
+            }
+        }
+    }
+    code
+}

@@ -1,0 +1,207 @@
+//! Snapshots that are kept for a while so that one can go back to them: on the same disk as what
+//! they are of, and no copies.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use capture::Job;
+use capture::snapshot::{self, Action, Kind, Lvm, Select, Snapshot, Storage, SwapPlan, Volume};
+use policy::{Config, VolumeGroup};
+
+use crate::volumes::{floor_of, owner};
+
+/// The longest that LVM may take for one volume.
+const ALLOWED: Duration = Duration::from_secs(600);
+/// The longest that a workload may take to stop or to start.
+const WORKLOAD: Duration = Duration::from_secs(1800);
+
+/// What came of one volume or snapshot, by its name.
+pub type Outcomes<T> = Vec<(String, capture::Result<T>)>;
+
+/// The volume groups that the configuration names, each once.
+fn groups(config: &Config) -> Vec<&VolumeGroup> {
+    let mut all: BTreeMap<&str, &VolumeGroup> = BTreeMap::new();
+    for declared in &config.datasets {
+        if let policy::DeclaredSource::Volume(volume) = &declared.what {
+            all.insert(&volume.group.name, &volume.group);
+        }
+    }
+    let roots = config.roots.iter().filter_map(|root| root.group.as_ref());
+    all.extend(roots.map(|group| (&*group.name, group)));
+    all.into_values().collect()
+}
+
+fn lvm(config: &Config, group: &VolumeGroup) -> capture::Result<Lvm> {
+    let select = Select {
+        patterns: group.patterns.clone(),
+        pool: group.pool.clone(),
+    };
+    Lvm::new(&group.name, owner(config)?, select)
+}
+
+/// This installation's snapshots, by volume group.
+pub fn list(config: &Config, cancel: &AtomicBool) -> Outcomes<Vec<Snapshot>> {
+    let of = |group: &VolumeGroup| lvm(config, group)?.list(&Job::new(ALLOWED, cancel));
+    let groups = groups(config).into_iter();
+    groups
+        .map(|group| (group.name.clone(), of(group)))
+        .collect()
+}
+
+/// Makes one of each volume that is asked for (`GROUP/VOLUME`), or of all. A pool at its floor
+/// refuses, and the others go on.
+pub fn create(config: &Config, cancel: &AtomicBool, names: &[String]) -> Outcomes<Snapshot> {
+    let mut outcomes = Vec::new();
+    let mut unknown: Vec<&String> = names.iter().collect();
+    for group in groups(config) {
+        let job = Job::new(ALLOWED, cancel);
+        let found = lvm(config, group).and_then(|lvm| Ok((lvm.volumes(&job)?, lvm)));
+        let (volumes, lvm) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                outcomes.push((group.name.clone(), Err(error)));
+                continue;
+            }
+        };
+        for volume in volumes {
+            unknown.retain(|name| **name != volume.name);
+            if !names.is_empty() && !names.contains(&volume.name) {
+                continue;
+            }
+            let job = Job::new(ALLOWED, cancel);
+            let taken = lvm.take(&volume, Kind::Kept, &floor_of(group), &job);
+            outcomes.push((volume.name, taken.map(|taken| taken.snapshot)));
+        }
+    }
+    let missing = unknown.into_iter().map(|name| {
+        let error = capture::Error::Refused {
+            why: format!("no volume group in the configuration has a thin volume `{name}`"),
+            remedy: "write it like `pve/vm-101-disk-0`; see `thrice check`".into(),
+        };
+        (name.clone(), Err(error))
+    });
+    outcomes.extend(missing);
+    outcomes
+}
+
+/// Lets go of those that `keep` of their group does not ask for, whatever the pool's state.
+pub fn prune(config: &Config, cancel: &AtomicBool) -> Outcomes<()> {
+    let mut outcomes = Vec::new();
+    for group in groups(config) {
+        let job = Job::new(ALLOWED, cancel);
+        let listed = lvm(config, group).and_then(|lvm| Ok((lvm.list(&job)?, lvm)));
+        match listed {
+            Err(error) => outcomes.push((group.name.clone(), Err(error))),
+            Ok((all, lvm)) => {
+                for one in snapshot::prune(&group.keep, &all) {
+                    let job = Job::new(ALLOWED, cancel);
+                    outcomes.push((one.name.clone(), lvm.delete(one, &job)));
+                }
+            }
+        }
+    }
+    outcomes
+}
+
+/// A volume that is to go back to a snapshot.
+pub struct Swap {
+    lvm: Lvm,
+    /// What will be done.
+    pub plan: SwapPlan,
+}
+
+/// Finds `name` (`GROUP/VOLUME`) with its snapshots.
+fn find(
+    config: &Config,
+    cancel: &AtomicBool,
+    name: &str,
+) -> capture::Result<(Lvm, Volume, Vec<Snapshot>)> {
+    let unknown = || capture::Error::Refused {
+        why: format!("no volume group in the configuration has a thin volume `{name}`"),
+        remedy: "write it like `pve/vm-101-disk-0`; see `thrice snapshot list`".into(),
+    };
+    let group_name = name.split_once('/').map(|(group, _)| group);
+    let mut all = groups(config).into_iter();
+    let group = all.find(|group| Some(&*group.name) == group_name);
+    let lvm = lvm(config, group.ok_or_else(unknown)?)?;
+    let job = Job::new(ALLOWED, cancel);
+    let mut volumes = lvm.volumes(&job)?.into_iter();
+    let volume = volumes.find(|volume| volume.name == name);
+    let volume = volume.ok_or_else(unknown)?;
+    let mut snapshots = lvm.list(&job)?;
+    snapshots.retain(|one| one.volume == volume.name || one.volume_uuid == volume.uuid);
+    Ok((lvm, volume, snapshots))
+}
+
+/// Plans to put a snapshot in the place of its volume. `number`: of the snapshot; `None`: the
+/// newest that is kept. Nothing is touched.
+///
+/// # Errors
+/// When there is no such volume or snapshot, or LVM cannot be asked.
+pub fn swap(
+    config: &Config,
+    cancel: &AtomicBool,
+    name: &str,
+    number: Option<u64>,
+) -> capture::Result<Swap> {
+    let (lvm, volume, snapshots) = find(config, cancel, name)?;
+    let mut fitting = snapshots.iter().rev().filter(|one| match number {
+        Some(number) => one.number == number,
+        None => one.kind == Kind::Kept,
+    });
+    let Some(chosen) = fitting.next() else {
+        return Err(capture::Error::Refused {
+            why: format!("`{name}` has no such snapshot"),
+            remedy: "see `thrice snapshot list`".into(),
+        });
+    };
+    let plan = lvm.swap(&volume, chosen, &Job::new(ALLOWED, cancel))?;
+    Ok(Swap { lvm, plan })
+}
+
+impl Swap {
+    /// Does it; `stop` and `start` are commands for a shell. A step that fails has all others taken
+    /// back. What was there stays under another name until it is released.
+    ///
+    /// # Errors
+    /// What failed, and what came of going back.
+    pub fn run(
+        &self,
+        stop: Option<&str>,
+        start: Option<&str>,
+        say: &dyn Fn(&Action),
+    ) -> Result<(), Box<snapshot::Failed>> {
+        // What was begun is brought to its end, or back.
+        let never = AtomicBool::new(false);
+        snapshot::run(&self.plan.steps, &mut |action| {
+            say(action);
+            let command = match action {
+                Action::Stop => stop,
+                Action::Start => start,
+                Action::Lvm { .. } => return self.lvm.act(action, &Job::new(ALLOWED, &never)),
+            };
+            let Some(command) = command else {
+                return Ok(());
+            };
+            let mut shell = Command::new("sh");
+            shell.args(["-c", command]);
+            Job::new(WORKLOAD, &never).run_quietly(&mut shell)
+        })
+    }
+}
+
+/// Removes what swaps of a volume have put aside; their names.
+///
+/// # Errors
+/// When there is no such volume, or LVM refuses.
+pub fn release(config: &Config, cancel: &AtomicBool, name: &str) -> capture::Result<Vec<String>> {
+    let (lvm, _, snapshots) = find(config, cancel, name)?;
+    let mut released = Vec::new();
+    for old in snapshots.into_iter().filter(|one| one.kind == Kind::Old) {
+        lvm.release(&old, &Job::new(ALLOWED, cancel))?;
+        released.push(old.name);
+    }
+    Ok(released)
+}
