@@ -13,8 +13,9 @@
 //!                          are as secret as the passphrase is good
 //! ```
 //!
-//! A tool that is not there is a note; one that fails is a failed part. What changes without
-//! anybody changing it (free space, leases, what containers mount) is left out.
+//! A tool that is missing is a note; one that fails is a failed part. A disk that nobody may open
+//! here, as in a container, is a note too, and what is held of it stays. What changes without
+//! anybody changing it (free space, leases, what containers mount, loop devices) is left out.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -34,6 +35,9 @@ use crate::produce::{Produce, Produced, Vitals};
 
 /// The most that a list may be, bytes.
 const ANSWER_MAX: u64 = 64 << 20;
+/// Tools without which there is nothing to tell: of other distributions, and of what is managed by
+/// them alone.
+const OTHERS: [&str; 6] = ["dpkg", "apt-mark", "rpm", "pacman", "mdadm", "vgs"];
 /// The same file as a part and as a place.
 const PVE: &str = "etc/pve";
 /// Where a Proxmox host keeps what is shown at `/etc/pve`.
@@ -62,6 +66,8 @@ struct List {
     words: &'static [&'static str],
     /// The exit code with which it says that there is nothing to list.
     nothing: Option<i32>,
+    /// What is kept of what it prints.
+    change: fn(&[u8]) -> Vec<u8>,
 }
 
 const LISTS: &[List] = &[
@@ -70,24 +76,28 @@ const LISTS: &[List] = &[
         program: "dpkg",
         words: &["--get-selections"],
         nothing: None,
+        change: <[u8]>::to_vec,
     },
     List {
         part: "packages/apt-manual.txt",
         program: "apt-mark",
         words: &["showmanual"],
         nothing: None,
+        change: <[u8]>::to_vec,
     },
     List {
         part: "packages/rpm.txt",
         program: "rpm",
         words: &["-qa"],
         nothing: None,
+        change: <[u8]>::to_vec,
     },
     List {
         part: "packages/pacman-explicit.txt",
         program: "pacman",
         words: &["-Qe"],
         nothing: None,
+        change: <[u8]>::to_vec,
     },
     List {
         part: "disks/lsblk.json",
@@ -100,18 +110,22 @@ const LISTS: &[List] = &[
              LABEL,UUID",
         ],
         nothing: None,
+        change: lasting_devices,
     },
     List {
         part: "disks/blkid.txt",
         program: "blkid",
-        words: &[],
+        // Without its memory, which may be in `/etc`.
+        words: &["--cache-file", "/dev/null"],
         nothing: Some(2),
+        change: lasting_file_systems,
     },
     List {
         part: "disks/mdadm.conf",
         program: "mdadm",
         words: &["--detail", "--scan"],
         nothing: None,
+        change: <[u8]>::to_vec,
     },
 ];
 
@@ -141,6 +155,7 @@ impl Produce for HostConfig {
         for list in LISTS {
             capture.list(list)?;
         }
+        capture.say_without_packages();
         capture.units()?;
         capture.file("disks/cmdline.txt", "proc/cmdline", <[u8]>::to_vec)?;
         capture.file("disks/mounts.txt", "proc/self/mounts", lasting)?;
@@ -266,6 +281,7 @@ impl Capture<'_> {
                 self.produced.parts.insert(at, vitals);
             }
             Err(error @ Error::Interrupted) => return Err(error),
+            Err(Error::NoProgram { program, .. }) if OTHERS.contains(&&*program) => {}
             Err(Error::NoProgram { program, .. }) => {
                 let note = format!("there is no `{program}` here, so there is no `{at}`");
                 self.produced.notes.push(note);
@@ -292,12 +308,23 @@ impl Capture<'_> {
 
     fn list(&mut self, list: &List) -> Result<()> {
         let answer = self.answer(tool(list.program).args(list.words), list.nothing);
-        let made = match answer {
+        let made = match answer.map(|text| (list.change)(&text)) {
             Ok(text) if text.is_empty() => return Ok(()),
             Ok(text) => self.write(&part(list.part)?, &text),
             Err(error) => Err(error),
         };
         self.take(part(list.part)?, made)
+    }
+
+    fn say_without_packages(&mut self) {
+        let produced = &mut self.produced;
+        let made = produced.parts.keys();
+        let failed = produced.failed.iter().map(|(path, _)| path);
+        let is_list = |path: &RelPath| path.as_bytes().starts_with(b"packages/");
+        if !made.chain(failed).any(is_list) {
+            let note = "there is no `dpkg`, `rpm` or `pacman` here, so there is no `packages/`";
+            produced.notes.push(note.into());
+        }
     }
 
     /// Where systemd runs.
@@ -318,6 +345,7 @@ impl Capture<'_> {
                 "--plain",
             ],
             nothing: None,
+            change: <[u8]>::to_vec,
         })
     }
 
@@ -347,6 +375,17 @@ impl Capture<'_> {
             sfdisk.arg("--dump").arg(&device.path);
             let made = match self.answer(&mut sfdisk, None) {
                 Err(Error::Failed { said, .. }) if said.contains("recognized partition table") => {
+                    continue;
+                }
+                // Not even root may, so nobody can do anything about it here.
+                Err(Error::Failed { said, .. }) if said.contains("Operation not permitted") => {
+                    let note = format!(
+                        "`{}` may not be opened here, as in a container, so its partition table \
+                         is not captured",
+                        device.path
+                    );
+                    self.produced.notes.push(note);
+                    self.produced.kept.push(at);
                     continue;
                 }
                 Ok(text) => self.write(&at, &text),
@@ -485,6 +524,39 @@ fn device_name(device: impl AsRef<OsStr>) -> OsString {
     device.strip_prefix("/dev").unwrap_or(device).into()
 }
 
+/// Of the answer of `lsblk --json`, what is no device in memory or behind a file: those come and
+/// go. As it is where it cannot be read.
+fn lasting_devices(json: &[u8]) -> Vec<u8> {
+    let lasting = |json: &[u8]| {
+        let mut answer: serde_json::Value = serde_json::from_slice(json).ok()?;
+        let devices = answer.get_mut("blockdevices")?.as_array_mut()?;
+        let path = |device: &serde_json::Value| device.get("path")?.as_str().map(is_passing);
+        devices.retain(|device| path(device) != Some(true));
+        let mut text = serde_json::to_vec_pretty(&answer).ok()?;
+        text.push(b'\n');
+        Some(text)
+    };
+    lasting(json).unwrap_or_else(|| json.to_vec())
+}
+
+/// Of the lines of `blkid`, those about the same devices, sorted.
+fn lasting_file_systems(lines: &[u8]) -> Vec<u8> {
+    let lines = lines.split_inclusive(|b| *b == b'\n');
+    let lasting = lines.filter(|line| {
+        let device = line.split(|b| *b == b':').next().unwrap_or_default();
+        !std::str::from_utf8(device).is_ok_and(is_passing)
+    });
+    let lasting: BTreeSet<_> = lasting.collect();
+    lasting.into_iter().flatten().copied().collect()
+}
+
+/// Whether a device is in memory or behind a file.
+fn is_passing(device: &str) -> bool {
+    ["/dev/loop", "/dev/ram", "/dev/zram"]
+        .iter()
+        .any(|kind| device.starts_with(kind))
+}
+
 /// Of `/proc/mounts`, what outlives containers and sessions: file systems on disks and from other
 /// machines, sorted.
 fn lasting(mounts: &[u8]) -> Vec<u8> {
@@ -564,6 +636,20 @@ mod tests {
             "/dev/sda1 / ext4 rw 0 0\n/dev/sda1 /running ext4 rw 0 0\n\
              nas:/x /mnt/nas nfs4 rw 0 0\ntank/a /tank/a zfs rw 0 0\n"
         );
+    }
+
+    #[test]
+    fn devices_that_come_and_go_are_left_out() {
+        let lines = b"/dev/sdb: UUID=\"b\"\n/dev/loop1: UUID=\"l\"\n/dev/sda1: UUID=\"a\"\n";
+        let lasting = String::from_utf8(lasting_file_systems(lines)).unwrap();
+        assert_eq!(lasting, "/dev/sda1: UUID=\"a\"\n/dev/sdb: UUID=\"b\"\n");
+        let json = br#"{"blockdevices":[{"path":"/dev/loop0"},{"path":"/dev/sda","children":[]},
+            {"path":"/dev/zram0"}]}"#;
+        let lasting: serde_json::Value = serde_json::from_slice(&lasting_devices(json)).unwrap();
+        let devices = lasting["blockdevices"].as_array().unwrap();
+        assert_eq!(devices.len(), 1);
+        assert_eq!(devices[0]["path"], "/dev/sda");
+        assert_eq!(lasting_devices(b"lsblk: oops"), b"lsblk: oops");
     }
 
     #[test]

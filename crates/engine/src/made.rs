@@ -13,6 +13,7 @@ use capture::{Job, Scratch, Vitals};
 use catalog::{Catalog, Finding, Replica, Severity};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use policy::Making;
 use serde::{Deserialize, Serialize};
 use tree::{Content, Dir, FileContent, Kind, RelPath};
 
@@ -24,11 +25,14 @@ use crate::run::Engine;
 const SUSPICIOUS: &str = "capture-suspicious";
 
 /// What is remembered of a part that was good.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Good {
     at: Timestamp,
     #[serde(flatten)]
     vitals: Vitals,
+    /// Why the one that was stored last is suspicious.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    doubt: Option<String>,
 }
 
 /// A dataset's files, made.
@@ -40,7 +44,9 @@ pub(crate) struct Made {
     pub(crate) problems: Vec<(RelPath, String)>,
     pub(crate) notes: Vec<String>,
     parts: BTreeMap<RelPath, Vitals>,
-    suspicions: Vec<(RelPath, String)>,
+    /// What was good before.
+    known: BTreeMap<RelPath, Good>,
+    suspicions: BTreeMap<RelPath, String>,
     scratch: Scratch,
 }
 
@@ -77,11 +83,7 @@ pub(crate) fn make(
         std::fs::create_dir_all(below(scratch.path(), &parent))
             .map_err(Error::io("opening what was captured"))?;
     }
-    let mut suspicions = Vec::new();
-    for (path, vitals) in &produced.parts {
-        let before = known.get(path).map(|good| &good.vitals);
-        suspicions.extend(vitals.suspicion(before).map(|why| (path.clone(), why)));
-    }
+    let suspicions = suspicions(&made.what, &known, &produced.parts, &kept);
     settle(catalog, replica, scratch.path(), &kept, &RelPath::root())?;
     Ok(Made {
         root,
@@ -89,9 +91,35 @@ pub(crate) fn make(
         problems,
         notes: produced.notes,
         parts: produced.parts,
+        known,
         suspicions,
         scratch,
     })
+}
+
+/// What holds less than it should, and why.
+fn suspicions(
+    what: &Making,
+    known: &BTreeMap<RelPath, Good>,
+    parts: &BTreeMap<RelPath, Vitals>,
+    kept: &[RelPath],
+) -> BTreeMap<RelPath, String> {
+    let mut found = BTreeMap::new();
+    for (path, vitals) in parts {
+        let before = known.get(path).map(|good| &good.vitals);
+        found.extend(vitals.suspicion(before).map(|why| (path.clone(), why)));
+    }
+    // A server that was asked for all that it has.
+    let all = matches!(what, Making::Database(spec) if spec.databases.is_empty());
+    for (path, good) in known.iter().filter(|(path, _)| !parts.contains_key(path)) {
+        if kept.contains(path) {
+            // Nobody has looked at it since.
+            found.extend(good.doubt.clone().map(|why| (path.clone(), why)));
+        } else if all && good.vitals.rows.is_some_and(|rows| rows > 0) {
+            found.insert(path.clone(), "it is gone, and had rows".into());
+        }
+    }
+    found
 }
 
 /// The schedule's zone, else the machine's.
@@ -142,10 +170,6 @@ fn settle(
             _ => settle_file(catalog, replica, &dir, name, &child, &stat)?,
         };
     }
-    let gone = kept
-        .iter()
-        .filter(|kept| kept.parent().as_ref() == Some(path));
-    names.extend(gone.filter_map(|kept| kept.name().map(<[u8]>::to_vec)));
     let Some(held) = held.filter(|_| same) else {
         return Ok(false);
     };
@@ -156,6 +180,12 @@ fn settle(
             Ok::<_, Error>(())
         })?;
     }
+    // Not made now, and never before: nothing is missing.
+    let kept = kept
+        .iter()
+        .filter(|kept| kept.parent().as_ref() == Some(path));
+    let kept = kept.filter_map(|kept| kept.name().map(<[u8]>::to_vec));
+    names.extend(kept.filter(|name| before.contains(name)));
     let same = names.into_iter().collect::<BTreeSet<_>>() == before;
     if same {
         let file = std::fs::File::open(&here).map_err(doing())?;
@@ -221,15 +251,21 @@ impl Made {
         name: &str,
         now: Timestamp,
     ) -> Result<()> {
-        let (parts, suspicions) = (&self.parts, &self.suspicions);
+        let suspicions = &self.suspicions;
         catalog.atomically(|| {
-            for (path, vitals) in parts {
-                if suspicions.iter().any(|(other, _)| other == path) {
-                    continue;
-                }
-                let good = Good {
-                    at: now,
-                    vitals: *vitals,
+            for (path, vitals) in &self.parts {
+                let doubt = suspicions.get(path).cloned();
+                let before = self.known.get(path).filter(|_| doubt.is_some());
+                let good = match before {
+                    Some(before) => Good {
+                        doubt,
+                        ..before.clone()
+                    },
+                    None => Good {
+                        at: now,
+                        vitals: *vitals,
+                        doubt,
+                    },
                 };
                 let json = serde_json::to_string(&good);
                 let json = json.map_err(|_| Error::Internal("vitals that are no JSON"))?;
@@ -244,7 +280,7 @@ impl Made {
 fn say(
     catalog: &Catalog,
     name: &str,
-    suspicions: &[(RelPath, String)],
+    suspicions: &BTreeMap<RelPath, String>,
     now: Timestamp,
 ) -> Result<()> {
     if suspicions.is_empty() {
@@ -292,4 +328,75 @@ pub fn trust(catalog: &Catalog, dataset: &catalog::Dataset, now: Timestamp) -> R
         Ok::<_, Error>(())
     })?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use policy::{CommandSpec, DatabaseEngine, DatabaseSpec, Gives, Place, Tls};
+
+    use super::*;
+
+    fn vitals(rows: u64) -> Vitals {
+        Vitals {
+            bytes: 100,
+            tables: Some(2),
+            rows: Some(rows),
+        }
+    }
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    fn database(databases: &[&str]) -> Making {
+        Making::Database(DatabaseSpec {
+            engine: DatabaseEngine::Postgres,
+            url: "postgresql:///".into(),
+            place: Place::Here,
+            secret: None,
+            databases: databases.iter().map(|name| (*name).to_owned()).collect(),
+            tls: Tls::default(),
+        })
+    }
+
+    #[test]
+    fn r04_a_suspicion_stays_until_somebody_has_looked_again() {
+        let good = |rows, doubt: Option<&str>| Good {
+            at: Timestamp::UNIX_EPOCH,
+            vitals: vitals(rows),
+            doubt: doubt.map(str::to_owned),
+        };
+        let known = BTreeMap::from([
+            (path("a"), good(10, None)),
+            (path("b"), good(10, Some("it is empty"))),
+            (path("c"), good(10, None)),
+        ]);
+        let parts = BTreeMap::from([(path("a"), vitals(0))]);
+        let kept = [path("b")];
+        let found = |what: &Making| -> Vec<(RelPath, String)> {
+            suspicions(what, &known, &parts, &kept)
+                .into_iter()
+                .collect()
+        };
+        let all = found(&database(&[]));
+        let names: Vec<_> = all.iter().map(|(path, _)| path.to_string()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert_eq!(all[1].1, "it is empty");
+        // Who asks for some by name is told of each that is not there; else parts come and go.
+        let command = Making::Command(CommandSpec {
+            command: vec!["true".into()],
+            place: Place::Here,
+            gives: Gives::Folder,
+            check: Vec::new(),
+        });
+        assert_eq!(found(&database(&["a", "b"])).len(), 2);
+        assert_eq!(found(&command).len(), 2);
+    }
+
+    #[test]
+    fn what_was_remembered_before_there_were_doubts_is_read() {
+        let json = r#"{"at":"2026-11-26T04:00:00Z","bytes":7,"tables":null,"rows":3}"#;
+        let good: Good = serde_json::from_str(json).unwrap();
+        assert_eq!((good.vitals.rows, good.doubt), (Some(3), None));
+    }
 }

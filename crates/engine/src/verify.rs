@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
+use capture::Depth;
 use catalog::{Catalog, Copy, Replica, ReplicaId, Row};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,8 +16,10 @@ use tree::{Kind, Node, RelPath};
 use crate::error::{Error, Result};
 use crate::expect::Expectation;
 use crate::findings::Findings;
+use crate::refetch;
 use crate::report::{Notice, Problem, Status};
 use crate::run::{Engine, mark_for_repair};
+use crate::source::At;
 use crate::stores::{self, Opened, Purpose};
 use crate::sync;
 
@@ -55,6 +58,8 @@ pub struct Verified {
     pub bytes: u64,
     pub bad: u64,
     pub repaired: u64,
+    /// Files of data that can be fetched again which are not there as they are listed.
+    pub missing: u64,
     pub problems: Vec<Problem>,
 }
 
@@ -80,6 +85,7 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
         bytes: 0,
         bad: 0,
         repaired: 0,
+        missing: 0,
         problems: Vec::new(),
     };
     let mut any = false;
@@ -103,6 +109,7 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
         any |= !replicas.is_empty();
         in_store(engine, options, &spec.name, replicas, &mut done)?;
     }
+    any |= refetchable(engine, options, &expectation, &mut done)?;
     // Zero things is failure (R7).
     if !any && !engine.cancel.load(Ordering::Relaxed) {
         nothing(engine, options, &expectation, &mut done);
@@ -125,7 +132,8 @@ fn check(engine: &Engine<'_>, expectation: &Expectation, options: &VerifyOptions
     }
     let kept = engine.catalog.datasets()?.into_iter().map(|row| row.name);
     let expected = expectation.expected.iter().map(|e| e.name.clone());
-    let names: BTreeSet<String> = kept.chain(expected).collect();
+    let listed = refetch::inventories(&expectation.coverage).map(|listed| listed.spec.of.clone());
+    let names: BTreeSet<String> = kept.chain(expected).chain(listed).collect();
     match options
         .datasets
         .iter()
@@ -137,6 +145,53 @@ fn check(engine: &Engine<'_>, expectation: &Expectation, options: &VerifyOptions
         ))),
         None => Ok(()),
     }
+}
+
+/// Looks whether what is not backed up is there as its inventory lists it, by sizes: it is not a
+/// copy that is read back. Whether there was an inventory.
+fn refetchable(
+    engine: &Engine<'_>,
+    options: &VerifyOptions,
+    expectation: &Expectation,
+    done: &mut Verified,
+) -> Result<bool> {
+    let mut any = false;
+    for listed in refetch::inventories(&expectation.coverage) {
+        let name = &listed.spec.of;
+        let asked = options.stores.is_empty() && options.dataset(name);
+        if !asked || engine.cancel.load(Ordering::Relaxed) {
+            continue;
+        }
+        let Some(known) = engine.catalog.find_dataset(listed.name)? else {
+            continue;
+        };
+        let replicas = engine.catalog.replicas(known.id)?;
+        if replicas.iter().all(|replica| replica.sealed == 0) {
+            continue;
+        }
+        any = true;
+        let (tree, newest) = (&listed.spec.base, (At::Newest, None));
+        let why = match refetch::compare(engine, &listed, tree, Depth::Glance, newest) {
+            Ok(found) => {
+                done.missing += found.wanting();
+                found.complaint()
+            }
+            Err(Error::Catalog(error)) => return Err(error.into()),
+            Err(Error::Interrupted) => return Ok(any),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(message) = why {
+            let problem = Problem {
+                dataset: name.clone(),
+                store: None,
+                path: None,
+                message,
+            };
+            engine.observer.notice(&Notice::Problem(problem.clone()));
+            done.problems.push(problem);
+        }
+    }
+    Ok(any)
 }
 
 /// Tells of the copies that should be there when there was none to read.

@@ -171,6 +171,7 @@ pub fn resolve(
         known,
         drafts: Vec::new(),
         claims: BTreeMap::new(),
+        made: Vec::new(),
         coverage: Coverage::default(),
     };
     for declared in &config.datasets {
@@ -193,6 +194,8 @@ struct Proof<'a> {
     known: &'a BTreeMap<String, PathBuf>,
     drafts: Vec<Draft<'a>>,
     claims: BTreeMap<PathBuf, Claim>,
+    /// Lines about what has no path.
+    made: Vec<Line>,
     coverage: Coverage,
 }
 
@@ -595,6 +598,7 @@ impl<'a> Proof<'a> {
 
     fn write_datasets(&mut self) {
         let (mut datasets, mut held, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lines = Vec::new();
         for (draft, owned) in self.drafts.iter().zip(self.owned()) {
             if let Some(why) = &draft.held {
                 held.push(Held {
@@ -632,8 +636,19 @@ impl<'a> Proof<'a> {
                 cross_mounts: draft.cross_mounts,
                 sqlite: draft.sqlite,
             });
+            let first = datasets.len() - 1;
             datasets.extend(inventory);
+            let made = datasets[first..].iter();
+            let made = made.filter(|dataset| matches!(dataset.source, Source::Made(_)));
+            lines.extend(made.map(|dataset| Line {
+                path: dataset.source.place(),
+                dataset: Some(dataset.name.clone()),
+                route: Some(dataset.route.clone()),
+                because: draft.because.clone(),
+                why: dataset.why.clone(),
+            }));
         }
+        self.made = lines;
         let coverage = &mut self.coverage;
         coverage.datasets = datasets;
         coverage.held.extend(held);
@@ -723,17 +738,7 @@ impl<'a> Proof<'a> {
         for (path, is_dir) in paths {
             self.write_line(path, is_dir);
         }
-        for draft in &self.drafts {
-            if matches!(draft.shape, Shape::Made(_)) && !draft.refused {
-                self.coverage.proof.push(Line {
-                    path: draft.base.clone(),
-                    dataset: Some(draft.name.clone()),
-                    route: Some(draft.route.to_vec()),
-                    because: draft.because.clone(),
-                    why: draft.why.cloned(),
-                });
-            }
-        }
+        self.coverage.proof.append(&mut self.made);
     }
 
     /// The deepest claim strictly around `path`.
@@ -859,8 +864,8 @@ fn inventory(draft: &Draft<'_>, refetch: &Refetch, source: &Source) -> Option<Da
     })
 }
 
-/// How the inventory of a dataset is called.
-pub(crate) fn inventory_name(dataset: &str) -> String {
+/// How the dataset that is the inventory of another is called.
+pub fn inventory_name(dataset: &str) -> String {
     format!("{dataset}-inventory")
 }
 

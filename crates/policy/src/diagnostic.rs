@@ -52,6 +52,8 @@ pub struct Diagnostic {
     pub remedy: Option<String>,
     /// Other places that it is about, each with a word on how.
     pub also: Vec<(Mark, String)>,
+    /// Whether what stands at its place must not be shown: there may be a secret in it.
+    pub unseen: bool,
 }
 
 impl Diagnostic {
@@ -63,7 +65,14 @@ impl Diagnostic {
             at,
             remedy: None,
             also: Vec::new(),
+            unseen: false,
         }
+    }
+
+    /// The same, with stars in place of what stands there.
+    pub(crate) fn unseen(mut self) -> Self {
+        self.unseen = true;
+        self
     }
 
     /// The same with a remedy.
@@ -89,7 +98,7 @@ impl Diagnostic {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Report {
     pub file: PathBuf,
-    /// What the marks point into.
+    /// What the marks point into, without what must not be shown.
     pub text: String,
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -98,9 +107,23 @@ impl Report {
     /// Puts `diagnostics` in the order of the file.
     pub fn new(file: &Path, text: &str, mut diagnostics: Vec<Diagnostic>) -> Self {
         diagnostics.sort_by_key(|d| d.at.as_ref().map_or(usize::MAX, |mark| mark.span.start));
+        let mut text = text.to_owned();
+        for diagnostic in diagnostics.iter().filter(|d| d.unseen) {
+            if let Some(mark) = &diagnostic.at {
+                let hidden = |c: char| {
+                    if c == '\n' {
+                        "\n".into()
+                    } else {
+                        "*".repeat(c.len_utf8())
+                    }
+                };
+                let stars: String = text[mark.span.clone()].chars().map(hidden).collect();
+                text.replace_range(mark.span.clone(), &stars);
+            }
+        }
         Self {
             file: file.into(),
-            text: text.into(),
+            text,
             diagnostics,
         }
     }

@@ -145,6 +145,22 @@ impl<'a, 'i> Fields<'a, 'i> {
         }
     }
 
+    /// The same of what nobody may see when it is wrong: there may be a secret in it.
+    pub(crate) fn parsed_unseen<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<At<T>> {
+        let At { value, span } = self.string(key)?;
+        match parse(&value) {
+            Ok(value) => Some(At { value, span }),
+            Err(why) => {
+                self.sink.push(self.sink.diagnostic(&span, why).unseen());
+                None
+            }
+        }
+    }
+
     pub(crate) fn bool(&mut self, key: &'static str) -> Option<At<bool>> {
         let (_, value) = self.get(key)?;
         match value.get_ref() {

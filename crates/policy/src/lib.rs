@@ -20,7 +20,7 @@ mod units;
 mod volume;
 mod written;
 
-pub use coverage::{Because, Coverage, Held, Line, Unrouted, resolve};
+pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
 pub use look::{Entry, Landscape, Seen, look};
 pub use made::{

@@ -35,13 +35,26 @@ const MORE: [(&str, &[&str]); 16] = [
     ("token_file", &["vault"]),
     ("token_env", &["vault"]),
     ("databases", &["postgres", "mysql", "mariadb", "mongodb"]),
-    ("ca", &["etcd", "vault", "redis", "mysql", "mariadb"]),
-    ("cert", &["etcd", "vault", "redis"]),
-    ("key", &["etcd", "vault", "redis"]),
+    (
+        "ca",
+        &[
+            "postgres", "mysql", "mariadb", "redis", "etcd", "vault", "mongodb",
+        ],
+    ),
+    (
+        "cert",
+        &[
+            "postgres", "mysql", "mariadb", "redis", "etcd", "vault", "mongodb",
+        ],
+    ),
+    (
+        "key",
+        &["postgres", "mysql", "mariadb", "redis", "etcd", "vault"],
+    ),
     (
         "at",
         &[
-            "postgres", "mysql", "mariadb", "redis", "etcd", "mongodb", "command",
+            "postgres", "mysql", "mariadb", "redis", "etcd", "vault", "mongodb", "command",
         ],
     ),
     ("ssh_config", &["ssh", "at"]),
@@ -146,28 +159,22 @@ fn read_database(
         "mongodb" => DatabaseEngine::Mongo,
         _ => DatabaseEngine::Mysql,
     };
-    let url = fields.parsed(kind, |text| check_url(engine, text));
+    let url = fields.parsed_unseen(kind, |text| check_url(engine, text));
     let secret = match engine {
         DatabaseEngine::Vault => read_secret(sink, fields, "token_file", "token_env"),
         _ => read_secret(sink, fields, "password_file", "password_env"),
     };
     let databases = fields.strings("databases", true);
     let databases = databases.map(|list| list.value).unwrap_or_default();
-    let place = match engine {
-        DatabaseEngine::Vault => Some(Place::Here),
-        _ => read_place(fields),
-    };
+    let place = read_place(fields);
     let mut file = |key| fields.parsed(key, clean_path).map(|path| path.value);
-    let tls = match engine {
-        DatabaseEngine::Postgres | DatabaseEngine::Mongo => Tls::default(),
-        DatabaseEngine::Mysql => Tls {
-            ca: file("ca"),
-            ..Tls::default()
-        },
-        _ => Tls {
-            ca: file("ca"),
-            cert: file("cert"),
-            key: file("key"),
+    let tls = Tls {
+        ca: file("ca"),
+        cert: file("cert"),
+        // MongoDB's tools want it in the file of the certificate.
+        key: match engine {
+            DatabaseEngine::Mongo => None,
+            _ => file("key"),
         },
     };
     Some(DatabaseSpec {
@@ -193,23 +200,19 @@ fn check_url(engine: DatabaseEngine, text: &str) -> Result<String, String> {
     let schemes: &[&str] = match engine {
         DatabaseEngine::Postgres => &["postgresql", "postgres"],
         DatabaseEngine::Mysql => &["mysql", "mariadb"],
-        DatabaseEngine::Redis => &["redis", "rediss", "unix"],
+        DatabaseEngine::Redis => &["redis", "rediss", "redis+unix", "valkey", "valkeys"],
         DatabaseEngine::Etcd | DatabaseEngine::Vault => &["http", "https"],
         DatabaseEngine::Mongo => &["mongodb", "mongodb+srv"],
     };
     let bad = |c: char| c.is_whitespace() || c.is_control();
     let known = |(scheme, _): &(&str, &str)| schemes.contains(scheme) && !text.contains(bad);
     let Some((_, rest)) = text.split_once("://").filter(known) else {
-        let text = tree::escape(text.as_bytes());
+        // Not the text: a password may be in it.
         return Err(format!(
-            "`{text}` is not the server's URL; write it like `{example}`"
+            "this is not the server's URL; write it like `{example}`"
         ));
     };
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let user = authority.rsplit_once('@').map(|(user, _)| user);
-    let inside = user.is_some_and(|user| user.contains(':'));
-    let asked = rest.split_once('?').map_or("", |(_, query)| query);
-    if inside || asked.split('&').any(|word| word.starts_with("password=")) {
+    if has_password(rest) {
         return Err(
             "the URL has a password in it, which everybody could read; write it into a file \
              and name that with `password_file`"
@@ -217,6 +220,27 @@ fn check_url(engine: DatabaseEngine, text: &str) -> Result<String, String> {
         );
     }
     Ok(text.into())
+}
+
+/// Whether there is a password in what follows the scheme of a URL; also in one that should have
+/// been written with percent signs, whose `/` would end the host.
+fn has_password(rest: &str) -> bool {
+    let asked = rest.split_once('?').map_or("", |(_, asked)| asked);
+    let by_name = asked
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .any(|(name, _)| name.ends_with("password"));
+    let user = rest
+        .split('/')
+        .next()
+        .and_then(|host| host.rsplit_once('@'));
+    let by_user = user.is_some_and(|(user, _)| user.contains(':'));
+    let loose = rest.rsplit_once('@').is_some_and(|(before, _)| {
+        let after = before.split_once(':').map_or("", |(_, after)| after);
+        let port = after.split(['/', ',', '?']).next().unwrap_or_default();
+        !port.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    by_name || by_user || loose
 }
 
 /// `Some(None)`: none is given. `None`: an error has been reported.
@@ -596,4 +620,35 @@ pub(crate) fn read_refetch(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Opti
         origin: origin?,
         route,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_in_urls_are_seen() {
+        for rest in [
+            "me:hunter2@db/x",
+            "me:hunt/er2@db/x",
+            "me:hunt?er2@db/x",
+            "me:1234@db",
+            ":hunter2@db",
+            "db/x?sslmode=require&password=hunter2",
+            "db/x?sslpassword=hunter2",
+        ] {
+            assert!(has_password(rest), "{rest}");
+        }
+        for rest in [
+            "me@db:5432/x",
+            "db:5432/a@b",
+            "/x?host=/run/postgresql",
+            "[::1]:5432/x",
+            "a:2379,b:2379",
+            "/run/redis/redis.sock",
+            "db/x?passfile=/etc/x",
+        ] {
+            assert!(!has_password(rest), "{rest}");
+        }
+    }
 }

@@ -64,7 +64,7 @@ impl Disk {
         }
         for declared in &config.datasets {
             match &declared.what {
-                DeclaredSource::Made(_) => {}
+                DeclaredSource::Made(_) | DeclaredSource::Volume(_) => {}
                 DeclaredSource::Path(path) | DeclaredSource::Database(path) => {
                     landscape.sources.insert(path.clone(), self.seen(path));
                 }
@@ -99,7 +99,7 @@ fn names(coverage: &Coverage) -> Vec<&str> {
 fn tree_of(dataset: &Dataset) -> (&PathBuf, &policy::Scope) {
     match &dataset.source {
         Source::Tree { base, scope } => (base, scope),
-        Source::Made(_) => panic!("{} is no tree", dataset.name),
+        Source::Made(_) | Source::Volume(_) => panic!("{} is no tree", dataset.name),
     }
 }
 
@@ -145,6 +145,36 @@ fn every_folder_is_a_dataset_and_so_are_the_loose_files() {
         line.route.as_deref(),
         Some(&["sda".to_string(), "nas".to_string()][..])
     );
+}
+
+#[test]
+fn r14_what_is_made_has_a_line_and_an_inventory_too() {
+    let coverage = cover(
+        &format!(
+            "{NFS}[dataset.cache]\nredis = \"redis+unix:///run/redis.sock\"\nroute = [\"sda\"]\n\
+             [dataset.a]\npath = \"/srv/nfs/a\"\nroute = []\nwhy = \"discs\"\n\
+             refetch = \"the discs\"\n"
+        ),
+        &["/srv/nfs/a/x"],
+    );
+    assert!(coverage.errors.is_empty() && coverage.unrouted.is_empty());
+    let lines = coverage.proof.iter().map(|line| {
+        let route = line.route.clone().unwrap_or_default().join(",");
+        (
+            line.path.to_str().unwrap(),
+            line.dataset.as_deref().unwrap(),
+            route,
+        )
+    });
+    let lines: Vec<_> = lines.collect();
+    let wanted = [
+        ("/srv/nfs/a", "a", ""),
+        ("redis+unix:///run/redis.sock", "cache", "sda"),
+        ("inventory:a", "a-inventory", "sda,nas"),
+    ];
+    let wanted = wanted.map(|(path, name, route)| (path, name, route.to_owned()));
+    assert_eq!(lines, wanted);
+    assert_eq!(coverage.proof[1].because, Because::Declared { line: 14 });
 }
 
 #[test]

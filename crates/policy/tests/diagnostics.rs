@@ -906,7 +906,7 @@ route = ["\u001b[2J"]
     12 | "\u001b[1m" = 1
        | ^^^^^^^^^^^
        |
-       = help: known: sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, path, match, route, why, exclude, max_change, min_change, cross_mounts, refetch, inventory
+       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, path, match, route, why, exclude, max_change, min_change, cross_mounts, refetch, inventory
     "#);
 }
 
@@ -1109,4 +1109,35 @@ fn a_pace_means_what_it_says_and_mistakes_are_pointed_at() {
             "{pace}: {error}"
         );
     }
+}
+
+#[test]
+fn what_may_be_a_password_is_not_shown() {
+    let text = r#"[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+
+[dataset.a]
+postgres = "postgresql://me:hünter2@db/x"
+route = ["sda"]
+
+[dataset.b]
+redis = "rediss//me:hunter2"
+route = ["sda"]
+"#;
+    let said = said(text);
+    assert!(!said.contains("nter2"), "{said}");
+    assert_snapshot!(said, @r"
+    error: the URL has a password in it, which everybody could read; write it into a file and name that with `password_file`
+     --> thrice.toml:6:12
+      |
+    6 | postgres = *******************************
+      |            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+
+    error: this is not the server's URL; write it like `redis://127.0.0.1:6379`
+      --> thrice.toml:10:9
+       |
+    10 | redis = ********************
+       |         ^^^^^^^^^^^^^^^^^^^^
+    ");
 }

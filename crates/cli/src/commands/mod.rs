@@ -7,6 +7,7 @@ mod check;
 mod help;
 mod init;
 mod plan;
+mod refetch;
 mod restore;
 mod run;
 mod snapshot;

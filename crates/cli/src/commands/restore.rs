@@ -3,10 +3,11 @@
 use anyhow::Result;
 use engine::{Engine, RestoreOptions, Restored};
 
+use super::refetch;
 use super::run::finished;
 use super::target::{self, Target};
 use crate::args::{Global, RestoreArgs};
-use crate::exit;
+use crate::exit::{self, Usage};
 use crate::printer::{Printer, bytes};
 use crate::session::{self, Interrupt};
 
@@ -15,6 +16,11 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
     let config = session::config(global, printer)?;
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_read(&config)?;
+    if let Some(name) = args.target.to_str()
+        && engine::is_refetched(&config, name)
+    {
+        return refetch::check(&config, &catalog, printer, &interrupt, args);
+    }
     let Target { dataset, path } = Target::parse(&catalog, &args.target)?;
     let engine = Engine {
         config: &config,
@@ -23,6 +29,14 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
         cancel: interrupt.flag(),
         now: &session::now,
     };
+    if args.in_place && !dataset.source.is_absolute() {
+        return Err(Usage(format!(
+            "`{}` is captured from `{}`, which is no folder: say where its files go with `--to`",
+            dataset.name,
+            dataset.source.display()
+        ))
+        .into());
+    }
     let asked = args.at.as_deref();
     let at = match target::at(&catalog, &dataset, asked) {
         // A store may have sealed it and not been able to tell.

@@ -42,11 +42,11 @@ pub fn verify(global: &Global, printer: &Printer, args: &VerifyArgs) -> Result<u
     Ok(code(&verified, &interrupt))
 }
 
-/// 3 when a copy is bad still.
+/// 3 when a copy is bad still, or what can be fetched again is missing.
 pub fn code(verified: &Verified, interrupt: &Interrupt) -> u8 {
     match verified.status {
         Status::Aborted => interrupt.code(),
-        _ if verified.bad > verified.repaired => exit::ATTENTION,
+        _ if verified.bad > verified.repaired || verified.missing > 0 => exit::ATTENTION,
         other => exit::of(other, interrupt.code()),
     }
 }
@@ -63,5 +63,12 @@ pub fn conclude(printer: &Printer, verified: &Verified) {
     ));
     if verified.bad > verified.repaired {
         printer.hint("`thrice verify --repair` replaces bad copies from good ones");
+    }
+    if verified.missing > 0 {
+        printer.say(&format!(
+            "{} files that can be fetched again are not there as they are listed",
+            verified.missing
+        ));
+        printer.hint("`thrice restore DATASET --in-place` names them, and checks what was fetched");
     }
 }
