@@ -107,9 +107,9 @@ impl Produce for UserCommand {
         let aside = into.join(ASIDE);
         make_dir(&aside)?;
         let made = self.make(into, &aside, job);
-        let removed = std::fs::remove_dir_all(&aside);
+        let removed = crate::scratch::remove(&aside);
         let (part, vitals) = made?;
-        removed.map_err(Error::io(format!("removing `{}`", shown(&aside))))?;
+        removed?;
         let mut produced = Produced::default();
         produced.parts.insert(part, vitals);
         Ok(produced)

@@ -80,7 +80,7 @@ impl<'a> Job<'a> {
         let output = output.try_clone();
         let output = output.map_err(Error::io("sharing a file with a program"))?;
         command.stdout(output);
-        self.run(command, input, |_| Ok(())).map(drop)
+        self.run(command, input, true, |_, _| Ok(())).map(drop)
     }
 
     /// Runs a program to its end and returns what it wrote on its standard output, at most `max`
@@ -89,14 +89,17 @@ impl<'a> Job<'a> {
     pub fn answer(&self, command: &mut Command, input: &[u8], max: u64) -> Result<Vec<u8>> {
         let name = name_of(command);
         command.stdout(Stdio::piped());
-        let read = |child: &mut Child| {
+        let read = |child: &mut Child, over: &AtomicBool| {
             let mut answer = Vec::new();
             if let Some(output) = child.stdout.take() {
-                output.take(max + 1).read_to_end(&mut answer)?;
+                drain(output, over, |part| {
+                    answer.extend_from_slice(part);
+                    answer.len() as u64 <= max
+                })?;
             }
             Ok(answer)
         };
-        let answer = self.run(command, input, read)?;
+        let answer = self.run(command, input, true, read)?;
         match answer.len() as u64 <= max {
             true => Ok(answer),
             false => Err(Error::bad(
@@ -109,7 +112,14 @@ impl<'a> Job<'a> {
     /// Runs a program for its effect. Errors: as [`Job::answer`].
     pub fn run_quietly(&self, command: &mut Command) -> Result<()> {
         command.stdout(Stdio::null());
-        self.run(command, &[], |_| Ok(())).map(drop)
+        self.run(command, &[], true, |_, _| Ok(())).map(drop)
+    }
+
+    /// Runs a program that starts others, which are to go on after it. What it says is not heard.
+    /// Errors: as [`Job::answer`].
+    pub fn start(&self, command: &mut Command) -> Result<()> {
+        command.stdout(Stdio::null());
+        self.run(command, &[], false, |_, _| Ok(())).map(drop)
     }
 
     /// Begins the program, serves its pipes with threads, waits for its end.
@@ -117,11 +127,16 @@ impl<'a> Job<'a> {
         &self,
         command: &mut Command,
         input: &[u8],
-        read: impl FnOnce(&mut Child) -> io::Result<T> + Send,
+        alone: bool,
+        read: impl FnOnce(&mut Child, &AtomicBool) -> io::Result<T> + Send,
     ) -> Result<T> {
         let name = name_of(command);
         self.check(&name)?;
-        command.stderr(Stdio::piped()).process_group(0);
+        command.process_group(0).stderr(match alone {
+            true => Stdio::piped(),
+            // What goes on must have somewhere to write.
+            false => Stdio::null(),
+        });
         command.stdin(match input.is_empty() {
             true => Stdio::null(),
             false => Stdio::piped(),
@@ -135,16 +150,18 @@ impl<'a> Job<'a> {
         })?;
         let doing = format!("talking to `{name}`");
         let (errors, sink) = (child.stderr.take(), child.stdin.take());
+        let over = &AtomicBool::new(false);
         thread::scope(|scope| {
-            let said = scope.spawn(move || tail(errors));
+            let said = scope.spawn(move || tail(errors, over));
             scope.spawn(move || feed(sink, input));
             let pid = Pid::from_child(&child);
             let output = scope.spawn(move || {
                 let mut child = child;
-                let answer = read(&mut child);
+                let answer = read(&mut child, over);
                 (child, answer)
             });
-            let ended = self.wait(pid, &name);
+            let ended = self.wait(pid, &name, alone);
+            over.store(true, Ordering::Relaxed);
             let (mut child, answer) = output
                 .join()
                 .map_err(|_| Error::bad(&*name, "a thread that served it died"))?;
@@ -157,11 +174,13 @@ impl<'a> Job<'a> {
     }
 
     /// Waits until the program has ended, of itself or because it must. Whoever it has begun and
-    /// left behind is ended too: a pipe that such a one holds open would be waited for.
-    fn wait(&self, pid: Pid, name: &str) -> Result<()> {
+    /// left behind is ended too, unless it was to be.
+    fn wait(&self, pid: Pid, name: &str, alone: bool) -> Result<()> {
         let ended = self.watch(pid, name);
-        // That nobody is left is no failure.
-        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        if alone || ended.is_err() {
+            // That nobody is left is no failure.
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
         ended
     }
 
@@ -191,10 +210,39 @@ fn end(pid: Pid, pidfd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the program has ended; waits for `time` at most.
-fn is_over(pidfd: impl AsFd, time: Duration) -> io::Result<bool> {
+/// Reads a stream to its end, or until `sink` has enough. Once the program is `over`, somebody whom
+/// it has begun and who left its group may hold the stream open for ever: then what is in it is read,
+/// and no more is waited for.
+fn drain(
+    mut stream: impl Read + AsFd,
+    over: &AtomicBool,
+    mut sink: impl FnMut(&[u8]) -> bool,
+) -> io::Result<()> {
+    let (mut part, mut last) = ([0; 4096], None);
+    loop {
+        let was_over = over.load(Ordering::Relaxed);
+        if !is_over(&stream, TICK)? {
+            if was_over {
+                return Ok(());
+            }
+            continue;
+        }
+        let last = was_over.then(|| *last.get_or_insert_with(Instant::now));
+        if last.is_some_and(|last| last.elapsed() > GRACE) {
+            return Ok(());
+        }
+        match stream.read(&mut part)? {
+            0 => return Ok(()),
+            n if !sink(&part[..n]) => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+/// Whether the program has ended, or a stream has something; waits for `time` at most.
+fn is_over(fd: impl AsFd, time: Duration) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     let time = Timespec {
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: time.subsec_nanos().into(),
@@ -225,16 +273,18 @@ fn feed(sink: Option<impl Write>, input: &[u8]) {
 }
 
 /// The end of a stream, read to its end so that nobody who writes there waits.
-fn tail(stream: Option<impl Read>) -> String {
-    let Some(mut stream) = stream else {
+fn tail(stream: Option<impl Read + AsFd>, over: &AtomicBool) -> String {
+    let Some(stream) = stream else {
         return String::new();
     };
-    let (mut kept, mut part) = (Vec::new(), [0; 4096]);
-    while let Ok(n @ 1..) = stream.read(&mut part) {
-        kept.extend_from_slice(&part[..n]);
+    let mut kept = Vec::new();
+    // What it says is for people; its status counts.
+    let _ = drain(stream, over, |part| {
+        kept.extend_from_slice(part);
         let excess = kept.len().saturating_sub(SAID_MAX);
         kept.drain(..excess);
-    }
+        true
+    });
     let text = tree::escape(kept.trim_ascii());
     text.replace("\\n", "; ")
 }
@@ -304,6 +354,35 @@ mod tests {
         let cancel = AtomicBool::new(false);
         let answer = job(LONG, &cancel).answer(&mut shell("sleep 1000& echo done"), b"", 100);
         assert_eq!(answer.unwrap(), b"done\n");
+    }
+
+    #[test]
+    fn r09_nobody_who_left_the_group_is_waited_for() {
+        let cancel = AtomicBool::new(false);
+        let script = "setsid sleep 30& echo done; echo said >&2; exit 1";
+        let began = Instant::now();
+        let error = job(LONG, &cancel).answer(&mut shell(script), b"", 100);
+        assert!(error.unwrap_err().to_string().ends_with(": said"));
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn what_a_program_starts_goes_on() {
+        let cancel = AtomicBool::new(false);
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, out) = (dir.path().join("go"), dir.path().join("out"));
+        let script = format!(
+            "mkfifo {0}; (read -r x <{0}; echo went >{1})&",
+            fifo.display(),
+            out.display()
+        );
+        job(LONG, &cancel).start(&mut shell(&script)).unwrap();
+        std::fs::write(&fifo, "on\n").unwrap();
+        let began = Instant::now();
+        while std::fs::read(&out).unwrap_or_default() != b"went\n" {
+            assert!(began.elapsed() < LONG);
+            thread::yield_now();
+        }
     }
 
     #[test]

@@ -181,8 +181,16 @@ impl Capture<'_> {
         let source = Dir::open(&etc).map_err(|source| Error::Unreadable { path: etc, source })?;
         let is_pve = |path: &RelPath| path.as_bytes() == b"pve";
         self.copy("etc", &source, &is_pve)?;
-        if !pve.is_dir() {
-            return Ok(());
+        match std::fs::metadata(&pve) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            // A file system of which the program has died answers with an error.
+            Err(source) => {
+                let failed = Error::Unreadable { path: pve, source };
+                self.produced.failed.push((part(PVE)?, failed));
+                return Ok(());
+            }
+            Ok(there) if !there.is_dir() => return Ok(()),
+            Ok(_) => {}
         }
         let mounted = tree::is_mount_point(&pve);
         let mounted = mounted.map_err(Error::io(format!("looking at `{}`", shown(&pve))))?;
@@ -281,8 +289,12 @@ impl Capture<'_> {
                 self.produced.parts.insert(at, vitals);
             }
             Err(error @ Error::Interrupted) => return Err(error),
-            Err(Error::NoProgram { program, .. }) if OTHERS.contains(&&*program) => {}
+            // What was captured of it while there was one is not gone.
+            Err(Error::NoProgram { program, .. }) if OTHERS.contains(&&*program) => {
+                self.produced.kept.push(at);
+            }
             Err(Error::NoProgram { program, .. }) => {
+                self.produced.kept.push(at.clone());
                 let note = format!("there is no `{program}` here, so there is no `{at}`");
                 self.produced.notes.push(note);
             }
@@ -364,9 +376,7 @@ impl Capture<'_> {
             .and_then(|text| devices(&text));
         let devices = match devices {
             Ok(devices) => devices,
-            // Its own list has failed for the same reason.
-            Err(Error::Interrupted) => return Err(Error::Interrupted),
-            Err(_) => return Ok(()),
+            Err(error) => return self.take(part("disks/partitions")?, Err(error)),
         };
         for device in devices.iter().filter(|device| device.may_have_a_table()) {
             let name = device_name(&device.path);

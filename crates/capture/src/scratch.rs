@@ -5,8 +5,11 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result, shown};
 
@@ -18,13 +21,22 @@ pub struct Scratch {
 
 /// What the folders of one installation begin with: others may use the same place.
 fn mark(owner: &Path) -> String {
-    let hash = tree::Digest::of(owner.as_os_str().as_encoded_bytes()).to_string();
-    format!(".thrice-{}-", &hash[..8])
+    let mut whose = owner.as_os_str().as_encoded_bytes().to_vec();
+    // The usual place of a state is the same on every machine, and a folder may be shared.
+    for machine in ["/etc/machine-id", "/proc/sys/kernel/hostname"] {
+        whose.extend(fs::read(machine).unwrap_or_default());
+    }
+    let hash = tree::Digest::of(&whose).to_string();
+    format!(".thrice-{}-", &hash[..12])
 }
+
+/// Two of one name are never at one place: a program that an earlier run has left behind may still
+/// write to where it was told to.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 impl Scratch {
     /// An empty folder in `parent`, which is made if need be, for `name` of the installation whose
-    /// state lies in `owner`. What an earlier capture of that name left goes.
+    /// state lies in `owner`.
     ///
     /// # Errors
     /// The system's, with the place.
@@ -33,12 +45,18 @@ impl Scratch {
             |path: &Path| format!("making a folder for what is captured, `{}`", shown(path));
         let mut builder = fs::DirBuilder::new();
         builder.mode(0o700);
-        let path = parent.join(format!("{}{name}", mark(owner)));
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let path = parent.join(format!(
+            "{}{name}-{}-{:x}-{}",
+            mark(owner),
+            std::process::id(),
+            since.unwrap_or_default().as_nanos(),
+            SERIAL.fetch_add(1, Ordering::Relaxed)
+        ));
         builder
             .recursive(true)
             .create(parent)
             .map_err(Error::io(place(parent)))?;
-        remove(&path)?;
         builder
             .recursive(false)
             .create(&path)
@@ -89,16 +107,72 @@ impl Drop for Scratch {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
+/// Removes a folder with all that is in it, unless something is mounted there: what lies on another
+/// file system is not ours, and is somebody's live data.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let doing = || format!("removing `{}`", shown(path));
+    let real = match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        real => real.map_err(Error::io(doing()))?,
+    };
+    let mounts = fs::read("/proc/self/mountinfo").map_err(Error::io("reading the mounts"))?;
+    if let Some(at) = mounted_in(&mounts, &real) {
+        return Err(Error::Refused {
+            why: format!("something is mounted at `{}`", tree::escape(&at)),
+            remedy: "unmount it; the folder is left until then".into(),
+        });
+    }
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(Error::io(format!("removing `{}`", shown(path)))),
+        other => other.map_err(Error::io(doing())),
     }
+}
+
+/// What is mounted at a path or below it, by `/proc/self/mountinfo` (proc(5)).
+fn mounted_in(mounts: &[u8], path: &Path) -> Option<Vec<u8>> {
+    let points = mounts.split(|b| *b == b'\n').filter_map(|line| {
+        let point = line.split(|b| *b == b' ').nth(4)?;
+        Some(unescape(point))
+    });
+    let inside = |point: &Vec<u8>| Path::new(std::ffi::OsStr::from_bytes(point)).starts_with(path);
+    points.into_iter().find(inside)
+}
+
+/// `\040` is a space, and so on.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|_| *first == b'\\');
+        let value = octal.and_then(|octal| std::str::from_utf8(octal).ok());
+        let value = value.and_then(|octal| u8::from_str_radix(octal, 8).ok());
+        match value {
+            Some(value) => {
+                bytes.push(value);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn r02_what_is_mounted_in_a_folder_is_seen() {
+        let mounts = b"36 35 98:0 / /a/.thrice\\040x/app rw - ext4 /dev/x rw\n\
+                       37 35 98:0 / /b rw - ext4 /dev/x rw\n";
+        let at = |path: &str| mounted_in(mounts, Path::new(path));
+        assert_eq!(at("/a/.thrice x"), Some(b"/a/.thrice x/app".to_vec()));
+        assert_eq!(at("/b"), Some(b"/b".to_vec()));
+        assert_eq!((at("/a/.thrice"), at("/b/c")), (None, None));
+    }
 
     #[test]
     fn what_a_cut_left_goes_and_nothing_else() {
@@ -111,6 +185,7 @@ mod tests {
         let theirs = Scratch::new(&parent, other, "db").unwrap();
         fs::write(parent.join("file"), "x").unwrap();
         let again = Scratch::new(&parent, mine, "db").unwrap();
+        assert!(again.path().is_dir());
         assert_eq!(fs::read_dir(again.path()).unwrap().count(), 0);
         std::mem::forget(again);
         Scratch::sweep(&parent, mine).unwrap();

@@ -102,7 +102,7 @@ impl Expectation {
                     route,
                     dataset: None,
                     gone: became(&coverage, path),
-                    held: None,
+                    held: held.get(name.as_str()).map(|why| (*why).to_owned()),
                     staleness,
                 });
             }

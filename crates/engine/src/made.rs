@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use policy::Making;
 use serde::{Deserialize, Serialize};
-use tree::{Content, Dir, FileContent, Kind, RelPath};
+use tree::{Content, Dir, FileContent, FsIdentity, Kind, RelPath};
 
 use crate::error::{Error, Result};
 use crate::run::Engine;
@@ -43,6 +43,8 @@ pub(crate) struct Made {
     /// Parts that could not be made, and why.
     pub(crate) problems: Vec<(RelPath, String)>,
     pub(crate) notes: Vec<String>,
+    /// Of the tree that it is a list of: the next list has to be of the same.
+    pub(crate) identity: Option<FsIdentity>,
     parts: BTreeMap<RelPath, Vitals>,
     /// What was good before.
     known: BTreeMap<RelPath, Good>,
@@ -90,6 +92,7 @@ pub(crate) fn make(
         kept,
         problems,
         notes: produced.notes,
+        identity: None,
         parts: produced.parts,
         known,
         suspicions,
@@ -115,8 +118,15 @@ fn suspicions(
         if kept.contains(path) {
             // Nobody has looked at it since.
             found.extend(good.doubt.clone().map(|why| (path.clone(), why)));
-        } else if all && good.vitals.rows.is_some_and(|rows| rows > 0) {
+        } else if all
+            && good
+                .vitals
+                .rows
+                .map_or(good.vitals.bytes > 0, |rows| rows > 0)
+        {
             found.insert(path.clone(), "it is gone, and had rows".into());
+        } else {
+            found.extend(good.doubt.clone().map(|why| (path.clone(), why)));
         }
     }
     found
@@ -242,6 +252,14 @@ fn set_time(file: &std::fs::File, time: tree::Time) -> Result<()> {
 }
 
 impl Made {
+    /// Says what is suspicious: before a version is sealed that has it.
+    pub(crate) fn say(&self, catalog: &Catalog, name: &str, now: Timestamp) -> Result<()> {
+        match self.suspicions.is_empty() {
+            true => Ok(()),
+            false => say(catalog, name, &self.suspicions, now),
+        }
+    }
+
     /// Its files are in the first store: what is good is what the next capture is judged by, and
     /// what is suspicious is said. The folder goes.
     pub(crate) fn conclude(

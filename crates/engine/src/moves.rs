@@ -86,7 +86,7 @@ pub(crate) fn take(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
         return Ok(());
     }
     let mut dirs = match rows {
-        Rows::Live(root) => {
+        Rows::Live { root, .. } => {
             let root = root.open_dir(&RelPath::root()).map_err(again)?;
             Some(DirCache::new(Arc::new(root), 64))
         }
@@ -187,7 +187,7 @@ fn is_gone(row: &Pending, rows: &Rows<'_>) -> bool {
     row.held.is_some()
         && match rows {
             // What lies elsewhere now leaves its place to a thing of another kind, too.
-            Rows::Live(_) => matches!(row.what, What::Gone | What::Retyped),
+            Rows::Live { .. } => matches!(row.what, What::Gone | What::Retyped),
             Rows::First(_) => row.first.is_none(),
         }
 }
@@ -218,7 +218,7 @@ fn pair(
     rows.each(pipeline, Order::Asc, &mut |pipeline, row| {
         let is_new = row.held.is_none()
             && match rows {
-                Rows::Live(_) => row.what == What::New,
+                Rows::Live { .. } => row.what == What::New,
                 Rows::First(_) => row.first.is_some(),
             };
         if !is_new {
@@ -298,7 +298,7 @@ fn moved_along(
 ) -> Result<bool> {
     let (catalog, setting) = (pipeline.catalog, pipeline.setting);
     let there = match rows {
-        Rows::Live(_) => pending_below(catalog, setting.replica.id, setting, to)?,
+        Rows::Live { .. } => pending_below(catalog, setting.replica.id, setting, to)?,
         Rows::First(first) => held_below(catalog, *first, setting, to)?,
     };
     let had = held_below(catalog, setting.replica.id, setting, from)?;

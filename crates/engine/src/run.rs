@@ -10,7 +10,7 @@ use capture::View;
 use catalog::{Catalog, DatasetId, Hold, HoldKind, Replica, RunPart, RunStatus, Wear};
 use feed::{OpenFile, Tracked};
 use jiff::Timestamp;
-use policy::{Config, Dataset, Scope, Source};
+use policy::{Config, Dataset, Making, Scope, Source};
 use store::{Seal, SealStatus, Session};
 use tree::{Dir, FsIdentity, RelPath};
 
@@ -599,8 +599,10 @@ impl Run<'_, '_> {
         )?;
         let scan = self.scan(meant, &replica, &walk, &watch, opened, &source, &accepted)?;
         watch::settle(catalog, feed)?;
-        if let Some(identity) = view.identity()? {
+        if view.is_tree() {
             self.summary.scanned(watch.why.as_deref());
+        }
+        if let Some(identity) = view.identity()? {
             catalog.set_fs_identity(dataset.id, &identity)?;
         }
         let replica = catalog.replica(replica.id)?;
@@ -610,6 +612,9 @@ impl Run<'_, '_> {
         self.findings.databases(&meant.name, &shipped.corrupt)?;
         self.findings
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
+        if let Data::Made(made) = &view.data {
+            made.say(catalog, &meant.name, (engine.now)())?;
+        }
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
         drop(session);
         view.conclude(engine, &replica, &meant.name, &mut shipped)?;
@@ -675,7 +680,18 @@ impl Run<'_, '_> {
                     data,
                 });
             }
-            Source::Made(made) => made::make(self.engine, made, &meant.name, replica)?,
+            Source::Made(made) => {
+                // A list of what is not mounted would be an empty one.
+                let of = match &made.what {
+                    Making::Inventory(spec) => {
+                        Some(view(&spec.base, meant, source, dataset, accepted)?)
+                    }
+                    _ => None,
+                };
+                let mut made = made::make(self.engine, made, &meant.name, replica)?;
+                made.identity = of.map(|of| of.identity);
+                made
+            }
         };
         for note in &made.notes {
             self.engine.observer.notice(&Notice::Note {
@@ -1219,7 +1235,10 @@ impl Ready<'_> {
         let identity = match &self.data {
             Data::Tree(view, _) => &view.identity,
             Data::Volume(mounted) => &mounted.identity,
-            Data::Made(_) => return Ok(None),
+            Data::Made(made) => match &made.identity {
+                Some(identity) => identity,
+                None => return Ok(None),
+            },
         };
         serde_json::to_string(identity)
             .map(Some)

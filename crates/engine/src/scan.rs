@@ -256,10 +256,9 @@ impl Comparison<'_, '_> {
                     .any(|p| p.split() == Some((path.as_bytes(), name)))
             };
             for (name, had) in held {
-                let kept = self
-                    .kept
-                    .iter()
-                    .any(|kept| kept.split() == Some((path.as_bytes(), &name)));
+                // Nothing of it is known, neither of what is in it.
+                let gone = || path.join(&name);
+                let kept = !self.kept.is_empty() && is_in_any(self.kept, &gone());
                 let aside = || self.is_aside(id, &listing, &name);
                 if !unread_name(&name) && !kept && !aside()? {
                     differs = true;
@@ -463,6 +462,11 @@ impl Comparison<'_, '_> {
         };
         (self.tell)(self.catalog, difference)
     }
+}
+
+/// Whether a path is one of these or lies below one.
+pub(crate) fn is_in_any(tops: &[RelPath], path: &RelPath) -> bool {
+    tops.iter().any(|top| path.is_in(top))
 }
 
 /// Whether the content, as far as statx tells, is not what it was. A new ctime alone counts not:

@@ -20,7 +20,7 @@ use crate::live::Live;
 use crate::moves;
 use crate::pipeline::{self, At, Name, Origin, Pipeline, Setting, Tally, Task, Torn};
 use crate::report::Problem;
-use crate::scan::{Difference, Walk};
+use crate::scan::{Difference, Walk, is_in_any};
 
 /// Rows of the outbox read at once.
 pub(crate) const ROWS: usize = 1024;
@@ -64,7 +64,8 @@ pub(crate) fn ship(
         if reconcile {
             bring_all(pipeline, dataset, walk)?;
         }
-        work_off(pipeline, &Rows::Live(walk.root))?;
+        let (root, kept) = (walk.root, walk.kept);
+        work_off(pipeline, &Rows::Live { root, kept })?;
         Ok(Shipped {
             tally: pipeline.tally,
             problems: std::mem::take(&mut pipeline.problems),
@@ -165,7 +166,11 @@ pub(crate) fn note_path(
 /// Where the rows of an outbox get their other side from.
 pub(crate) enum Rows<'a> {
     /// The live tree below this directory, looked at by the workers.
-    Live(&'a Dir),
+    Live {
+        root: &'a Dir,
+        /// Paths that are not there now and not gone either: what is pending of them waits.
+        kept: &'a [RelPath],
+    },
     /// What this replica holds.
     First(catalog::ReplicaId),
 }
@@ -179,7 +184,7 @@ impl Rows<'_> {
         order: Order,
     ) -> Result<Vec<Pending>> {
         Ok(match self {
-            Self::Live(_) => catalog.pending(replica, after, order, ROWS)?,
+            Self::Live { .. } => catalog.pending(replica, after, order, ROWS)?,
             Self::First(first) => catalog.pending_relay(replica, *first, after, order, ROWS)?,
         })
     }
@@ -200,6 +205,12 @@ impl Rows<'_> {
             };
             after = Some(last.key());
             for row in rows {
+                if let Self::Live { kept, .. } = self
+                    && !kept.is_empty()
+                    && is_in_any(kept, &row.path())
+                {
+                    continue;
+                }
                 if pipeline.is_cancelled() {
                     pipeline.flush()?;
                     return Err(Error::Interrupted);
@@ -314,7 +325,7 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
         let at = at(&row);
         let Some(held) = row.held else { return Ok(()) };
         let goes = match rows {
-            Rows::Live(_) => matches!(row.what, What::Gone | What::Retyped),
+            Rows::Live { .. } => matches!(row.what, What::Gone | What::Retyped),
             Rows::First(_) => row
                 .first
                 .as_ref()
@@ -366,7 +377,7 @@ fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
             let want = row.first.map(|first| first.node);
             return pipeline.feed(Task::Repair { at, held, want });
         }
-        if matches!(rows, Rows::Live(_)) {
+        if matches!(rows, Rows::Live { .. }) {
             return pipeline.feed(Task::Bring {
                 at,
                 // Its times are not believed: it is opened and read without looking at them first.
@@ -527,7 +538,7 @@ fn settled_name(
     let (catalog, replica) = (pipeline.catalog, pipeline.setting.replica.id);
     let fits = |path: &RelPath, held: &Held| {
         let same = match rows {
-            Rows::Live(_) => name
+            Rows::Live { .. } => name
                 .stat
                 .as_ref()
                 .is_some_and(|s| held.node.is_unchanged(s)),
@@ -611,7 +622,7 @@ fn directories(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
             .catalog
             .held(pipeline.setting.replica.id, &at.path)?;
         let want = match rows {
-            Rows::Live(_) => None,
+            Rows::Live { .. } => None,
             Rows::First(first) => pipeline
                 .catalog
                 .held(*first, &at.path)?

@@ -21,7 +21,7 @@ const WORKLOAD: Duration = Duration::from_secs(1800);
 pub type Outcomes<T> = Vec<(String, capture::Result<T>)>;
 
 /// The volume groups that the configuration names, each once.
-fn groups(config: &Config) -> Vec<&VolumeGroup> {
+pub(crate) fn groups(config: &Config) -> Vec<&VolumeGroup> {
     let mut all: BTreeMap<&str, &VolumeGroup> = BTreeMap::new();
     for declared in &config.datasets {
         if let policy::DeclaredSource::Volume(volume) = &declared.what {
@@ -132,6 +132,8 @@ fn find(
     let volume = volume.ok_or_else(unknown)?;
     let mut snapshots = lvm.list(&job)?;
     snapshots.retain(|one| one.volume == volume.name || one.volume_uuid == volume.uuid);
+    // After a swap the volume is another, and counts its snapshots anew.
+    snapshots.sort_by_key(|one| (one.volume_uuid == volume.uuid, one.at, one.number));
     Ok((lvm, volume, snapshots))
 }
 
@@ -151,7 +153,20 @@ pub fn swap(
         Some(number) => one.number == number,
         None => one.kind == Kind::Kept,
     });
-    let Some(chosen) = fitting.next() else {
+    let chosen = fitting.next();
+    if number.is_some()
+        && let Some(other) = fitting.next()
+    {
+        return Err(capture::Error::Refused {
+            why: format!(
+                "several snapshots of `{name}` have that number, as `{}`: the volume was put in \
+                 the place of another",
+                other.name
+            ),
+            remedy: "release and prune what is no longer needed; see `thrice snapshot list`".into(),
+        });
+    }
+    let Some(chosen) = chosen else {
         return Err(capture::Error::Refused {
             why: format!("`{name}` has no such snapshot"),
             remedy: "see `thrice snapshot list`".into(),
@@ -207,7 +222,11 @@ impl Swap {
         };
         let mut shell = Command::new("sh");
         shell.args(["-c", command]);
-        Job::new(WORKLOAD, never).run_quietly(&mut shell)
+        let job = Job::new(WORKLOAD, never);
+        match action {
+            Action::Start => job.start(&mut shell),
+            _ => job.run_quietly(&mut shell),
+        }
     }
 }
 

@@ -49,13 +49,17 @@ fn volumes_of(config: &Config, group: &VolumeGroup) -> capture::Result<Vec<Volum
             .unwrap_or_default()
             .to_owned();
         let unreadable = match volume.content {
+            Some(Content::Fs { kind: "btrfs", .. }) => {
+                Some("it holds btrfs, of which no snapshot can be mounted beside it".into())
+            }
             Some(Content::Fs { .. }) => None,
             Some(Content::Luks { .. }) if group.luks_key.is_some() => None,
             Some(Content::Luks { .. }) => {
                 Some("it is encrypted, and there is no `luks_key` for its group".into())
             }
             Some(Content::Unknown) => Some("it holds no file system that is known here".into()),
-            None => Some("what it holds could not be seen".into()),
+            // It is not active, as that of a machine that is off; its snapshot will be.
+            None => None,
         };
         VolumeSeen { name, unreadable }
     });
@@ -77,17 +81,8 @@ fn mounts(config: &Config) -> PathBuf {
 /// Removes what runs that were cut off have left. To be called by who alone may run.
 pub(crate) fn sweep(engine: &Engine<'_>) {
     let config = engine.config;
-    let of_roots = config.roots.iter().filter_map(|root| root.group.as_ref());
-    let declared = config
-        .datasets
-        .iter()
-        .filter_map(|declared| match &declared.what {
-            policy::DeclaredSource::Volume(volume) if !declared.route.is_empty() => {
-                Some(&volume.group)
-            }
-            _ => None,
-        });
-    let groups: BTreeSet<&str> = of_roots.chain(declared).map(|group| &*group.name).collect();
+    let groups = crate::snapshots::groups(config).into_iter();
+    let groups: BTreeSet<&str> = groups.map(|group| &*group.name).collect();
     for group in groups {
         let job = Job::new(ALLOWED, engine.cancel);
         let swept = owner(config)
@@ -125,6 +120,7 @@ pub(crate) struct Mounted {
     opened: Option<Opened>,
     lvm: Lvm,
     snapshot: Snapshot,
+    is_undone: bool,
 }
 
 /// Makes a snapshot of a volume and mounts it.
@@ -158,6 +154,7 @@ pub(crate) fn mount(engine: &Engine<'_>, spec: &VolumeSpec) -> Result<Mounted> {
         opened: None,
         snapshot: taken.snapshot,
         lvm,
+        is_undone: false,
     };
     let key = spec.group.luks_key.as_deref();
     let opened = mounted
@@ -182,6 +179,7 @@ impl Mounted {
     }
 
     fn undo(&mut self) -> capture::Result<()> {
+        self.is_undone = true;
         // An open directory would keep the mount busy.
         self.root = None;
         let closed = self.opened.take().map_or(Ok(()), Opened::close);
@@ -193,7 +191,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.root.is_some() || self.opened.is_some() {
+        if !self.is_undone {
             // The next run's sweep does what could not be done.
             let _ = self.undo();
         }

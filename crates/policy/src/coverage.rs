@@ -649,6 +649,7 @@ impl<'a> Proof<'a> {
             }));
         }
         self.made = lines;
+        self.refuse_inventories(&mut datasets);
         let coverage = &mut self.coverage;
         coverage.datasets = datasets;
         coverage.held.extend(held);
@@ -656,6 +657,28 @@ impl<'a> Proof<'a> {
         let alive: BTreeSet<&String> = coverage.datasets.iter().map(|d| &d.name).collect();
         let gone = self.known.iter().filter(|(name, _)| !alive.contains(name));
         coverage.gone = gone.map(|(n, p)| (n.clone(), p.clone())).collect();
+    }
+
+    /// An inventory whose name another dataset has is none.
+    fn refuse_inventories(&mut self, datasets: &mut Vec<Dataset>) {
+        let is_inventory = |dataset: &Dataset| match &dataset.source {
+            Source::Made(made) => matches!(made.what, Making::Inventory(_)),
+            _ => false,
+        };
+        let others = datasets.iter().filter(|dataset| !is_inventory(dataset));
+        let taken: BTreeSet<String> = others.map(|dataset| dataset.name.clone()).collect();
+        datasets.retain(|dataset| {
+            let refused = is_inventory(dataset) && taken.contains(&dataset.name);
+            if refused {
+                let name = &dataset.name;
+                let message = format!("`{name}` would be an inventory, and is another dataset");
+                let error = Diagnostic::error(message, None);
+                self.coverage
+                    .errors
+                    .push(error.remedy("give the other one another name"));
+            }
+            !refused
+        });
     }
 
     /// A pattern that has nothing.

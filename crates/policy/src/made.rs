@@ -36,9 +36,11 @@ impl Made {
     /// What it is made of, in place of a path.
     pub fn place(&self) -> PathBuf {
         let text = match &self.what {
-            Making::Database(spec) => spec.url.clone(),
+            Making::Database(spec) => format!("{}{}", spec.url, spec.place),
             Making::Device(spec) => format!("ssh:{}", spec.destination),
-            Making::Command(spec) => format!("command:{}", spec.command.join(" ")),
+            Making::Command(spec) => {
+                format!("command:{}{}", spec.command.join(" "), spec.place)
+            }
             Making::Host => "host".into(),
             Making::Inventory(spec) => format!("inventory:{}", spec.of),
         };
@@ -77,6 +79,17 @@ pub enum Place {
         pod: String,
         container: Option<String>,
     },
+}
+
+/// ` at ssh:root@db1`; nothing of this machine.
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Here => Ok(()),
+            Self::Ssh { destination, .. } => write!(f, " at ssh:{destination}"),
+            Self::Pod { namespace, pod, .. } => write!(f, " at pod:{namespace}/{pod}"),
+        }
+    }
 }
 
 /// Where a secret is read when it is needed; never the secret itself.

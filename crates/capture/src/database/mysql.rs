@@ -41,6 +41,7 @@ pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
         Err(error) if mysql.is_partial() && error.to_string().contains("denied") => {
             let note = format!("users and rights are not kept: {error}");
             produced.notes.push(note);
+            produced.kept.push(part);
         }
         // Of this part there are no tables to count.
         made => {
