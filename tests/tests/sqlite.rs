@@ -176,14 +176,14 @@ fn r10_a_corrupt_database_never_replaces_a_good_copy() -> Result<()> {
                 rows(&place.join("app.db"))? == 5_000,
                 "the good copy is gone"
             );
-            ensure!(std::fs::read(place.join("app.db.corrupt"))?.len() == bad.len());
+            ensure!(std::fs::read(place.join("app.db.thrice-corrupt"))?.len() == bad.len());
         }
         ensure!(is_found(&world)?, "there is no finding");
     }
     std::fs::write(&live, &good)?;
     world.expect(&["run"], 0)?;
     world.expect(&["run"], 0)?;
-    ensure!(!world.path("sda/docs/app.db.corrupt").exists());
+    ensure!(!world.path("sda/docs/app.db.thrice-corrupt").exists());
     ensure!(!is_found(&world)?, "the finding stays");
     Ok(())
 }
@@ -274,4 +274,85 @@ fn r05_a_database_whose_run_was_killed_is_captured_by_the_next() -> Result<()> {
         unchanged(&world)?;
     }
     Ok(())
+}
+
+#[test]
+fn r10_logs_that_were_copied_as_files_go_once_their_database_has_them() -> Result<()> {
+    let world = World::new()?;
+    let root = world.root(&["sda"]);
+    let configure =
+        |sqlite: bool| world.configure(&format!("{}{root}sqlite = {sqlite}\n", world.head()));
+    configure(false)?;
+    let open = database(&world.live().join("docs/app.db"), 10)?;
+    world.expect(&["run"], 0)?;
+    ensure!(world.path("sda/docs/app.db-wal").exists());
+    // It was a database before, and is the same one now.
+    for (sqlite, more) in [(true, 0), (false, 0), (true, 0), (true, 3)] {
+        configure(sqlite)?;
+        insert(&open, more.max(1) - 1)?;
+        world.expect(&["run"], 0)?;
+        if sqlite {
+            has_no_logs(&world.path("sda/docs"))?;
+            let live: i64 = open.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
+            ensure!(rows(&world.path("sda/docs/app.db"))? == live);
+            unchanged(&world)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn r10_a_log_that_is_excluded_still_tells_that_its_database_has_changed() -> Result<()> {
+    let world = World::new()?;
+    let root = world.root(&["sda"]);
+    let exclude = "exclude = [\"*-wal\", \"*-shm\"]\n";
+    let live = world.live().join("docs/app.db");
+    let alone = format!("[dataset.alone]\npath = \"{}\"\n", live.display());
+    for declared in ["", &alone] {
+        world.configure(&format!("{}{root}{exclude}{declared}", world.head()))?;
+        let _ = std::fs::remove_dir_all(world.live().join("docs"));
+        database(&live, 10)?.close().map_err(|(_, error)| error)?;
+        world.write("docs/other-wal", "excluded")?;
+        world.expect(&["run", "--accept", "docs"], 0)?;
+        let open = Connection::open(&live)?;
+        insert(&open, 5)?;
+        world.expect(&["run"], 0)?;
+        let place = if declared.is_empty() { "docs" } else { "alone" };
+        let place = world.path("sda").join(place);
+        ensure!(rows(&place.join("app.db"))? == 15, "{declared}");
+        has_no_logs(&place)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn r02_a_file_that_only_has_the_name_of_a_log_is_a_file() -> Result<()> {
+    let world = World::one_store()?;
+    let live = world.live().join("docs/diary");
+    database(&live, 10)?.close().map_err(|(_, error)| error)?;
+    world.write("docs/diary-journal", "dear diary")?;
+    world.expect(&["run"], 0)?;
+    let stored = |name: &str| std::fs::read_to_string(world.path("sda/docs").join(name));
+    ensure!(stored("diary-journal")? == "dear diary");
+    unchanged(&world)?;
+    world.expect(&["restore", "docs:diary", "--in-place", "--overwrite"], 0)?;
+    ensure!(std::fs::read_to_string(world.live().join("docs/diary-journal"))? == "dear diary");
+    Ok(())
+}
+
+#[test]
+fn r10_a_database_with_two_names_is_captured_with_the_log_of_each() -> Result<()> {
+    let world = World::one_store()?;
+    let live = world.live().join("docs/app/x");
+    database(&live, 10)?.close().map_err(|(_, error)| error)?;
+    std::fs::create_dir(world.live().join("docs/snap"))?;
+    std::fs::hard_link(&live, world.live().join("docs/snap/x"))?;
+    world.expect(&["run"], 0)?;
+    let open = Connection::open(&live)?;
+    open.execute_batch("PRAGMA wal_autocheckpoint = 0")?;
+    insert(&open, 5)?;
+    world.expect(&["run"], 0)?;
+    ensure!(rows(&world.path("sda/docs/app/x"))? == 15);
+    ensure!(rows(&world.path("sda/docs/snap/x"))? == 10);
+    unchanged(&world)
 }

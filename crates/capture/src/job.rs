@@ -211,8 +211,8 @@ fn end(pid: Pid, pidfd: impl AsFd) -> io::Result<()> {
 }
 
 /// Reads a stream to its end, or until `sink` has enough. Once the program is `over`, somebody whom
-/// it has begun and who left its group may hold the stream open for ever: then what is in it is read,
-/// and no more is waited for.
+/// it has begun and who left its group may hold the stream open for ever: then what is in it is
+/// read, and no more is waited for.
 fn drain(
     mut stream: impl Read + AsFd,
     over: &AtomicBool,

@@ -18,7 +18,7 @@ use tree::{Dir, Kind, Listing, RelPath, Stat};
 use crate::run::Engine;
 
 /// What the name of a corrupt database ends in, where it is laid beside its last good copy.
-const ASIDE: &[u8] = b".corrupt";
+const ASIDE: &[u8] = b".thrice-corrupt";
 /// The longest that one database may take.
 const ALLOWED: Duration = Duration::from_secs(4 * 3600);
 
@@ -90,12 +90,14 @@ pub(crate) struct Logs {
     pub(crate) states: BTreeMap<Vec<u8>, State>,
     /// Names of databases that have one now.
     logged: BTreeSet<Vec<u8>>,
+    /// Names of the logs.
+    logs: BTreeSet<Vec<u8>>,
 }
 
 impl Logs {
     /// Whether a name is that of a log.
     pub(crate) fn is_log(&self, name: &[u8]) -> bool {
-        sqlite::database_of(name).is_some_and(|database| self.logged.contains(database))
+        self.logs.contains(name)
     }
 }
 
@@ -104,8 +106,8 @@ pub(crate) fn logs(root: &Dir, listing: &Listing, before: BTreeMap<Vec<u8>, Vec<
     let mut logs = Logs::default();
     let candidates: BTreeSet<&[u8]> = listing
         .iter()
-        .filter(|(_, stat)| stat.kind == Kind::File)
-        .filter_map(|(name, _)| sqlite::database_of(name))
+        .filter(|(name, stat)| stat.kind == Kind::File && sqlite::database_of(name).is_some())
+        .map(|(name, _)| name)
         .collect();
     if candidates.is_empty() && before.is_empty() {
         return logs;
@@ -114,9 +116,17 @@ pub(crate) fn logs(root: &Dir, listing: &Listing, before: BTreeMap<Vec<u8>, Vec<
         .iter()
         .filter(|(_, stat)| stat.kind == Kind::File)
         .collect();
+    let dir = match candidates.is_empty() {
+        true => None,
+        // One that cannot be opened now is not there: nothing in it is brought either.
+        false => root.open_dir(&listing.dir).ok(),
+    };
     for name in candidates {
-        if files.contains_key(name) && is_database(root, &listing.dir.join(name)) {
-            logs.logged.insert(name.to_vec());
+        let database = sqlite::database_of(name).unwrap_or_default();
+        let is_log = |dir: &Dir| files.contains_key(database) && is_log_in(dir, name);
+        if dir.as_ref().is_some_and(is_log) {
+            logs.logged.insert(database.to_vec());
+            logs.logs.insert(name.to_vec());
         }
     }
     let known = before.keys().filter(|name| files.contains_key(&name[..]));
@@ -152,13 +162,47 @@ fn describe(into: &mut Vec<u8>, stat: &Stat) {
     }
 }
 
-/// One that cannot be read is read again when it is brought, and the reason is told there.
-fn is_database(root: &Dir, path: &RelPath) -> bool {
-    let (dir, name) = path.split().unwrap_or((&[], b"."));
-    let parent = RelPath::new(dir).map(|dir| root.open_dir(&dir));
-    let file = parent.ok().and_then(Result::ok);
-    let file = file.and_then(|dir| dir.open_file(name).ok());
-    file.is_some_and(|file| begins_as_database(&file))
+/// Whether the file `name` in `dir` is the log of a database beside it, by what both begin with: a
+/// file that only has such a name is its owner's.
+pub(crate) fn is_log_in(dir: &Dir, name: &[u8]) -> bool {
+    let Some(database) = sqlite::database_of(name) else {
+        return false;
+    };
+    let is_database = dir
+        .open_file(database)
+        .is_ok_and(|file| begins_as_database(&file));
+    is_database && looks_like_log(dir, name)
+}
+
+/// Whether a file begins as what it is named: a write-ahead log, its index, or a journal
+/// (<https://www.sqlite.org/fileformat2.html>, <https://www.sqlite.org/walformat.html>).
+pub(crate) fn looks_like_log(dir: &Dir, name: &[u8]) -> bool {
+    let is_file = |stat: &Stat| stat.kind == Kind::File;
+    let Some(stat) = dir.stat(name).ok().filter(is_file) else {
+        return false;
+    };
+    let mut head = [0; 8];
+    let length = usize::try_from(stat.size).map_or(head.len(), |size| size.min(head.len()));
+    let read = dir.open_file(name);
+    if !read.is_ok_and(|file| file.read_exact_at(&mut head[..length], 0).is_ok()) {
+        return false;
+    }
+    let word = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+    // A header of zeros is that of a log which is done with, or not begun.
+    let known = if name.ends_with(b"-wal") {
+        matches!(word, 0x377f_0682 | 0x377f_0683)
+    } else if name.ends_with(b"-journal") {
+        head == [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7]
+    } else {
+        // Its index is made anew from the log, whatever is in it.
+        true
+    };
+    known || head == [0; 8]
+}
+
+/// The database that a log of this name would belong to.
+pub(crate) fn database_of(name: &[u8]) -> Option<&[u8]> {
+    sqlite::database_of(name)
 }
 
 /// Whether an open file begins as a database does.

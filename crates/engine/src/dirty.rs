@@ -137,7 +137,7 @@ pub(crate) fn look(
     };
     let mut comparison = Comparison::new(catalog, dataset, replica, &mut listen);
     comparison.deeper = Some(Vec::new());
-    comparison.databases = walk.databases.is_some().then_some(walk.root);
+    comparison.databases = walk.databases.is_some().then_some((walk.root, walk.scope));
     let mut search = Search {
         walk,
         comparison,
@@ -253,9 +253,15 @@ impl Search<'_, '_, '_> {
     /// Whether a path is none of the dataset's, as file and as directory.
     fn is_skipped(&self, path: &RelPath) -> bool {
         let scope = self.walk.scope;
-        [true, false]
-            .iter()
-            .all(|is_dir| scope.judge_alone(path, *is_dir) == Verdict::Skip)
+        let skipped = |path: &RelPath| {
+            [true, false]
+                .iter()
+                .all(|is_dir| scope.judge_alone(path, *is_dir) == Verdict::Skip)
+        };
+        let name = path.name().filter(|_| self.walk.databases.is_some());
+        let database = name.and_then(crate::databases::database_of);
+        let database = database.map(|name| path.parent().unwrap_or_default().join(name));
+        skipped(path) && database.is_none_or(|database| skipped(&database))
     }
 
     /// Lists what is to be listed, and what that leads to.

@@ -214,7 +214,12 @@ impl<'a> Findings<'a> {
 
     /// Databases that are corrupt where they lie, of all that a leg has read; each run reads those
     /// again.
-    pub(crate) fn databases(&self, dataset: &str, corrupt: &[(RelPath, String)]) -> Result<()> {
+    pub(crate) fn databases(
+        &self,
+        dataset: &str,
+        corrupt: &[(RelPath, String)],
+        problems: &[Problem],
+    ) -> Result<()> {
         let kind = "database-corrupt";
         let subject = |path: &RelPath| format!("{dataset}:{path}");
         for (path, said) in corrupt {
@@ -231,7 +236,12 @@ impl<'a> Findings<'a> {
             let known = &row.finding.subject;
             let gone = row.finding.kind == kind
                 && known.starts_with(&here)
-                && !corrupt.iter().any(|(path, _)| subject(path) == *known);
+                && !corrupt.iter().any(|(path, _)| subject(path) == *known)
+                // Of what could not be read nobody knows that it is mended.
+                && !problems
+                    .iter()
+                    .filter_map(|problem| problem.path.as_ref())
+                    .any(|path| subject(path) == *known);
             if gone {
                 self.clear(kind, known)?;
             }

@@ -139,9 +139,16 @@ impl Live {
                 Err(error) if is_gone(&error) => return Ok(Look::Gone),
                 other => other?,
             };
-            let before = names_known(dev, tree::stat_fd(&file)?);
+            let mut before = names_known(dev, tree::stat_fd(&file)?);
             if before.kind != Kind::File {
                 return Ok(Look::Gone);
+            }
+            if databases.is_some() && databases::is_log_in(dir, name) {
+                return Ok(Look::Gone);
+            }
+            // Its other names have not its log.
+            if databases.is_some() && databases::has_log(dir, name) {
+                before.nlink = 1;
             }
             if before.nlink > 1 && !links {
                 return Ok(Look::Linked(Box::new(before)));
@@ -258,13 +265,23 @@ impl Live {
     /// What is at a path, in the scope.
     fn stat<'a>(&'a mut self, path: &'a RelPath) -> io::Result<Option<(&'a Dir, &'a [u8], Stat)>> {
         let (dev, scope) = (self.dev, self.scope.clone());
+        let databases = self.databases.is_some();
         let Some((dir, name)) = self.at(path)? else {
             return Ok(None);
         };
-        let stat = match dir.stat(name) {
+        let mut stat = match dir.stat(name) {
             Err(error) if is_gone(&error) => return Ok(None),
             other => names_known(dev, other?),
         };
+        if databases && stat.kind == Kind::File {
+            // It is in the copy of its database, and nowhere by itself.
+            if databases::is_log_in(dir, name) {
+                return Ok(None);
+            }
+            if stat.nlink > 1 && databases::has_log(dir, name) {
+                stat.nlink = 1;
+            }
+        }
         let judged = scope.map(|scope| scope.judge_alone(path, stat.kind == Kind::Dir));
         Ok((judged != Some(Verdict::Skip)).then_some((dir, name, stat)))
     }

@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use catalog::{Catalog, Replica, ReplicaId, Row};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -158,6 +158,7 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
         empty: !(resuming || options.merge || options.overwrite),
         made: OnceLock::new(),
         number,
+        logged: Mutex::default(),
         temporary: format!("{PREFIX}{}.", marker.token),
     };
     let mut outcome = job.bring(catalog, replica, &opened)?;
@@ -176,7 +177,6 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
     }
     let cancelled = engine.cancel.load(Ordering::Relaxed);
     if !cancelled {
-        job.clear_logs(&mut outcome, catalog, replica.id, &mut job.cache()?)?;
         job.finish(&mut outcome, &doors)?;
         tree::sync_fs(&target).map_err(Error::io("making the restored files durable"))?;
         match target.unlink(marker.name().as_bytes()) {
@@ -315,6 +315,9 @@ struct Job<'a> {
     /// extended attributes then.
     made: OnceLock<(tree::Stat, bool)>,
     number: u64,
+    /// Databases that lie as files in the version, with their logs beside them; asked of each path
+    /// while something may lie in the target.
+    logged: Mutex<HashSet<RelPath>>,
     /// How names of files begin that are not whole yet.
     temporary: String,
 }
@@ -334,8 +337,6 @@ struct Outcome {
     links: Vec<(RelPath, RelPath, Node)>,
     dirs: Vec<(RelPath, Node)>,
     flagged: Vec<(RelPath, Flags)>,
-    /// Databases, where something may lie beside them.
-    databases: Vec<RelPath>,
 }
 
 impl Outcome {
@@ -349,7 +350,6 @@ enum Answer {
         bytes: u64,
         resumed: bool,
         held: bool,
-        database: Option<RelPath>,
     },
     Failed(Box<Row>, String),
 }
@@ -361,7 +361,8 @@ impl Job<'_> {
 
     /// Brings everything the version has below the path from one store.
     fn bring(&self, catalog: &Catalog, replica: &Replica, opened: &Opened) -> Result<Outcome> {
-        self.with_crew(opened, Outcome::default(), |crew| {
+        let asks = (catalog, replica.id);
+        self.with_crew(asks, opened, Outcome::default(), |crew| {
             let mut dirs = self.cache()?;
             let told = catalog.state(replica.id, &self.options.path, Some(self.number), |row| {
                 if self.cancel.load(Ordering::Relaxed) {
@@ -408,7 +409,26 @@ impl Job<'_> {
             }
             outcome.leaders.insert(node.ino, to);
         }
+        if !self.empty {
+            self.note_logs(&row.path, crew)?;
+        }
         crew.feed(row)
+    }
+
+    /// Notes whether the version has a log beside this file, and brings it too.
+    fn note_logs(&self, path: &RelPath, crew: &Crew<'_>) -> Result<()> {
+        for ending in LOGS {
+            let name = [path.name().unwrap_or_default(), ending].concat();
+            let log = path.parent().unwrap_or_default().join(&name);
+            let (catalog, replica) = crew.asks;
+            if log.is_in(&self.options.path)
+                && catalog.locate(replica, &log, Some(self.number))?.is_some()
+            {
+                let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+                logged.insert(path.clone());
+            }
+        }
+        Ok(())
     }
 
     /// Says that the version is not whole in this store, and finds what others have beyond it.
@@ -466,7 +486,8 @@ impl Job<'_> {
     ) -> Result<()> {
         let failed = std::mem::take(&mut outcome.failed);
         let missing = std::mem::take(&mut outcome.missing);
-        *outcome = self.with_crew(opened, std::mem::take(outcome), |crew| {
+        let asks = (catalog, other.id);
+        *outcome = self.with_crew(asks, opened, std::mem::take(outcome), |crew| {
             for (row, message) in failed {
                 match catalog.locate(other.id, &row.path, Some(self.number))? {
                     Some(theirs) if theirs.held.node.same_content(&row.held.node) => {
@@ -494,6 +515,7 @@ impl Job<'_> {
     /// Runs workers around `body`, and hears every answer.
     fn with_crew(
         &self,
+        asks: (&Catalog, ReplicaId),
         opened: &Opened,
         outcome: Outcome,
         body: impl FnOnce(&mut Crew<'_>) -> Result<()>,
@@ -516,6 +538,7 @@ impl Job<'_> {
             }
             drop((tasks, said));
             let mut crew = Crew {
+                asks,
                 observer: self.observer,
                 outcome,
                 work,
@@ -597,36 +620,6 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Removes logs that lie beside restored databases and are none of theirs: SQLite would write
-    /// them into the database. A cut before this leaves the restore to be gone on with.
-    fn clear_logs(
-        &self,
-        outcome: &mut Outcome,
-        catalog: &Catalog,
-        replica: ReplicaId,
-        dirs: &mut DirCache,
-    ) -> Result<()> {
-        for path in std::mem::take(&mut outcome.databases) {
-            for ending in ["-wal", "-journal", "-shm"] {
-                let name = [path.name().unwrap_or_default(), ending.as_bytes()].concat();
-                let log = path.parent().unwrap_or_default().join(&name);
-                if catalog.locate(replica, &log, Some(self.number))?.is_some() {
-                    continue;
-                }
-                let to = self.place(&log);
-                let (dir, name) = to.split().unwrap_or_default();
-                match dirs.get(dir).and_then(|dir| dir.unlink(name)) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        let message = format!("removing the log of the database before: {error}");
-                        self.problem(outcome, &log, message);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Removes what the restore that this one goes on with was cut off from finishing.
     fn tidy(&self, dir: &RelPath, outcome: &mut Outcome, dirs: &mut DirCache) {
         let cleared = dirs.get(dir.as_bytes()).and_then(|dir| {
@@ -676,8 +669,13 @@ impl Job<'_> {
     }
 }
 
+/// What the names of a database's logs end in.
+const LOGS: [&[u8]; 3] = [b"-wal", b"-journal", b"-shm"];
+
 /// The workers, as the thread that reads the catalog sees them.
 struct Crew<'a> {
+    /// The catalog, and the replica that is read.
+    asks: (&'a Catalog, ReplicaId),
     observer: &'a dyn Observer,
     outcome: Outcome,
     work: Sender<Vec<Row>>,
@@ -735,9 +733,7 @@ impl Crew<'_> {
                     bytes,
                     resumed,
                     held,
-                    database,
                 } => {
-                    outcome.databases.extend(database);
                     outcome.files += 1;
                     outcome.bytes += bytes;
                     outcome.resumed += u64::from(resumed);
@@ -756,8 +752,6 @@ struct Done {
     bytes: u64,
     resumed: bool,
     held: bool,
-    /// Whether it is a SQLite database, and others may have left a log beside it.
-    database: bool,
 }
 
 struct Worker<'a, 'j> {
@@ -830,12 +824,10 @@ impl Worker<'_, '_> {
                 bytes,
                 resumed,
                 held,
-                database,
             }) => Answer::Restored {
                 bytes,
                 resumed,
                 held,
-                database: database.then_some(row.path),
             },
             Err(message) => Answer::Failed(Box::new(row), message),
         }
@@ -863,7 +855,6 @@ impl Worker<'_, '_> {
                     bytes: 0,
                     resumed: true,
                     held: true,
-                    database: self.may_have_log(dir, name, node),
                 });
             }
             let ours = self.job.resuming && !self.job.options.merge;
@@ -890,6 +881,9 @@ impl Worker<'_, '_> {
             Kind::File => self.write(row, body, &mut temporary)?,
             _ => (0, make(node, &mut temporary).map_err(|e| e.to_string())?),
         };
+        if node.kind == Kind::File && !self.job.empty {
+            self.clear_logs(&row.path, dir, name, &temporary)?;
+        }
         let renamed = if there.is_some() {
             dir.rename_to(&temporary.name, dir, name)
         } else {
@@ -901,16 +895,45 @@ impl Worker<'_, '_> {
             bytes,
             resumed: false,
             held,
-            database: self.may_have_log(dir, name, node),
         })
     }
 
-    fn may_have_log(&self, dir: &Dir, name: &[u8], node: &Node) -> bool {
-        let is_database = || {
-            let file = dir.open_file(name);
-            file.is_ok_and(|file| databases::begins_as_database(&file))
+    /// Before a database gets its name: a log that lies there and is none of its own goes, for
+    /// SQLite would write it into the database. A cut after this leaves what was there without its
+    /// log, which was to be overwritten, and a restore to go on with.
+    fn clear_logs(
+        &self,
+        path: &RelPath,
+        dir: &Dir,
+        name: &[u8],
+        temporary: &Temporary<'_>,
+    ) -> Result<(), String> {
+        let restored = dir.open_file(&temporary.name).map_err(|e| e.to_string())?;
+        let has_own = || {
+            let logged = self
+                .job
+                .logged
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            logged.contains(path)
         };
-        !self.job.empty && node.kind == Kind::File && is_database()
+        if !databases::begins_as_database(&restored) || has_own() {
+            return Ok(());
+        }
+        for ending in LOGS {
+            let log = [name, ending].concat();
+            if !databases::looks_like_log(dir, &log) {
+                continue;
+            }
+            if !self.job.options.overwrite {
+                let log = tree::escape(&log);
+                return Err(format!(
+                    "`{log}` lies there, the log of another database; --overwrite removes it"
+                ));
+            }
+            dir.unlink(&log).map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// Whether an earlier restore brought this already: then it is not read from the store again.

@@ -609,7 +609,8 @@ impl Run<'_, '_> {
         let setting = self.setting(&meant.name, None, store_name, &replica, number, opened)?;
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         self.unread(meant, &replica, &scan, view.problems(), &mut shipped)?;
-        self.findings.databases(&meant.name, &shipped.corrupt)?;
+        self.findings
+            .databases(&meant.name, &shipped.corrupt, &shipped.problems)?;
         self.findings
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
         if let Data::Made(made) = &view.data {

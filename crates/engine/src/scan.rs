@@ -78,7 +78,7 @@ impl Walk<'_> {
     ) -> Result<Scan> {
         let mut comparison = Comparison::new(catalog, dataset, replica, tell);
         comparison.kept = self.kept;
-        comparison.databases = self.databases.is_some().then_some(self.root);
+        comparison.databases = self.databases.is_some().then_some((self.root, self.scope));
         self.walk_below(&RelPath::root(), &mut |listing| comparison.listing(listing))?;
         Ok(comparison.scan)
     }
@@ -138,11 +138,27 @@ impl Walk<'_> {
     }
 
     fn judge(&self, path: &RelPath, kind: Kind) -> Judgement {
-        match self.scope.judge(path, kind == Kind::Dir) {
+        match self.judged(path, kind == Kind::Dir) {
             Verdict::Take => Judgement::Take,
             Verdict::Enter => Judgement::Enter,
             Verdict::Skip => Judgement::Skip,
         }
+    }
+}
+
+impl Walk<'_> {
+    /// What the scope says; but what may be the log of a database of the scope has to be seen, to
+    /// know when that has changed.
+    pub(crate) fn judged(&self, path: &RelPath, is_dir: bool) -> Verdict {
+        let verdict = self.scope.judge(path, is_dir);
+        if verdict != Verdict::Skip || is_dir || self.databases.is_none() {
+            return verdict;
+        }
+        let database = path.name().and_then(databases::database_of);
+        database.map_or(verdict, |database| {
+            let database = path.parent().unwrap_or_default().join(database);
+            self.scope.judge(&database, false)
+        })
     }
 }
 
@@ -168,7 +184,7 @@ pub(crate) struct Comparison<'a, 'c> {
     ids: HashMap<RelPath, DirId>,
     kept: &'a [RelPath],
     /// The tree's top directory, where databases are looked for.
-    pub(crate) databases: Option<&'a Dir>,
+    pub(crate) databases: Option<(&'a Dir, &'a Scope)>,
     /// Collected for who does not walk everything.
     pub(crate) deeper: Option<Vec<Deeper>>,
 }
@@ -236,14 +252,22 @@ impl Comparison<'_, '_> {
             let mut differs = false;
             let mut logs = match self.databases {
                 // Where everything has to be compared, what was noted may have been let go of.
-                Some(root) if self.replica.reconcile.is_some() => {
+                Some((root, _)) if self.replica.reconcile.is_some() => {
                     databases::logs(root, &listing, BTreeMap::new())
                 }
-                Some(root) => databases::logs(root, &listing, self.catalog.logged(id)?),
-                None => Logs::default(),
+                Some((root, _)) => databases::logs(root, &listing, self.catalog.logged(id)?),
+                None => {
+                    // What was noted is of databases, and these are files now.
+                    if self.catalog.may_write() && id != DirId::NONE {
+                        for name in self.catalog.logged(id)?.into_keys() {
+                            self.catalog.set_logged(id, &name, None)?;
+                        }
+                    }
+                    Logs::default()
+                }
             };
             for (name, stat) in listing.iter() {
-                if logs.is_log(name) {
+                if logs.is_log(name) || self.is_beyond(path, name, stat) {
                     continue;
                 }
                 let had = held.remove(name);
@@ -275,6 +299,15 @@ impl Comparison<'_, '_> {
         self.scan.unreadable.extend(problems);
         self.scan.not_entered.extend(not_entered);
         Ok(())
+    }
+
+    /// Whether a file was listed only because it might have been a database's log.
+    fn is_beyond(&self, dir: &RelPath, name: &[u8], stat: &Stat) -> bool {
+        let scope = self.databases.map(|(_, scope)| scope);
+        let may_be_log = stat.kind == Kind::File && databases::database_of(name).is_some();
+        scope
+            .filter(|_| may_be_log)
+            .is_some_and(|scope| scope.judge_alone(&dir.join(name), false) == Verdict::Skip)
     }
 
     /// Whether a held name is a corrupt database that was laid beside its last good copy, and
@@ -313,10 +346,17 @@ impl Comparison<'_, '_> {
         self.scan.counts.seen += 1;
         let what = match &had {
             None => What::New,
-            Some(_) if log.as_ref().is_some_and(State::is_same) => return Ok(false),
+            Some(held)
+                if log.as_ref().is_some_and(State::is_same)
+                    && (held.node.kind, held.node.ino) == (stat.kind, stat.ino) =>
+            {
+                return Ok(false);
+            }
             Some(held) if log.is_none() && held.node.is_unchanged(stat) => return Ok(false),
             Some(held) if log.is_some() && held.node.kind == stat.kind => {
-                self.scan.counts.changed += 1;
+                if self.replica.reconcile.is_none() || content_moved_on(held, stat) {
+                    self.scan.counts.changed += 1;
+                }
                 What::Reread
             }
             Some(held) => {

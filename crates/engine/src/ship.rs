@@ -257,11 +257,17 @@ fn make_way(pipeline: &mut Pipeline<'_>) -> Result<bool> {
 
 fn work_off_once(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     moves::follow(pipeline, rows)?;
-    remove(pipeline, rows)?;
+    let waiting = remove(pipeline, rows)?;
     moves::take(pipeline, rows)?;
     bring(pipeline, rows)?;
     lay_aside(pipeline)?;
+    if waiting {
+        // Logs that were files before: their databases have them in them now.
+        pipeline.flush()?;
+        remove(pipeline, rows)?;
+    }
     link(pipeline, rows)?;
+    lay_aside(pipeline)?;
     directories(pipeline, rows)?;
     pipeline.flush()
 }
@@ -317,12 +323,32 @@ fn is_in_doubt(doubt: &HashSet<RelPath>, path: &RelPath) -> bool {
     false
 }
 
-/// Deletes what is gone or of another kind now, children first.
-fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
-    let mut any = false;
+/// Whether a row is of what may be a database's log, and the database is pending: until that is
+/// copied with its log in it, the two belong together.
+fn waits(pipeline: &Pipeline<'_>, rows: &Rows<'_>, row: &Pending) -> Result<bool> {
+    let Rows::Live { .. } = rows else {
+        return Ok(false);
+    };
+    let database = databases::database_of(&row.name).filter(|_| row.what == What::Gone);
+    Ok(match database {
+        Some(database) => {
+            let replica = pipeline.setting.replica.id;
+            pipeline.catalog.is_pending(replica, row.dir, database)?
+        }
+        None => false,
+    })
+}
+
+/// Deletes what is gone or of another kind now, children first. Whether something waits.
+fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<bool> {
+    let (mut any, mut waiting) = (false, false);
     let mut in_doubt: Option<HashSet<RelPath>> = None;
     rows.each(pipeline, Order::Desc, &mut |pipeline, row| {
         let at = at(&row);
+        if waits(pipeline, rows, &row)? {
+            waiting = true;
+            return Ok(());
+        }
         let Some(held) = row.held else { return Ok(()) };
         let goes = match rows {
             Rows::Live { .. } => matches!(row.what, What::Gone | What::Retyped),
@@ -352,7 +378,7 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
         Ok(())
     })?;
     if !any {
-        return Ok(());
+        return Ok(waiting);
     }
     pipeline.flush()?;
     // The acknowledgement of the deletion took the row with it, but the path is to be brought.
@@ -363,14 +389,18 @@ fn remove(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
             let dir = at.dir.ok_or(Error::Internal("a row without a directory"))?;
             catalog.note_replica(replica, dir, at.name(), What::Changed, 0, 0, u64::MAX)?;
         }
-        Ok(())
-    })
+        Ok::<_, Error>(())
+    })?;
+    Ok(waiting)
 }
 
 /// Brings contents; directories and further names are put off.
 fn bring(pipeline: &mut Pipeline<'_>, rows: &Rows<'_>) -> Result<()> {
     rows.each(pipeline, Order::Asc, &mut |pipeline, row| {
         let at = at(&row);
+        if waits(pipeline, rows, &row)? {
+            return Ok(());
+        }
         if row.what == What::Repair
             && let Some(held) = row.held.clone()
         {

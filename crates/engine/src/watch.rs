@@ -69,8 +69,9 @@ impl<'a> Watch<'a> {
         let dataset = replica.dataset;
         let row = catalog.feed(dataset)?;
         let context = format!(
-            "{}:{}:{}",
+            "{}:{}:{}:{}",
             walk.scope.fingerprint(),
+            walk.databases.is_some(),
             walk.cross_mounts,
             replica.store_name
         );
@@ -222,7 +223,13 @@ impl<'a> Watch<'a> {
         missed.retain(|missed| {
             let is_told = spots.iter().any(|spot| match spot {
                 Spot::Dir(path) => missed.dir == *path || missed.path == *path,
-                Spot::File(path) => missed.path == *path,
+                Spot::File(path) => {
+                    let database = path.name().and_then(crate::databases::database_of);
+                    missed.path == *path
+                        || missed.path.parent() == path.parent()
+                            && database.is_some()
+                            && missed.path.name() == database
+                }
                 Spot::Inode(ino) => missed.ino == *ino,
                 Spot::Elsewhere => false,
             }) || told.iter().any(|above| missed.path.is_in(above));

@@ -22,7 +22,8 @@ const SUM: u64 = 32;
 const SECTOR: u64 = 512;
 
 /// The tool writes files only. Far away it gets one of its own there, which is sent and removed.
-const SEND: &str = r#"d=$(mktemp -d) && trap 'rm -rf "$d"' EXIT && trap 'exit 1' HUP INT TERM && "$@" "$d/s" >&2 && cat "$d/s""#;
+const SEND: &str = r#"d=$(mktemp -d) && trap 'rm -rf "$d"' EXIT && trap 'exit 1' HUP INT TERM &&
+"$@" "$d/s" >&2 && cat "$d/s""#;
 /// The digest of all but the digest.
 const DIGEST: &str = r#"head -c -32 -- "$1" | sha256sum"#;
 /// Newer versions have the offline commands in a tool of their own.

@@ -12,7 +12,8 @@ use crate::place::Program;
 use crate::produce::{Produced, Vitals};
 
 /// The tool takes a password from a file only, or as an argument, which everybody sees.
-const DUMP: &str = r#"umask 077; f=$(mktemp) || exit; trap 'rm -f "$f"' EXIT; trap 'exit 1' HUP INT TERM
+const DUMP: &str = r#"umask 077; f=$(mktemp) || exit; trap 'rm -f "$f"' EXIT
+trap 'exit 1' HUP INT TERM
 printf 'password: %s\n' "$THRICE_PASSWORD" >"$f" && "$0" --config "$f" "$@""#;
 
 pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
