@@ -241,7 +241,9 @@ fn copy(
         }
     }
     private.remove(DB_JOURNAL)?;
-    if let Some(journal) = triple.journal.as_ref().filter(|_| with_journal) {
+    // A file that only has the name of a journal is not rolled back by SQLite, and is in its way.
+    let is_journal = |file: &&File| with_journal && triple::begins_as_journal(file);
+    if let Some(journal) = triple.journal.as_ref().filter(is_journal) {
         let size = len(journal).map_err(Error::io(what.as_str()))?;
         if !private.copy(journal, (DB_JOURNAL, size, size), &mut go_on)? {
             return Ok(false);

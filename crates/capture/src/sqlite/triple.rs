@@ -127,6 +127,18 @@ impl<'a> Triple<'a> {
     }
 }
 
+/// Whether a file begins as a rollback journal does, or is done with: its header is of zeros then
+/// (<https://www.sqlite.org/fileformat2.html#the_rollback_journal>). One that cannot be read is taken
+/// for one: reading it fails again where that is told.
+pub(super) fn begins_as_journal(file: &File) -> bool {
+    const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    let mut head = [0; 8];
+    match read_start(file, &mut head) {
+        Ok(_) => head == MAGIC || head == [0; 8],
+        Err(_) => true,
+    }
+}
+
 /// What lies there now. Errors: those of `statx(2)`.
 pub(super) fn look(dir: &Dir, name: &[u8]) -> io::Result<Seen> {
     Ok(Seen {
