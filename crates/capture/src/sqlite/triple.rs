@@ -128,8 +128,8 @@ impl<'a> Triple<'a> {
 }
 
 /// Whether a file begins as a rollback journal does, or is done with: its header is of zeros then
-/// (<https://www.sqlite.org/fileformat2.html#the_rollback_journal>). One that cannot be read is taken
-/// for one: reading it fails again where that is told.
+/// (<https://www.sqlite.org/fileformat2.html#the_rollback_journal>). One that cannot be read is
+/// taken for one: reading it fails again where that is told.
 pub(super) fn begins_as_journal(file: &File) -> bool {
     const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
     let mut head = [0; 8];
