@@ -243,6 +243,43 @@ fn remounted(watched: &mut Watched, image: &mut LoopFs) -> Result<()> {
 }
 
 #[test]
+fn r10_what_a_mended_database_was_goes_without_a_walk() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let watched = Watched::new(place.path().join("data"), &["--inotify"])?;
+    let (world, live) = (&watched.world, watched.source.join("a/app.db"));
+    fs::create_dir_all(watched.source.join("a"))?;
+    let database = rusqlite::Connection::open(&live)?;
+    database.execute_batch(
+        "CREATE TABLE t (x); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n \
+         WHERE i < 9000) INSERT INTO t SELECT hex(randomblob(20)) FROM n",
+    )?;
+    database.close().map_err(|(_, error)| error)?;
+    let good = fs::read(&live)?;
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle..middle + 8192].fill(0xa5);
+    world.expect(&["run"], 0)?;
+    fs::write(&live, &bad)?;
+    world.expect(&["run"], 1)?;
+    let aside = world.path("sda/data/a/app.db.thrice-corrupt");
+    ensure!(aside.exists());
+    fs::write(&live, &good)?;
+    world.expect(&["run"], 0)?;
+    let outcome = world.expect(&["run", "--json"], 0)?;
+    ensure!(outcome.stdout.contains("\"walked\":\"dirty\""), "{outcome}");
+    for store in ["sda", "nas"] {
+        ensure!(
+            !world
+                .path(store)
+                .join("data/a/app.db.thrice-corrupt")
+                .exists()
+        );
+    }
+    ensure!(fs::read(world.path("nas/data/a/app.db"))? == good);
+    Ok(())
+}
+
+#[test]
 fn r05_ext4_watched_whole() -> Result<()> {
     everything(FileSystem::Ext4, &[], 1)
 }

@@ -188,6 +188,25 @@ fn r10_a_corrupt_database_never_replaces_a_good_copy() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn r20_a_database_that_never_was_good_is_not_said_to_have_a_good_copy() -> Result<()> {
+    let world = world()?;
+    let live = world.live().join("docs/app.db");
+    database(&live, 5_000)?
+        .close()
+        .map_err(|(_, error)| error)?;
+    let mut bad = std::fs::read(&live)?;
+    let middle = bad.len() / 2;
+    bad[middle..middle + 8192].fill(0xa5);
+    std::fs::write(&live, &bad)?;
+    let outcome = world.expect(&["run"], 1)?;
+    ensure!(outcome.stderr.contains("no good copy"), "{outcome}");
+    ensure!(!outcome.stderr.contains("is kept"), "{outcome}");
+    ensure!(!world.path("sda/docs/app.db").exists());
+    ensure!(std::fs::read(world.path("sda/docs/app.db.thrice-corrupt"))? == bad);
+    Ok(())
+}
+
 fn is_found(world: &World) -> Result<bool> {
     let status = world.run(&["status", "--json"])?.stdout;
     Ok(status.contains("docs:app.db\"") && status.contains("its last good copy is kept"))

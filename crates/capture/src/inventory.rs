@@ -169,7 +169,8 @@ impl Inventory {
         };
         write().map_err(Error::io(format!("writing `{INVENTORY}`")))?;
         drop(to);
-        file.keep()
+        file.keep()?;
+        Ok(())
     }
 }
 

@@ -24,7 +24,8 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    /// Begins the file `part` of the folder `into`, and makes the folders that it lies in.
+    /// Begins the file `part` of the folder `into`, and makes the folders that it lies in. Nobody but
+    /// the owner may read it: a dump holds what the database's own passwords protect.
     ///
     /// # Errors
     /// Also when anything is there already.
@@ -46,14 +47,20 @@ impl Partial {
         &self.file
     }
 
-    /// Gives it its own name.
+    /// Where it lies now.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// It is whole and good: gives it its own name. Returns its size, bytes.
     ///
     /// # Errors
     /// Also when anything has that name: nothing is replaced.
-    pub(crate) fn keep(mut self) -> Result<()> {
+    pub(crate) fn keep(mut self) -> Result<u64> {
         rename(&self.path, &self.to)?;
         self.kept = true;
-        Ok(())
+        let doing = || format!("reading the size of `{}`", shown(&self.to));
+        Ok(self.file.metadata().map_err(Error::io(doing()))?.len())
     }
 }
 
@@ -139,7 +146,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path().join("a")).unwrap().count(), 0);
         let partial = Partial::create(dir.path(), &name).unwrap();
         partial.file().write_all(b"whole").unwrap();
-        partial.keep().unwrap();
+        assert_eq!(partial.keep().unwrap(), 5);
         let path = dir.path().join("a/b.txt");
         assert_eq!(std::fs::read(path).unwrap(), b"whole");
         // What is there is not replaced.

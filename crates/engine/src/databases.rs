@@ -220,6 +220,30 @@ pub(crate) fn has_log(dir: &Dir, name: &[u8]) -> bool {
     there(b"-wal") || there(b"-journal")
 }
 
+/// A database that is corrupt where it lies.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) path: RelPath,
+    /// What SQLite says of it.
+    pub(crate) said: String,
+    /// Whether the store holds a good copy.
+    pub(crate) is_held: bool,
+}
+
+impl Broken {
+    pub(crate) fn message(&self) -> String {
+        let held = match self.is_held {
+            true => "its last good copy is kept",
+            false => "there is no good copy of it",
+        };
+        let (said, path) = (&self.said, aside(&self.path));
+        format!(
+            "the database is corrupt where it lies ({said}): {held}, and what it is now is stored \
+             as `{path}`"
+        )
+    }
+}
+
 /// Where a corrupt database is laid.
 pub(crate) fn aside(path: &RelPath) -> RelPath {
     let name = [path.name().unwrap_or_default(), ASIDE].concat();

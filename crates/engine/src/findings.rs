@@ -8,6 +8,7 @@ use policy::Coverage;
 use store::{Op, Place};
 use tree::RelPath;
 
+use crate::databases::Broken;
 use crate::dirty::Missed;
 use crate::error::Result;
 use crate::report::{Leg, Problem, Status};
@@ -213,30 +214,30 @@ impl<'a> Findings<'a> {
     }
 
     /// Databases that are corrupt where they lie, of all that a leg has read; each run reads those
-    /// again.
+    /// again. Returns those that are so no more.
     pub(crate) fn databases(
         &self,
         dataset: &str,
-        corrupt: &[(RelPath, String)],
+        corrupt: &[Broken],
         problems: &[Problem],
-    ) -> Result<()> {
+    ) -> Result<Vec<RelPath>> {
+        let mut mended = Vec::new();
         let kind = "database-corrupt";
         let subject = |path: &RelPath| format!("{dataset}:{path}");
-        for (path, said) in corrupt {
-            let message = format!(
-                "the database is corrupt where it lies ({said}); its last good copy is kept, and \
-                 what it is now lies beside that as `{}`",
-                crate::databases::aside(path)
-            );
-            let remedy = format!("thrice restore {dataset}:{path} --to DIR, and put it back");
-            self.raise(Severity::S1, kind, &subject(path), message, remedy)?;
+        for broken in corrupt {
+            let path = &broken.path;
+            let remedy = match broken.is_held {
+                true => format!("thrice restore {dataset}:{path} --to DIR, and put it back"),
+                false => "mend it where it lies, or put a good one in its place".to_owned(),
+            };
+            self.raise(Severity::S1, kind, &subject(path), broken.message(), remedy)?;
         }
         let here = format!("{dataset}:");
         for row in self.catalog.findings(true)? {
             let known = &row.finding.subject;
             let gone = row.finding.kind == kind
                 && known.starts_with(&here)
-                && !corrupt.iter().any(|(path, _)| subject(path) == *known)
+                && !corrupt.iter().any(|broken| subject(&broken.path) == *known)
                 // Of what could not be read nobody knows that it is mended.
                 && !problems
                     .iter()
@@ -244,9 +245,10 @@ impl<'a> Findings<'a> {
                     .any(|path| subject(path) == *known);
             if gone {
                 self.clear(kind, known)?;
+                mended.extend(RelPath::new(&known[here.len()..]));
             }
         }
-        Ok(())
+        Ok(mended)
     }
 
     /// Changes that the change feed had not told of; `walked`: everything was looked at.

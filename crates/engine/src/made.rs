@@ -315,7 +315,7 @@ fn say(
         subject: name.to_owned(),
         message: format!(
             "what was captured holds less than it should: {}; the versions before it are kept \
-             and nothing is pruned",
+             and this machine prunes nothing of it",
             what.join("; ")
         ),
         remedy: format!(

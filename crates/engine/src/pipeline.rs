@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use store::{Event, Op, Place, Session, StageJob, Staged};
 use tree::{Node, RelPath, Stat};
 
+use crate::databases::Broken;
 use crate::decide::{self, Need};
 use crate::delta::{Ask, Target};
 use crate::error::{Error, Result};
@@ -236,7 +237,7 @@ pub(crate) struct Pipeline<'a> {
     /// Corrupt databases that are to be laid beside their good copies, and what was said of those
     /// that were.
     pub(crate) torn: Vec<(At, Torn)>,
-    pub(crate) said: Vec<(RelPath, String)>,
+    pub(crate) said: Vec<Broken>,
     /// Paths that could not be done.
     pub(crate) failed: Vec<RelPath>,
     /// Paths at which an object has to make way, unless that was tried.
@@ -589,8 +590,12 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    /// Throws away what was staged.
+    /// Throws away what was staged; it was written all the same.
     pub(crate) fn discard(&self, staged: Staged) -> Result<()> {
+        self.setting.wear.add(Wear {
+            changed: 0,
+            ..wear_of(Some(&staged))
+        });
         let discarded = self.session.discard(staged);
         discarded.map_err(Error::at(self.setting.to))
     }

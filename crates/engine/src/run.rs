@@ -14,7 +14,7 @@ use policy::{Config, Dataset, Making, Scope, Source};
 use store::{Seal, SealStatus, Session};
 use tree::{Dir, FsIdentity, RelPath};
 
-use crate::databases::Databases;
+use crate::databases::{self, Databases};
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
@@ -609,8 +609,14 @@ impl Run<'_, '_> {
         let setting = self.setting(&meant.name, None, store_name, &replica, number, opened)?;
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         self.unread(meant, &replica, &scan, view.problems(), &mut shipped)?;
-        self.findings
-            .databases(&meant.name, &shipped.corrupt, &shipped.problems)?;
+        catalog.atomically(|| {
+            let (corrupt, problems) = (&shipped.corrupt, &shipped.problems);
+            for path in self.findings.databases(&meant.name, corrupt, problems)? {
+                // What it was is still beside it: the next run takes that away, walk or not.
+                ship::note_path(catalog, dataset.id, &replica, &databases::aside(&path))?;
+            }
+            Ok::<_, Error>(())
+        })?;
         self.findings
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
         if let Data::Made(made) = &view.data {

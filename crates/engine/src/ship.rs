@@ -13,7 +13,7 @@ use catalog::{Catalog, DatasetId, Held, Key, Order, Pending, What};
 use store::{Old, Op, Session};
 use tree::{Dir, Kind, Node, RelPath};
 
-use crate::databases;
+use crate::databases::{self, Broken};
 use crate::decide::{self, Need};
 use crate::error::{Error, Result};
 use crate::live::Live;
@@ -32,8 +32,8 @@ pub(crate) struct Shipped {
     pub(crate) problems: Vec<Problem>,
     /// Paths whose copy in the first store is bad or gone (relays only).
     pub(crate) damaged: Vec<RelPath>,
-    /// Databases that are corrupt where they lie, and what was said of each.
-    pub(crate) corrupt: Vec<(RelPath, String)>,
+    /// Databases that are corrupt where they lie.
+    pub(crate) corrupt: Vec<Broken>,
 }
 
 /// Ships to the first store; everything that was told as durable is in the catalog when this
@@ -476,12 +476,14 @@ fn lay_aside(pipeline: &mut Pipeline<'_>) -> Result<()> {
             let at = beside;
             pipeline.feed_ordered(Task::Lay { at, op, staged })?;
         }
-        pipeline.said.push((at.path.clone(), said.clone()));
-        let message = format!(
-            "the database is corrupt where it lies ({said}): its last good copy is kept, and \
-             what it is now is stored as `{path}`"
-        );
-        pipeline.problem(None, at, message);
+        let replica = pipeline.setting.replica.id;
+        let broken = Broken {
+            path: at.path.clone(),
+            said,
+            is_held: pipeline.catalog.held(replica, &at.path)?.is_some(),
+        };
+        pipeline.problem(None, at, broken.message());
+        pipeline.said.push(broken);
     }
     pipeline.settle_tasks()
 }

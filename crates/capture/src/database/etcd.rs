@@ -7,10 +7,10 @@ use std::path::Path;
 use policy::Place;
 use serde::Deserialize;
 
-use super::partial::Partial;
 use super::path_of;
 use super::server::Server;
 use crate::error::{Error, Result, shown};
+use crate::partial::Partial;
 use crate::place::Program;
 use crate::produce::{Produced, Vitals};
 
@@ -41,7 +41,7 @@ pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
     let tool = server.tool(&["etcdctl"], "etcd-client")?;
     let endpoint = healthy(server, &tool)?;
     let part = path_of(b"snapshot.db")?;
-    let partial = Partial::begin(into, &part)?;
+    let partial = Partial::create(into, &part)?;
     let saved = save(server, &tool, &endpoint, &partial);
     if saved.is_err() {
         // The tool's own name for what it has not finished.

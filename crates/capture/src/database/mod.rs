@@ -9,7 +9,6 @@
 mod etcd;
 mod mongo;
 mod mysql;
-mod partial;
 mod pgarchive;
 mod postgres;
 mod rdb;

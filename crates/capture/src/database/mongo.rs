@@ -4,10 +4,10 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::part_name;
-use super::partial::Partial;
 use super::server::Server;
 use super::{outcome, path_of, settle};
 use crate::error::{Error, Result, shown};
+use crate::partial::Partial;
 use crate::place::Program;
 use crate::produce::{Produced, Vitals};
 
@@ -41,7 +41,7 @@ fn database(
     part: &tree::RelPath,
     into: &Path,
 ) -> Result<Vitals> {
-    let partial = Partial::begin(into, part)?;
+    let partial = Partial::create(into, part)?;
     let mut program = match &server.secret {
         Some(password) => {
             let quoted = format!("'{}'", password.replace('\'', "''"));

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use tree::RelPath;
 
-use super::partial::Partial;
 use super::server::Server;
 use super::{outcome, part_name, path_of, settle};
 use crate::error::{Error, Result, shown};
+use crate::partial::Partial;
 use crate::place::Program;
 use crate::produce::{Produced, Vitals};
 
@@ -125,7 +125,7 @@ impl<'a> Mysql<'a> {
     }
 
     fn database(&self, name: &[u8], part: &RelPath, into: &Path) -> Result<Vitals> {
-        let partial = Partial::begin(into, part)?;
+        let partial = Partial::create(into, part)?;
         let mut program = self.tool(&self.dump);
         program = program.args([
             "--single-transaction",
@@ -153,7 +153,7 @@ impl<'a> Mysql<'a> {
     /// Users, roles and rights, as statements that leave alone who is there already.
     fn grants(&self, part: &RelPath, into: &Path) -> Result<Vitals> {
         let what = "users and rights";
-        let partial = Partial::begin(into, part)?;
+        let partial = Partial::create(into, part)?;
         if self.version.contains("MariaDB") {
             let program = self.tool(&self.dump).args([
                 "--system=users",

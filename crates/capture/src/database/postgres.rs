@@ -7,10 +7,10 @@ use std::path::Path;
 
 use policy::Place;
 
-use super::partial::Partial;
 use super::server::Server;
 use super::{outcome, part_name, path_of, pgarchive, settle};
 use crate::error::{Error, Result, shown};
+use crate::partial::Partial;
 use crate::place::Program;
 use crate::produce::{Produced, Vitals};
 
@@ -118,7 +118,7 @@ impl<'a> Postgres<'a> {
 
     /// Roles, their memberships and rights, tablespaces.
     fn globals(&self, part: &tree::RelPath, into: &Path) -> Result<Vitals> {
-        let partial = Partial::begin(into, part)?;
+        let partial = Partial::create(into, part)?;
         let mut program = self
             .tool("pg_dumpall")
             .args(["--globals-only", "--no-password"]);
@@ -156,7 +156,7 @@ impl<'a> Postgres<'a> {
 
     fn database(&self, name: &[u8], part: &tree::RelPath, into: &Path) -> Result<Vitals> {
         let shown_name = tree::escape(name);
-        let partial = Partial::begin(into, part)?;
+        let partial = Partial::create(into, part)?;
         let program = self
             .tool("pg_dump")
             .args(["--format=custom", "--no-password"]);

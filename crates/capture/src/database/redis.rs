@@ -3,10 +3,10 @@
 use std::io;
 use std::path::Path;
 
-use super::partial::Partial;
 use super::server::Server;
 use super::{path_of, rdb};
 use crate::error::{Error, Result, shown};
+use crate::partial::Partial;
 use crate::place::Program;
 use crate::produce::{Produced, Vitals};
 
@@ -19,7 +19,7 @@ pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
     let tool = server.tool(&["redis-cli", "valkey-cli"], "redis-tools")?;
     let keys = keys(server, &tool)?;
     let part = path_of(b"dump.rdb")?;
-    let partial = Partial::begin(into, &part)?;
+    let partial = Partial::create(into, &part)?;
     let doing = "fetching its dump";
     server.dump(doing, &client(server, &tool).args(["--rdb", "-"]), &partial)?;
     let whole = check(server, doing, &partial)?;

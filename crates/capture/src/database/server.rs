@@ -2,10 +2,10 @@
 
 use policy::{DatabaseEngine, DatabaseSpec, Place, Secret};
 
-use super::partial::Partial;
 use super::url::Url;
 use crate::error::{Error, Result};
 use crate::job::Job;
+use crate::partial::Partial;
 use crate::place::{Program, Ready, reveal};
 
 /// A server that is being captured.

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::partial::Partial;
 use super::path_of;
 use super::server::Server;
 use crate::error::{Error, Result};
+use crate::partial::Partial;
 use crate::place::Program;
 use crate::produce::{Produced, Vitals};
 
@@ -35,7 +35,7 @@ pub fn produce(server: &Server<'_>, into: &Path) -> Result<Produced> {
     }
     server.tool(&["curl"], "curl")?;
     let part = path_of(b"vault.snap")?;
-    let partial = Partial::begin(into, &part)?;
+    let partial = Partial::create(into, &part)?;
     server.dump("fetching a snapshot", &request(server, token), &partial)?;
     let bytes = check(server, partial.path())?;
     partial.keep()?;
