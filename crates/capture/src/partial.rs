@@ -24,8 +24,8 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    /// Begins the file `part` of the folder `into`, and makes the folders that it lies in. Nobody but
-    /// the owner may read it: a dump holds what the database's own passwords protect.
+    /// Begins the file `part` of the folder `into`, and makes the folders that it lies in. Nobody
+    /// but the owner may read it: a dump holds what the database's own passwords protect.
     ///
     /// # Errors
     /// Also when anything is there already.
