@@ -2,6 +2,7 @@
 //!
 //! Nothing here uses Thrice's own crates: what judges it must not share its mistakes.
 
+mod base;
 mod compare;
 mod edits;
 mod hostile;
@@ -10,6 +11,7 @@ pub mod servers;
 mod sshd;
 mod world;
 
+pub use base::{Base, read_base};
 pub use compare::{Compare, Entry, Tree, compare, compare_trees, read_tree};
 pub use edits::{Editor, Random};
 pub use hostile::{Scale, hostile_tree};

@@ -4,6 +4,7 @@
 //! (fault points) or at any moment; a step fails and every one after it; either store is away, or the
 //! connection ends after some bytes in either direction; the catalog is lost, or is put back as it was a
 //! run ago; the live tree changes while it is read; the clock jumps. Not here: power cuts (`power.rs`).
+//! In some worlds there are SQLite databases, open ones too, whose logs no file time tells of.
 //!
 //! What must hold after one clean run: the live tree, the local copy and the far copy are
 //! equal; every version that is listed restores from every store that has it, exactly as the live
@@ -21,8 +22,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use blackbox::{
-    Compare, Editor, FileSystem, LoopFs, Outcome, Random, Running, Tree, World, compare, read_tree,
-    skip,
+    Base, Compare, Editor, FileSystem, LoopFs, Outcome, Random, Running, Tree, World, compare,
+    read_base, read_tree, skip,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -34,6 +35,8 @@ const FAILURES_MAX: usize = 5;
 /// At the same time.
 const THREADS: usize = 2;
 const STORES: [&str; 2] = ["sda", "nas"];
+/// The dataset of databases.
+const BASE: &str = "base";
 
 /// Where a debug binary can be made to fail, and about how often a run of ours passes there.
 const POINTS: [(&str, u64); 13] = [
@@ -81,6 +84,7 @@ struct Trial {
     world: World,
     random: Random,
     datasets: Vec<String>,
+    base: Option<Base>,
     /// Seconds since 1970, and those at which there was a run.
     clock: i64,
     clocks: BTreeSet<i64>,
@@ -198,6 +202,11 @@ fn random_trial(seed: u64, place: &Path) -> Result<Tally> {
     let append_only = keep.is_none() && random.chance(25);
     let mut trial = Trial::new(place, seed, datasets, keep, append_only)?;
     trial.random = random;
+    // Drawn apart, so that the other seeds' stories stay what they were.
+    if Random::new(!seed).chance(30) {
+        trial.base = Some(Base::new(trial.world.live().join(BASE))?);
+        trial.datasets.push(BASE.to_owned());
+    }
     let result = trial.live_through();
     let story = || format!("{}\n", trial.story.join("\n"));
     match result {
@@ -241,6 +250,7 @@ impl Trial {
             world,
             random: Random::new(seed),
             datasets: datasets.iter().map(ToString::to_string).collect(),
+            base: None,
             // 2026-11-01.
             clock: 1_793_491_200,
             clocks: BTreeSet::new(),
@@ -275,6 +285,11 @@ impl Trial {
             let Some(dataset) = self.random.pick(&self.datasets).cloned() else {
                 bail!("no dataset");
             };
+            if let (BASE, Some(base)) = (&*dataset, &mut self.base) {
+                let said = base.edit(&mut self.random)?;
+                self.story.push(format!("  {dataset}: {said}"));
+                continue;
+            }
             if self.datasets.len() > 1 && self.random.chance(20) {
                 self.move_over(&dataset)?;
                 continue;
@@ -296,7 +311,8 @@ impl Trial {
         if names.len() <= 3 {
             return Ok(());
         }
-        let to = self.datasets.iter().find(|name| *name != from).cloned();
+        let mut others = self.datasets.iter();
+        let to = others.find(|name| *name != from && *name != BASE).cloned();
         let (Some(name), Some(to)) = (self.random.pick(&names).cloned(), to) else {
             return Ok(());
         };
@@ -484,7 +500,7 @@ impl Trial {
     }
 
     fn read_live(&self) -> Result<BTreeMap<String, Tree>> {
-        let read = |name: &String| Ok((name.clone(), read_tree(&self.world.live().join(name))?));
+        let read = |name: &String| Ok((name.clone(), read(name, &self.world.live().join(name))?));
         self.datasets.iter().map(read).collect()
     }
 
@@ -574,7 +590,7 @@ impl Trial {
     fn all_alike(&self) -> Result<()> {
         for (dataset, live) in self.read_live()? {
             for store in STORES {
-                let copy = read_tree(&self.world.path(store).join(&dataset))?;
+                let copy = read(&dataset, &self.world.path(store).join(&dataset))?;
                 let found = compare(&live, &copy, &Compare::default());
                 ensure!(
                     found.is_empty(),
@@ -649,7 +665,7 @@ impl Trial {
                         code => code == Some(0),
                     };
                     ensure!(good, "restore {at:?}\n{outcome}");
-                    trees.push(read_tree(&to)?);
+                    trees.push(read(dataset, &to)?);
                     fs::remove_dir_all(&to)?;
                     self.tally.restored += 1;
                 }
@@ -701,6 +717,13 @@ impl Trial {
     }
 }
 
+fn read(dataset: &str, top: &Path) -> Result<Tree> {
+    match dataset {
+        BASE => read_base(top),
+        _ => read_tree(top),
+    }
+}
+
 /// One line of `thrice versions --json`.
 #[derive(Clone, Debug, PartialEq)]
 struct Version {
@@ -744,7 +767,11 @@ fn copy_files(from: &Path, to: &PathBuf) -> Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        fs::copy(entry.path(), to.join(entry.file_name()))?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_files(&entry.path(), &target)?,
+            false => drop(fs::copy(entry.path(), target)?),
+        }
     }
     Ok(())
 }
