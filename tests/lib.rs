@@ -16,7 +16,7 @@ pub use compare::{Compare, Entry, Tree, compare, compare_trees, read_tree};
 pub use edits::{Editor, Random};
 pub use hostile::{Scale, hostile_tree};
 pub use loopfs::{FileSystem, LoopFs};
-pub use sshd::Sshd;
+pub use sshd::{Sshd, find};
 pub use world::{Outcome, Running, World, is_root};
 
 /// Says that the calling test does not run, and why: `return skip("…")`.

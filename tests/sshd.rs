@@ -152,7 +152,8 @@ pub(crate) fn descendants(parent: Pid) -> Vec<Pid> {
     found
 }
 
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+/// Where a program lies: in `PATH`, or where administrators have theirs.
+pub fn find(program: &str) -> Option<PathBuf> {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
     std::env::split_paths(&path)

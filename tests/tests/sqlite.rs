@@ -3,9 +3,10 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{Running, World};
+use blackbox::{Running, World, find, skip};
 use rusqlite::Connection;
 
 /// A database in WAL mode whose rows are all in the log, and the connection that keeps them there.
@@ -268,6 +269,68 @@ fn r10_a_restored_database_is_not_given_the_log_of_another() -> Result<()> {
     world.expect(&["restore", "docs:app.db", "--in-place", "--overwrite"], 0)?;
     ensure!(!live.with_file_name("app.db-wal").exists());
     ensure!(rows(&live)? == 10);
+    Ok(())
+}
+
+/// Killed before any of its calls that remove or rename, a restore leaves no mixture of two
+/// databases, and is gone on with.
+#[test]
+fn r03_r10_a_restore_in_place_can_be_cut_at_every_step() -> Result<()> {
+    const CALLS: [&str; 4] = ["unlinkat", "unlink", "renameat", "renameat2"];
+    if find("strace").is_none() {
+        return skip("strace is not installed");
+    }
+    let world = World::one_store()?;
+    let docs = world.live().join("docs");
+    let live = docs.join("app.db");
+    let open = database(&live, 10)?;
+    world.expect(&["run"], 0)?;
+    insert(&open, 300)?;
+    open.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+    insert(&open, 200)?;
+    let crashed = world.path("crashed");
+    let names = ["app.db", "app.db-wal"];
+    std::fs::create_dir(&crashed)?;
+    for name in names {
+        std::fs::copy(docs.join(name), crashed.join(name))?;
+    }
+    drop(open);
+    let restore = ["restore", "docs", "--in-place", "--overwrite"];
+    let mut cuts = 0;
+    // strace counts each call of each thread by itself.
+    for (call, n) in CALLS.into_iter().flat_map(|call| [(call, 1), (call, 2)]) {
+        for name in names {
+            std::fs::copy(crashed.join(name), docs.join(name))?;
+        }
+        let mut cut = Command::new("strace");
+        world.freeze(&mut cut);
+        cut.args(["-f", "-qq", "-o", "/dev/null", "-e"])
+            .arg(format!("trace={call}"))
+            .arg("-e")
+            .arg(format!("inject={call}:signal=KILL:when={n}"))
+            .arg(world.program());
+        let outcome = Running::spawn(cut.args(restore))?.wait()?;
+        cuts += usize::from(outcome.code != Some(0));
+        // With its own log or without it, or the restored one.
+        let connection = Connection::open(&live)?;
+        let check: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+        let count: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
+        ensure!(
+            check == "ok" && [10, 310, 510].contains(&count),
+            "{call} {n}: {check}, {count} rows\n{outcome}"
+        );
+        drop(connection);
+        world.expect(&restore, 0)?;
+        ensure!(rows(&live)? == 10, "{call} {n}");
+        has_no_logs(&docs)?;
+        let left = std::fs::read_dir(&docs)?.count();
+        ensure!(
+            left == 1,
+            "{call} {n}: something stays in {}",
+            docs.display()
+        );
+    }
+    ensure!(cuts >= 2, "only {cuts} cuts");
     Ok(())
 }
 
