@@ -717,6 +717,61 @@ fn r07_r09_commands_are_stored_whole_or_not_at_all() -> Result<()> {
     is_clean(&world)
 }
 
+/// Killed at each step of sealing: what a capture is judged by is neither forgotten nor replaced
+/// by what is suspicious.
+#[test]
+fn r04_what_was_good_is_remembered_through_every_cut_of_a_seal() -> Result<()> {
+    for (point, n) in [
+        ("stage.written", 1),
+        ("batch.applied", 1),
+        ("seal.append", 1),
+        ("seal.logged", 1),
+        ("seal.history", 1),
+        ("seal.log", 1),
+        ("seal.append", 2),
+    ] {
+        let world = world("")?;
+        let source = world.path("source");
+        let dump = format!(
+            "[dataset.out]\ncommand = [\"cat\", \"{}\"]\noutput = \"out\"\nROUTE\n",
+            source.display()
+        );
+        configure(&world, NEWEST, &dump)?;
+        let good = [7; 200_000];
+        std::fs::write(&source, good)?;
+        world.expect(&["run"], 0)?;
+        std::fs::write(&source, "little")?;
+        let mut cut = world.command(&["run"]);
+        cut.env("THRICE_FAULT", format!("{point}:{n}:kill"));
+        let outcome = blackbox::Running::spawn(&mut cut)?.wait()?;
+        ensure!(outcome.signal == Some(9), "{point}: not cut\n{outcome}");
+        for _ in 0..2 {
+            world.run(&["run"])?;
+            let found = findings(&world, "out")?;
+            ensure!(
+                found.iter().any(|(_, message)| message.contains("6 bytes")),
+                "{point} {n}: the suspicion is forgotten: {found:?}"
+            );
+        }
+        // Nothing was pruned, though only the newest is to be kept.
+        let versions = world.expect(&["versions", "out", "--json"], 0)?;
+        let versions: Value = serde_json::from_str(&versions.stdout)?;
+        let first = versions["versions"][0]["version"].as_str();
+        let to = world.path("then").display().to_string();
+        let first = first.context("no version")?;
+        world.expect(&["restore", "out", "--at", first, "--to", &to], 0)?;
+        ensure!(
+            std::fs::read(world.path("then/out"))? == good,
+            "{point} {n}"
+        );
+        std::fs::write(&source, good)?;
+        world.expect(&["run"], 0)?;
+        let found = findings(&world, "out")?;
+        ensure!(found.is_empty(), "{point} {n}: {found:?}");
+    }
+    Ok(())
+}
+
 // Devices
 
 #[test]
