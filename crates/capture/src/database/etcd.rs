@@ -137,20 +137,11 @@ fn status(server: &Server<'_>, path: &Path) -> Result<Option<u64>> {
 
 /// The tool with what it has to know of the server.
 fn client(server: &Server<'_>, program: Program, endpoint: &str) -> Program {
-    let mut program = program
+    let program = program
         .env("ETCDCTL_API", "3")
         .arg("--endpoints")
         .arg(endpoint);
-    let tls = &server.spec.tls;
-    for (option, file) in [
-        ("--cacert", &tls.ca),
-        ("--cert", &tls.cert),
-        ("--key", &tls.key),
-    ] {
-        if let Some(file) = file {
-            program = program.arg(option).arg(file);
-        }
-    }
+    let program = server.with_certificates(program);
     match (&server.url.user, &server.secret) {
         (Some(user), Some(password)) => {
             program.secret("ETCDCTL_USER", &format!("{user}:{password}"))

@@ -98,17 +98,7 @@ fn client(server: &Server<'_>, tool: &str) -> Program {
         program = program.arg("--user").arg(user);
     }
     if matches!(&*url.scheme, "rediss" | "valkeys") {
-        program = program.arg("--tls");
-        let tls = &server.spec.tls;
-        for (option, file) in [
-            ("--cacert", &tls.ca),
-            ("--cert", &tls.cert),
-            ("--key", &tls.key),
-        ] {
-            if let Some(file) = file {
-                program = program.arg(option).arg(file);
-            }
-        }
+        program = server.with_certificates(program.arg("--tls"));
     }
     match &server.secret {
         Some(password) => program.secret("REDISCLI_AUTH", password),

@@ -49,6 +49,22 @@ impl<'a> Server<'a> {
         format!("{engine} at {}{place}", self.spec.url)
     }
 
+    /// A program with the certificates, as curl, etcdctl and redis-cli all take them.
+    pub fn with_certificates(&self, program: Program) -> Program {
+        let tls = &self.spec.tls;
+        let options = [
+            ("--cacert", &tls.ca),
+            ("--cert", &tls.cert),
+            ("--key", &tls.key),
+        ];
+        let given = options
+            .into_iter()
+            .filter_map(|(option, file)| Some((option, file.as_ref()?)));
+        given.fold(program, |program, (option, file)| {
+            program.arg(option).arg(file)
+        })
+    }
+
     /// What a program answers that runs where the tools run, at most `max` bytes; `doing` says
     /// what for.
     pub fn ask(&self, doing: &str, program: &Program, max: u64) -> Result<Vec<u8>> {

@@ -58,16 +58,7 @@ fn request(server: &Server<'_>, token: &str) -> Program {
     program = program.args(["--connect-timeout", "20", "--max-time"]);
     program = program.arg(server.job.left().as_secs().max(1).to_string());
     program = program.args(["--header", "X-Vault-Request: true"]);
-    let tls = &server.spec.tls;
-    for (option, file) in [
-        ("--cacert", &tls.ca),
-        ("--cert", &tls.cert),
-        ("--key", &tls.key),
-    ] {
-        if let Some(file) = file {
-            program = program.arg(option).arg(file);
-        }
-    }
+    program = server.with_certificates(program);
     program = program.arg(format!("{base}/v1/sys/storage/raft/snapshot"));
     program.secret("THRICE_TOKEN", token)
 }
