@@ -5,10 +5,11 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rusqlite::Connection;
 use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode};
 use rustix::fs::FileType;
 
 use crate::compare::{Entry, Tree, read_tree};
@@ -79,7 +80,13 @@ impl Base {
                 "PRAGMA journal_mode = {mode}; PRAGMA wal_autocheckpoint = 0; \
                  CREATE TABLE IF NOT EXISTS t (n INTEGER PRIMARY KEY, x)"
             );
-            database.execute_batch(&setup)?;
+            // Changing the mode waits for no reader, and a capture is one.
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while let Err(error) = database.execute_batch(&setup) {
+                let busy = error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy);
+                ensure!(busy && Instant::now() < deadline, "{name}: {error}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
             self.open.insert(name, database);
         }
         let database = &self.open[name];
