@@ -78,6 +78,13 @@ impl Lv {
         self.segtype == "thin" && !self.name.starts_with('[')
     }
 
+    /// Whether it holds somebody's data in a way of which no snapshot is made: no part of another
+    /// volume, which is hidden, and no pool.
+    pub(super) fn is_thick(&self) -> bool {
+        let is_pool = matches!(&*self.segtype, "thin-pool" | "cache-pool" | "vdo-pool");
+        !self.name.starts_with('[') && self.segtype != "thin" && !is_pool && !self.is_marked()
+    }
+
     pub(super) fn is_pool(&self) -> bool {
         self.segtype == "thin-pool"
     }
