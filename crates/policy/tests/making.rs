@@ -176,6 +176,12 @@ fn r07_every_volume_is_a_dataset_and_a_listing_that_failed_is_no_empty_one() {
     assert!(matches!(coverage.datasets[0].source, Source::Volume(_)));
     assert_eq!(coverage.unrouted[0].path, Path::new("vg:pve/raw"));
     assert!(coverage.held.is_empty());
+    // A group of which only some volumes are declared: the others have no route.
+    let bare = self::config("[root.\"vg:pve\"]\n");
+    let unrouted = policy::resolve(&bare, &landscape, &known).unrouted;
+    assert_eq!(unrouted.len(), 3, "{unrouted:?}");
+    let remedy = &unrouted[0].remedy;
+    assert!(remedy.contains("volume = \"pve/one\""), "{remedy}");
     landscape
         .volumes
         .insert("vg:pve".into(), Err("lvs failed".into()));

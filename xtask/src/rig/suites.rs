@@ -17,6 +17,13 @@ pub struct Suite {
 
 pub const SUITES: &[Suite] = &[
     Suite {
+        name: "many",
+        disks: &[2048, 512],
+        binaries: &[],
+        seconds_max: 420,
+        in_gate: true,
+    },
+    Suite {
         name: "smoke",
         disks: &[1024, 512],
         binaries: &[],

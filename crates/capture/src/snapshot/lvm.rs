@@ -445,13 +445,7 @@ impl Lvm {
     fn settle(&self, found: &Snapshot, all: &[Lv], job: &Job<'_>) -> Result<Option<String>> {
         let in_place = found.name == found.volume;
         let is_taken = all.iter().any(|lv| self.full(&lv.name) == found.volume);
-        // The other half of the same swap. Without it the swap came to its end, and a name that
-        // is free now was freed by somebody.
-        let is_half = |other: &Snapshot| {
-            (other.kind, other.at, &other.volume) == (Kind::New, found.at, &found.volume)
-                && other.volume_uuid == found.volume_uuid
-        };
-        let stopped = self.snapshots(all).iter().any(is_half);
+        let stopped = has_other_half(found, &self.snapshots(all));
         let word = match (found.kind, in_place) {
             (Kind::New, true) => "its restore is complete",
             (Kind::Old, true) => "as before its restore",
@@ -755,6 +749,14 @@ fn swap_steps(
     ]
 }
 
+/// Whether the other half of the swap that has put `old` aside is still there. Without it the swap
+/// came to its end, and where the name is free now, somebody has freed it.
+fn has_other_half(old: &Snapshot, ours: &[Snapshot]) -> bool {
+    let swap = |one: &Snapshot| (one.at, one.volume.clone(), one.volume_uuid.clone());
+    let mut new = ours.iter().filter(|one| one.kind == Kind::New);
+    new.any(|new| swap(new) == swap(old))
+}
+
 /// A volume's name without its group.
 fn base_name(volume: &str) -> &str {
     volume.rsplit('/').next().unwrap_or(volume)
@@ -906,6 +908,26 @@ mod tests {
             free_name(&[taken], "data", "kept", 7),
             "data.thrice-kept-7-2"
         );
+    }
+
+    #[test]
+    fn r03_what_was_put_aside_is_settled_by_its_own_swap_only() {
+        let one = |kind, at, uuid: &str| Snapshot {
+            name: format!("vg/a.thrice-{at}"),
+            uuid: "x".into(),
+            volume: "vg/a".into(),
+            volume_uuid: uuid.into(),
+            number: 0,
+            at,
+            kind,
+        };
+        let (old, new) = (one(Kind::Old, 7, "first"), one(Kind::New, 7, "first"));
+        assert!(has_other_half(&old, &[old.clone(), new]));
+        assert!(!has_other_half(&old, std::slice::from_ref(&old)));
+        // Of a later swap, which has stopped: the earlier one stays where it is.
+        let (later, second) = (one(Kind::Old, 9, "second"), one(Kind::New, 9, "second"));
+        let all = [old.clone(), later.clone(), second];
+        assert!(!has_other_half(&old, &all) && has_other_half(&later, &all));
     }
 
     #[test]

@@ -212,6 +212,32 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_is_not_thin_is_told_but_for_what_holds_nobodys_data() {
+        let all = parse(RECORDED.as_bytes()).unwrap();
+        let with = |segtype: &str, name: &str| Lv {
+            segtype: segtype.into(),
+            name: name.into(),
+            tags: String::new(),
+            ..all[0].clone()
+        };
+        assert!(with("linear", "root").is_thick());
+        assert!(with("raid1", "home").is_thick());
+        assert!(with("linear", "swap").is_thick());
+        for pool in ["thin-pool", "cache-pool", "vdo-pool"] {
+            assert!(!with(pool, "data").is_thick());
+        }
+        assert!(!with("linear", "[data_tmeta]").is_thick());
+        assert!(!with("linear", "[lvol0_pmspare]").is_thick());
+        assert!(!with("thin", "data").is_thick());
+        // What a swap has put aside, of any installation's.
+        let ours = Lv {
+            tags: MARK.into(),
+            ..with("linear", "x")
+        };
+        assert!(!ours.is_thick());
+    }
+
+    #[test]
     fn r07_half_a_report_is_an_error() {
         let half = &RECORDED.as_bytes()[..RECORDED.len() / 2];
         assert!(parse(half).is_err());
