@@ -650,7 +650,7 @@ impl Run<'_, '_> {
         replica: &Replica,
     ) -> Result<bool> {
         let catalog = self.engine.catalog;
-        let Source::Volume(spec) = &meant.source else {
+        let Source::Volume(spec, scope) = &meant.source else {
             return Ok(false);
         };
         let asked = self.options.full || accepted.any || accepted.kind.is_some();
@@ -659,10 +659,8 @@ impl Run<'_, '_> {
         if asked || !is_whole || catalog.pending_totals(replica.id)? != (0, 0) {
             return Ok(false);
         }
-        let capture = (
-            replica.dataset,
-            &*volumes::context(meant, &replica.store_name),
-        );
+        let context = volumes::context(meant, scope, &replica.store_name);
+        let capture = (replica.dataset, &*context);
         if !self.groups.is_unwritten(self.engine, spec, capture)? {
             return Ok(false);
         }
@@ -722,15 +720,12 @@ impl Run<'_, '_> {
                 let data = Data::Tree(view, base);
                 return Ok(Ready { scope, data });
             }
-            Source::Volume(volume) => {
+            Source::Volume(volume, scope) => {
                 volumes::forget(self.engine.catalog, dataset.id)?;
                 let mounted = self.groups.mount(self.engine, volume, &self.findings)?;
                 same_filesystem(&mounted.identity, meant, source, dataset, accepted)?;
-                let data = Data::Volume(mounted);
-                return Ok(Ready {
-                    scope: &WHOLE,
-                    data,
-                });
+                let data = Data::Volume(Box::new(mounted));
+                return Ok(Ready { scope, data });
             }
             Source::Made(made) => {
                 // A list of what is not mounted would be an empty one.
@@ -1243,7 +1238,7 @@ struct Ready<'a> {
 enum Data<'a> {
     /// A live tree, and its base.
     Tree(View, &'a Path),
-    Volume(Mounted),
+    Volume(Box<Mounted>),
     Made(Made),
 }
 
@@ -1312,7 +1307,7 @@ impl Ready<'_> {
             Data::Tree(..) => Ok(()),
             Data::Volume(mounted) => {
                 if shipped.problems.is_empty() {
-                    let context = volumes::context(meant, &replica.store_name);
+                    let context = volumes::context(meant, self.scope, &replica.store_name);
                     mounted.remember(engine.catalog, (replica.dataset, &context), now)?;
                 }
                 if let Err(error) = mounted.close() {

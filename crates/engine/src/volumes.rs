@@ -21,7 +21,7 @@ use capture::snapshot::{
 };
 use catalog::{Catalog, DatasetId};
 use jiff::Timestamp;
-use policy::{Config, Dataset, Landscape, VolumeGroup, VolumeSeen, VolumeSpec};
+use policy::{Config, Dataset, Landscape, Scope, VolumeGroup, VolumeSeen, VolumeSpec};
 use serde::{Deserialize, Serialize};
 use tree::{Dir, FsIdentity, RelPath};
 
@@ -312,8 +312,9 @@ impl Remembered {
 }
 
 /// What decides what a capture has, beside the volume.
-pub(crate) fn context(meant: &Dataset, store: &str) -> String {
-    format!("{}:{}:{store}", meant.sqlite, meant.cross_mounts)
+pub(crate) fn context(meant: &Dataset, scope: &Scope, store: &str) -> String {
+    let scope = scope.fingerprint();
+    format!("{scope}:{}:{}:{store}", meant.sqlite, meant.cross_mounts)
 }
 
 /// Forgets what is known of a volume: a capture of it begins.

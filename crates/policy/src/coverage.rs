@@ -618,7 +618,7 @@ impl<'a> Proof<'a> {
             }
             let source = match &draft.shape {
                 Shape::Made(made) => Source::Made(Box::new((*made).clone())),
-                Shape::Volume(volume) => Source::Volume(volume.clone()),
+                Shape::Volume(volume) => Source::Volume(volume.clone(), self.scope(draft, &owned)),
                 _ => Source::Tree {
                     base: draft.base.clone(),
                     scope: self.scope(draft, &owned),
