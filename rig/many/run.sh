@@ -101,6 +101,9 @@ check xfs took 1
 check xfs-is-there has fast file changed
 check xfs-once-more took 1
 check xfs-is-still took 0
+printf x | dd of=/mnt/v06/file conv=notrunc bs=1 2>/dev/null
+check one-byte-in-its-place took 1
+check which-is-there-too has v06 file 'xf v06'
 mkdir /mnt/still
 mount /dev/vg/still /mnt/still
 echo new >/mnt/still/file
@@ -118,6 +121,17 @@ check in-another-namespace took 1
 check which-is-there has v02 file elsewhere
 wait
 mount /dev/vg/v02 /mnt/v02
+
+echo "# a writer that never rests"
+(while [ ! -e /tmp/stop ]; do echo line >>/mnt/v09/row && sync /mnt/v09/row; done) &
+for round in first second third; do check "$round-time" took 1; done
+touch /tmp/stop
+wait
+check once-more took 1
+check and-now-it-rests took 0
+rm -rf /tmp/back
+thrice restore v09 --to /tmp/back >/dev/null 2>&1
+check all-of-it-is-there cmp /mnt/v09/row /tmp/back/row
 
 echo "# in doubt"
 check asked-for took 1 --full --dataset v01
