@@ -1192,12 +1192,11 @@ impl Run<'_, '_> {
                 .iter()
                 .filter(|store| self.options.store(store))
             {
-                // In a whole run a store that could not be opened has been told of already.
-                let opened = match alone {
-                    true => self.open(store),
-                    false => self.pool.opened_one(store).map(drop),
-                };
-                let result = match (opened, alone) {
+                // In a whole run no leg may have come as far as its store: a pool that is full
+                // stops all that lie in it, and nothing is pruned but here. One that could not be
+                // opened has been told of already.
+                let result = match (self.open(store), alone) {
+                    (Err(Error::Catalog(error)), _) => return Err(error.into()),
                     (Err(_), false) => continue,
                     (Err(error), true) => Err(error),
                     (Ok(()), _) => {

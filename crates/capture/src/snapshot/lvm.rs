@@ -249,18 +249,10 @@ impl Lvm {
     /// How much was written to the volume by now; `None` in any doubt, and of one that is not
     /// active.
     pub fn mark(&self, listing: &Listing, volume: &Volume, flush: &mut Flush) -> Option<WriteMark> {
-        self.reading(listing, volume, flush).map(|read| read.mark)
-    }
-
-    fn reading(
-        &self,
-        listing: &Listing,
-        volume: &Volume,
-        flush: &mut Flush,
-    ) -> Option<meter::Reading> {
         let device = self.device_of(base_name(&volume.name))?;
-        flush.to(&device).then_some(())?;
-        self.read_meter(listing, volume, &device)
+        flush.to(&device, false).then_some(())?;
+        let read = self.read_meter(listing, volume, &device)?;
+        Some(read.mark)
     }
 
     fn read_meter(
@@ -300,7 +292,7 @@ impl Lvm {
             return Err(Error::bad(what, "it is another one than was listed"));
         }
         let first = device.as_ref().and_then(|device| {
-            flush.to(device).then_some(())?;
+            flush.to(device, true).then_some(())?;
             self.read_meter(listing, volume, device)
         });
         let of = (&*volume.name, &*volume.uuid);

@@ -15,15 +15,22 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::ioctl::{self, Setter};
 use serde::{Deserialize, Serialize};
 
+use super::super::tools::tool;
 use super::super::{luks, mount};
 
 /// Bytes that the kernel's counters call a sector.
 const SECTOR: u64 = 512;
+/// How long all of the machine may take to come to its devices.
+const SYNC: Duration = Duration::from_secs(120);
+const TICK: Duration = Duration::from_millis(10);
 /// So much of a device's beginning is read: the superblock of every file system that is looked
 /// at, and whole blocks of any disk.
 const HEAD: usize = 4096;
@@ -57,10 +64,11 @@ pub(super) struct Reading {
 ///
 /// Of a file system that is mounted here this is `syncfs(2)`. One that is not may be mounted in
 /// another mount namespace, as containers' are: `sync(2)` reaches it, and any other of this
-/// machine, however slow, so it is called once and only when needed.
+/// machine, however slow, so it is called once, when it is needed, and not waited for for long.
 #[derive(Debug, Default)]
 pub struct Flush {
-    all: bool,
+    /// Whether all of the machine was brought to its devices, once that was tried.
+    all: Option<bool>,
 }
 
 /// A device-mapper device that is there now.
@@ -155,35 +163,52 @@ impl Device {
 }
 
 impl Flush {
-    /// Brings to `device` what was written to the file systems on it. `false`: that failed.
-    pub(super) fn to(&mut self, device: &Device) -> bool {
+    /// Brings to `device` what was written to the file systems on it; `empty`: where they keep it in
+    /// a journal first, out of that, too. `false`: that failed.
+    pub(super) fn to(&mut self, device: &Device, empty: bool) -> bool {
         let Ok(table) = mount::table() else {
             return false;
         };
-        let stack = device.stack();
-        let mut is_mounted = false;
-        for one in table.iter().filter(|one| stack.contains(&one.device)) {
-            let Ok(top) = File::open(&one.at) else {
-                continue;
-            };
-            // Something else may be mounted over it.
-            let is_it = rustix::fs::fstat(&top).is_ok_and(|stat| {
-                let number = stat.st_dev;
-                (rustix::fs::major(number), rustix::fs::minor(number)) == one.device
-            });
-            if is_it {
+        let mut done = Vec::new();
+        for numbers in device.stack() {
+            for one in table.iter().filter(|one| one.device == numbers) {
+                let Some(top) = top_of(one).filter(|_| !done.contains(&numbers)) else {
+                    continue;
+                };
                 if rustix::fs::syncfs(&top).is_err() {
                     return false;
                 }
-                checkpoint(&top);
-                is_mounted = true;
+                if empty {
+                    checkpoint(&top);
+                }
+                done.push(numbers);
             }
         }
-        if !is_mounted && !self.all {
-            rustix::fs::sync();
-            self.all = true;
+        !done.is_empty() || *self.all.get_or_insert_with(sync)
+    }
+}
+
+/// The top of what is mounted, unless something else is mounted over it.
+fn top_of(mounted: &mount::Mounted) -> Option<File> {
+    let top = File::open(&mounted.at).ok()?;
+    let number = rustix::fs::fstat(&top).ok()?.st_dev;
+    let numbers = (rustix::fs::major(number), rustix::fs::minor(number));
+    (numbers == mounted.device).then_some(top)
+}
+
+/// `sync(2)`, by a program that may stay behind: it waits for every disk and every server, and one
+/// that does not answer would hold it, and whoever called it, for ever.
+fn sync() -> bool {
+    let Ok(mut child) = tool("sync").stdin(Stdio::null()).spawn() else {
+        return false;
+    };
+    let began = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return status.success(),
+            Ok(None) if began.elapsed() < SYNC => thread::sleep(TICK),
+            _ => return false,
         }
-        true
     }
 }
 
