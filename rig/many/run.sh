@@ -63,7 +63,8 @@ took() {
     made=$(grep -c '^lvcreate -s' /tmp/commands) || true
     echo "   $made snapshots, $(wc -l </tmp/commands) commands of LVM's," \
         "$(awk "BEGIN { printf \"%.1f\", $end - $begin }") s;" \
-        "$(tail -1 /tmp/said | grep -o '"unwritten":[0-9]*')"
+        "$(tail -1 /tmp/said | grep -o '"unwritten":[0-9]*')" \
+        "$(sed -n 's,^lvcreate -s.* vg/,,p' /tmp/commands | tr '\n' ' ')"
     [ "$made" = "$expected" ]
 }
 # has VOLUME FILE TEXT: the newest copy has it.
@@ -127,11 +128,13 @@ echo "# a writer that never rests"
 for round in first second third; do check "$round-time" took 1; done
 touch /tmp/stop
 wait
+# Reading it sets its access time.
+cp /mnt/v09/row /tmp/row
 check once-more took 1
 check and-now-it-rests took 0
 rm -rf /tmp/back
 thrice restore v09 --to /tmp/back >/dev/null 2>&1
-check all-of-it-is-there cmp /mnt/v09/row /tmp/back/row
+check all-of-it-is-there cmp /tmp/row /tmp/back/row
 
 echo "# in doubt"
 check asked-for took 1 --full --dataset v01

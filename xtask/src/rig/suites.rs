@@ -24,7 +24,7 @@ pub const SUITES: &[Suite] = &[
         name: "many",
         disks: &[2048, 512],
         binaries: &[],
-        seconds_max: 600,
+        seconds_max: 900,
         stage: Some(RIG),
     },
     Suite {

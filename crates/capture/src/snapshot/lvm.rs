@@ -156,8 +156,8 @@ impl Lvm {
         })
     }
 
-    /// A snapshot of `of`, recorded as one of `volume`, active. LVM writes its tags and the snapshot
-    /// itself in one change of the group's metadata: a cut leaves both, or neither.
+    /// A snapshot of `of`, recorded as one of `volume`, active. LVM writes its tags and the
+    /// snapshot itself in one change of the group's metadata: a cut leaves both, or neither.
     fn snap(
         &self,
         all: &[Lv],

@@ -163,8 +163,8 @@ impl Device {
 }
 
 impl Flush {
-    /// Brings to `device` what was written to the file systems on it; `empty`: where they keep it in
-    /// a journal first, out of that, too. `false`: that failed.
+    /// Brings to `device` what was written to the file systems on it; `empty`: where they keep it
+    /// in a journal first, out of that, too. `false`: that failed.
     pub(super) fn to(&mut self, device: &Device, empty: bool) -> bool {
         let Ok(table) = mount::table() else {
             return false;
