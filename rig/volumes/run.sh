@@ -92,21 +92,41 @@ thrice run --dataset newcomer || status=$?
 check a-volume-that-is-gone-stops-its-dataset test $status = 4
 check and-its-copies-stay test -d /mnt/store/newcomer
 
-echo "# the pool is at its floor: nothing is made, and pruning goes on"
-before=$(thrice versions plain | wc -l)
-sed -i 's/^route    = \["disk"\]/&\nfloor    = { data = "99%" }/' /etc/thrice/thrice.toml
+echo "# a volume that is not thin"
+lvm lvcreate -q -y -L 8M -n thick vg
+check is-not-asked-for-where-a-pool-is thrice check
+sed -i '/^pool/d' /etc/thrice/thrice.toml
 status=0
-thrice run --dataset plain 2>/tmp/said || status=$?
-check a-full-pool-is-refused test $status != 0
-check with-its-name grep -q pool /tmp/said
+thrice check >/tmp/said 2>&1 || status=$?
+check is-said test $status = 3
+check by-name-and-why grep -q 'vg:vg/thick.*not thin' /tmp/said
+check and-parts-of-pools-are-not refused grep -q 'vg/pool\|tmeta\|pmspare' /tmp/said
+printf '[dataset.thick]\nvolume = "vg/thick"\nroute = []\nwhy = "scratch"\n' >>/etc/thrice/thrice.toml
+check until-it-has-a-reason thrice check
+lvm lvremove -q -y vg/thick
+sed -i '/^.dataset.thick/,$d' /etc/thrice/thrice.toml
+
+echo "# the pool is at its floor: nothing is made, and pruning goes on"
+full() { thrice status --json | tr '{' '\n' | grep -q '"subject":"vg/pool"'; }
+check the-pool-has-room refused full
+sed -i 's/^route    = \["disk"\]/&\nfloor    = { data = "99%" }/' /etc/thrice/thrice.toml
+sed -i 's/last = 2/last = 1/' /etc/thrice/thrice.toml
+status=0
+thrice run 2>/tmp/said || status=$?
+check a-full-pool-holds test $status = 4
+check with-its-name grep -q 'pool `vg/pool` has' /tmp/said
+check and-is-a-finding full
 check and-nothing-is-made is_clean
-check pruning-goes-on thrice run prune --dataset plain
-check versions-stay test "$(thrice versions plain | wc -l)" -le "$before"
+check pruning-goes-on test "$(thrice versions plain --json | grep -o '"version"' | wc -l)" = 1
+sed -i '/^floor/d' /etc/thrice/thrice.toml
+check with-room-again thrice run --dataset plain
+check the-finding-is-cleared refused full
 
 echo "# snapshots that are kept, and going back to one"
-sed -i '/^floor/d' /etc/thrice/thrice.toml
 check snapshots-are-made thrice snapshot create
 check of-each-volume test "$(thrice snapshot list --json | grep -o '"kind":"kept"' | wc -l)" = 3
+thrice check >/tmp/said
+check and-is-no-volume-itself refused grep -q thrice-kept /tmp/said
 touch /tmp/stop
 wait
 echo changed >/mnt/plain/still/file

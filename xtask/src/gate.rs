@@ -48,8 +48,12 @@ const STAGES: &[Stage] = &[
         run: blackbox,
     },
     Stage {
-        name: "rig",
-        run: rig::stage,
+        name: rig::RIG,
+        run: |root| rig::stage(root, rig::RIG),
+    },
+    Stage {
+        name: rig::CUTS,
+        run: |root| rig::stage(root, rig::CUTS),
     },
     Stage {
         name: "fuzz",

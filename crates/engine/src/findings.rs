@@ -11,6 +11,7 @@ use tree::RelPath;
 use crate::databases::Broken;
 use crate::dirty::Missed;
 use crate::error::Result;
+use crate::guard::POOL_FULL;
 use crate::report::{Leg, Problem, Status};
 
 /// A copy of the current state whose bytes are not what was written.
@@ -182,6 +183,23 @@ impl<'a> Findings<'a> {
                 if finding.kind == kind && !now.contains(&(kind, finding.subject.clone())) {
                     self.clear(kind, &finding.subject)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// A pool in which no snapshot may be made any more.
+    pub(crate) fn pool_full(&self, pool: &str, why: &str, remedy: &str) -> Result<()> {
+        self.raise(Severity::S1, POOL_FULL, pool, why, remedy)
+    }
+
+    /// Takes back what was said of pools, but of those that `still` are full, or of which that is
+    /// not known.
+    pub(crate) fn pools_free(&self, still: &dyn Fn(&str) -> bool) -> Result<()> {
+        for row in self.catalog.findings(true)? {
+            let Finding { kind, subject, .. } = row.finding;
+            if kind == POOL_FULL && !still(&subject) {
+                self.clear(&kind, &subject)?;
             }
         }
         Ok(())

@@ -10,12 +10,15 @@ use tree::FsIdentity;
 /// The one guard that stands before a later store.
 pub(crate) const RELAY_CHANGE: &str = "relay-change";
 
+/// A thin pool has less room than a snapshot may be made with.
+pub(crate) const POOL_FULL: &str = "pool-full";
+
 /// Why a dataset stops.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stop {
     /// Stable word for the finding: `source-missing`, `source-gone`, `source-moved`, `source-
     /// empty`, `other-filesystem`, `mass-change`, `relay-change`, `store-full`, `store-identity`,
-    /// `first-held`, `coverage`, `by-hand`.
+    /// `first-held`, `pool-full`, `coverage`, `by-hand`.
     pub kind: String,
     pub reason: String,
     pub remedy: String,
@@ -31,10 +34,12 @@ impl Stop {
         }
     }
 
-    /// Whether it is about the dataset, and not about one store of its route. Only then is the
-    /// dataset held: pruning has to go on where a full store is what stops it (R17).
+    /// Whether it is about the dataset, and not about one store of its route or the pool that it
+    /// lies in. Only then is the dataset held: pruning has to go on where a full store is what
+    /// stops it (R17).
     pub fn is_about_data(&self) -> bool {
-        !self.kind.starts_with("store-") && self.kind != "first-held"
+        let others = ["first-held", POOL_FULL];
+        !self.kind.starts_with("store-") && !others.contains(&&*self.kind)
     }
 
     /// Whether `release` or `--accept` may let it pass: it is about what changed in the data.

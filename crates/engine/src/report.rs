@@ -83,6 +83,8 @@ pub struct Summary {
     /// `dirty` when only directories known to have changed were looked at, else `all`.
     pub walked: &'static str,
     pub why_walked: Option<String>,
+    /// Volumes to which nothing was written since they were last captured: not looked into.
+    pub unwritten: u64,
     pub seconds: f64,
 }
 
@@ -102,6 +104,7 @@ impl Summary {
             bytes_sent: BTreeMap::new(),
             walked: "all",
             why_walked: None,
+            unwritten: 0,
             seconds: 0.0,
         }
     }

@@ -27,7 +27,7 @@ use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summ
 use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
 use crate::stores::{self, Opened, Pool, Purpose};
-use crate::volumes::{self, Mounted};
+use crate::volumes::{self, Groups, Mounted};
 use crate::watch::{self, Watch};
 use crate::window::{self, Window};
 use crate::{moves, prune, sync};
@@ -99,6 +99,8 @@ struct Run<'a, 'e> {
     retired: BTreeSet<String>,
     /// Datasets whose change a guard was told to let pass: what it is for one store it is for all.
     passed: BTreeSet<String>,
+    /// Volume groups, as this run found them.
+    groups: Groups,
 }
 
 /// Which guards were told to let something pass.
@@ -156,6 +158,7 @@ impl Engine<'_> {
             pace: Pace::new(self.config.host.pace.brake, self.cancel),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
+            groups: Groups::default(),
         };
         if run.pace.is_blind() {
             self.observer.notice(&Notice::Note {
@@ -234,7 +237,7 @@ impl Run<'_, '_> {
                 message: error.to_string(),
             });
         }
-        volumes::sweep(self.engine);
+        self.groups.sweep(self.engine, &self.findings)?;
         self.findings.coverage(&expectation.coverage)?;
         let chosen: Vec<&Expected> = expectation
             .stalest_first()
@@ -541,6 +544,10 @@ impl Run<'_, '_> {
         let Some(meant) = &expected.dataset else {
             return self.source_gone(expected, dataset.id, &accepted);
         };
+        if self.is_unwritten(expected, meant, &accepted, replica)? {
+            self.settle_first(expected, &dataset)?;
+            return Ok((Shipped::default(), None));
+        }
         let source = shown(&expected.source_path);
         let view = self.view(meant, &source, &dataset, &accepted, replica)?;
         let store_name = &expected.route[0];
@@ -624,14 +631,55 @@ impl Run<'_, '_> {
         }
         let seal = self.seal(session.as_ref(), &replica, number, &shipped)?;
         drop(session);
-        view.conclude(engine, &replica, &meant.name, &mut shipped)?;
+        view.conclude(engine, &replica, meant, &mut shipped)?;
         if scan.accepted {
             self.passed.insert(expected.name.clone());
         }
-        // What stands before a later store is not settled by this one.
-        let later = |stop: &str| stop == guard::RELAY_CHANGE && expected.route.len() > 1;
-        self.settle_guards(&dataset, &|stop| !later(stop))?;
+        self.settle_first(expected, &dataset)?;
         Ok((shipped, seal))
+    }
+
+    /// The first leg is done. What stands before a later store is not settled by it.
+    fn settle_first(&self, expected: &Expected, dataset: &catalog::Dataset) -> Result<()> {
+        let later = |stop: &str| stop == guard::RELAY_CHANGE && expected.route.len() > 1;
+        self.settle_guards(dataset, &|stop| !later(stop))
+    }
+
+    /// Whether the dataset is a volume of which the first store has all, for nothing was written to
+    /// it since. In any doubt it is captured: the store is asked whether it has what the catalog
+    /// believes, and nothing may be pending there.
+    fn is_unwritten(
+        &mut self,
+        expected: &Expected,
+        meant: &Dataset,
+        accepted: &Accepted,
+        replica: &Replica,
+    ) -> Result<bool> {
+        let catalog = self.engine.catalog;
+        let Source::Volume(spec, scope) = &meant.source else {
+            return Ok(false);
+        };
+        let asked = self.options.full || accepted.any || accepted.kind.is_some();
+        let is_whole =
+            replica.sealed > 0 && replica.open_records == 0 && replica.reconcile.is_none();
+        if asked || !is_whole || catalog.pending_totals(replica.id)? != (0, 0) {
+            return Ok(false);
+        }
+        let context = volumes::context(meant, scope, &replica.store_name);
+        let capture = (replica.dataset, &*context);
+        if !self.groups.is_unwritten(self.engine, spec, capture)? {
+            return Ok(false);
+        }
+        self.open(&expected.route[0])?;
+        let opened = self.pool.opened_one(&expected.route[0])?;
+        let numbers = sync::numbers(opened.store(), &meant.name);
+        let (newest, _) = numbers.map_err(Error::at(&replica.store_name))?;
+        if newest != replica.sealed {
+            return Ok(false);
+        }
+        self.summary.scanned(None);
+        self.summary.unwritten += 1;
+        Ok(true)
     }
 
     /// What could not be read or made is a problem of the leg.
@@ -665,7 +713,7 @@ impl Run<'_, '_> {
 
     /// The dataset's data, ready to be scanned: a tree as it lies there, or what is made now.
     fn view<'m>(
-        &self,
+        &mut self,
         meant: &'m Dataset,
         source: &str,
         dataset: &catalog::Dataset,
@@ -678,14 +726,12 @@ impl Run<'_, '_> {
                 let data = Data::Tree(view, base);
                 return Ok(Ready { scope, data });
             }
-            Source::Volume(volume) => {
-                let mounted = volumes::mount(self.engine, volume)?;
+            Source::Volume(volume, scope) => {
+                volumes::forget(self.engine.catalog, dataset.id)?;
+                let mounted = self.groups.mount(self.engine, volume, &self.findings)?;
                 same_filesystem(&mounted.identity, meant, source, dataset, accepted)?;
-                let data = Data::Volume(mounted);
-                return Ok(Ready {
-                    scope: &WHOLE,
-                    data,
-                });
+                let data = Data::Volume(Box::new(mounted));
+                return Ok(Ready { scope, data });
             }
             Source::Made(made) => {
                 // A list of what is not mounted would be an empty one.
@@ -1152,12 +1198,11 @@ impl Run<'_, '_> {
                 .iter()
                 .filter(|store| self.options.store(store))
             {
-                // In a whole run a store that could not be opened has been told of already.
-                let opened = match alone {
-                    true => self.open(store),
-                    false => self.pool.opened_one(store).map(drop),
-                };
-                let result = match (opened, alone) {
+                // In a whole run no leg may have come as far as its store: a pool that is full
+                // stops all that lie in it, and nothing is pruned but here. One that could not be
+                // opened has been told of already.
+                let result = match (self.open(store), alone) {
+                    (Err(Error::Catalog(error)), _) => return Err(error.into()),
                     (Err(_), false) => continue,
                     (Err(error), true) => Err(error),
                     (Ok(()), _) => {
@@ -1198,7 +1243,7 @@ struct Ready<'a> {
 enum Data<'a> {
     /// A live tree, and its base.
     Tree(View, &'a Path),
-    Volume(Mounted),
+    Volume(Box<Mounted>),
     Made(Made),
 }
 
@@ -1259,12 +1304,17 @@ impl Ready<'_> {
         self,
         engine: &Engine<'_>,
         replica: &Replica,
-        name: &str,
+        meant: &Dataset,
         shipped: &mut Shipped,
     ) -> Result<()> {
+        let (name, now) = (&*meant.name, (engine.now)());
         match self.data {
             Data::Tree(..) => Ok(()),
             Data::Volume(mounted) => {
+                if shipped.problems.is_empty() {
+                    let context = volumes::context(meant, self.scope, &replica.store_name);
+                    mounted.remember(engine.catalog, (replica.dataset, &context), now)?;
+                }
                 if let Err(error) = mounted.close() {
                     let problem = Problem {
                         dataset: name.to_owned(),
@@ -1278,7 +1328,7 @@ impl Ready<'_> {
                 }
                 Ok(())
             }
-            Data::Made(made) => made.conclude(engine.catalog, replica, name, (engine.now)()),
+            Data::Made(made) => made.conclude(engine.catalog, replica, name, now),
         }
     }
 }

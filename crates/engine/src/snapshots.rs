@@ -20,17 +20,20 @@ const WORKLOAD: Duration = Duration::from_secs(1800);
 /// What came of one volume or snapshot, by its name.
 pub type Outcomes<T> = Vec<(String, capture::Result<T>)>;
 
+/// What the configuration says of volume groups: of single volumes first.
+pub(crate) fn all_groups(config: &Config) -> impl Iterator<Item = &VolumeGroup> {
+    let datasets = config.datasets.iter();
+    let single = datasets.filter_map(|declared| match &declared.what {
+        policy::DeclaredSource::Volume(volume) => Some(&volume.group),
+        _ => None,
+    });
+    single.chain(config.roots.iter().filter_map(|root| root.group.as_ref()))
+}
+
 /// The volume groups that the configuration names, each once.
-pub(crate) fn groups(config: &Config) -> Vec<&VolumeGroup> {
-    let mut all: BTreeMap<&str, &VolumeGroup> = BTreeMap::new();
-    for declared in &config.datasets {
-        if let policy::DeclaredSource::Volume(volume) = &declared.what {
-            all.insert(&volume.group.name, &volume.group);
-        }
-    }
-    let roots = config.roots.iter().filter_map(|root| root.group.as_ref());
-    all.extend(roots.map(|group| (&*group.name, group)));
-    all.into_values().collect()
+fn groups(config: &Config) -> Vec<&VolumeGroup> {
+    let all = all_groups(config).map(|group| (&*group.name, group));
+    all.collect::<BTreeMap<&str, _>>().into_values().collect()
 }
 
 fn lvm(config: &Config, group: &VolumeGroup) -> capture::Result<Lvm> {

@@ -3,24 +3,39 @@
 //! A power cut leaves a snapshot, a mapping and a mount with this installation's mark; the next
 //! run finds and removes them before it makes others, and a pool that is too full for a snapshot
 //! is not too full for that.
+//!
+//! A volume to which nothing was written since a whole capture of it is not touched: the kernel
+//! counts what is written to a device. What it had counted is remembered ([`Remembered`]) when the
+//! capture is sealed without a problem in the first store, and forgotten before the next capture
+//! begins, so that whatever cuts or spoils one leaves nothing to go by.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use capture::Job;
-use capture::snapshot::{Content, Floor, Kind, Lvm, Opened, Owner, Select, Snapshot, Storage};
-use policy::{Config, Landscape, VolumeGroup, VolumeSeen, VolumeSpec};
-use tree::{Dir, FsIdentity};
+use capture::snapshot::{
+    Content, Fill, Floor, Flush, Fresh, Listing, Lvm, Opened, Owner, Select, Storage, Volume,
+    WriteMark, guard,
+};
+use catalog::{Catalog, DatasetId};
+use jiff::Timestamp;
+use policy::{Config, Dataset, Landscape, Scope, VolumeGroup, VolumeSeen, VolumeSpec};
+use serde::{Deserialize, Serialize};
+use tree::{Dir, FsIdentity, RelPath};
 
 use crate::error::{Error, Result};
-use crate::guard::Stop;
+use crate::findings::Findings;
+use crate::guard::{POOL_FULL, Stop};
 use crate::report::Notice;
 use crate::run::Engine;
 
 /// The longest that LVM may take to list, make, mount or clean.
 const ALLOWED: Duration = Duration::from_secs(600);
+
+/// Why there is no snapshot of a volume.
+const NOT_THIN: &str = "it is not thin: a snapshot of it would need space of its own";
 
 /// What lies on disk and in volume groups.
 pub fn look(config: &Config) -> Landscape {
@@ -40,8 +55,12 @@ fn volumes_of(config: &Config, group: &VolumeGroup) -> capture::Result<Vec<Volum
         pool: group.pool.clone(),
     };
     let lvm = Lvm::new(&group.name, owner(config)?, select)?;
-    let volumes = lvm.volumes(&Job::new(ALLOWED, &never))?;
-    let seen = volumes.into_iter().map(|volume| {
+    let listing = lvm.listing(&Job::new(ALLOWED, &never))?;
+    let thick = lvm.thick(&listing).into_iter().map(|name| VolumeSeen {
+        name,
+        unreadable: Some(NOT_THIN.into()),
+    });
+    let seen = lvm.volumes_in(&listing).into_iter().map(|volume| {
         let name = volume
             .name
             .rsplit('/')
@@ -63,7 +82,7 @@ fn volumes_of(config: &Config, group: &VolumeGroup) -> capture::Result<Vec<Volum
         };
         VolumeSeen { name, unreadable }
     });
-    Ok(seen.collect())
+    Ok(seen.chain(thick).collect())
 }
 
 /// Whose snapshots: the same for every run with this state.
@@ -78,31 +97,229 @@ fn mounts(config: &Config) -> PathBuf {
     config.host.state.join("mnt")
 }
 
-/// Removes what runs that were cut off have left. To be called by who alone may run.
-pub(crate) fn sweep(engine: &Engine<'_>) {
-    let config = engine.config;
-    let groups = crate::snapshots::groups(config).into_iter();
-    let groups: BTreeSet<&str> = groups.map(|group| &*group.name).collect();
-    for group in groups {
-        let job = Job::new(ALLOWED, engine.cancel);
-        let swept = owner(config)
-            .and_then(|owner| Lvm::new(group, owner, Select::default()))
-            .and_then(|lvm| lvm.sweep(&mounts(config), &job));
-        let mut said = Vec::new();
-        match swept {
-            Ok(sweep) => {
-                said.extend(sweep.cleaned);
-                let failed = sweep.failed.into_iter();
-                said.extend(failed.map(|(name, error)| format!("`{name}` is left: {error}")));
+/// What a run knows of volume groups: each is asked once.
+#[derive(Default)]
+pub(crate) struct Groups {
+    known: BTreeMap<String, (Lvm, Listing)>,
+    flush: Flush,
+}
+
+impl Groups {
+    /// Removes what runs that were cut off have left, and says which pools are full. To be called
+    /// by who alone may run.
+    pub(crate) fn sweep(&mut self, engine: &Engine<'_>, findings: &Findings<'_>) -> Result<()> {
+        let mut pools = BTreeMap::new();
+        for (group, floor) in floors(engine.config) {
+            let mut said = Vec::new();
+            match self.sweep_group(engine, group) {
+                Ok((lines, found)) => {
+                    said.extend(lines);
+                    let found = found.into_iter();
+                    pools.extend(found.map(|(pool, fill)| (pool, fill.map(|fill| (fill, floor)))));
+                }
+                // Its volumes are told of by whoever needs them, and of its pools nothing is known.
+                Err(error) => {
+                    said.push(format!("volume group `{group}`: {error}"));
+                    pools.insert(group.to_owned(), None);
+                }
             }
-            // Its volumes are told of by whoever needs them.
-            Err(error) => said.push(format!("volume group `{group}`: {error}")),
+            for message in said {
+                let dataset = None;
+                engine.observer.notice(&Notice::Note { dataset, message });
+            }
         }
-        for message in said {
-            let dataset = None;
-            engine.observer.notice(&Notice::Note { dataset, message });
+        for (fill, floor) in pools.values().flatten() {
+            is_full(findings, fill, floor)?;
         }
+        findings.pools_free(&|pool| {
+            let group = pool.split('/').next().unwrap_or_default();
+            match pools.get(pool) {
+                Some(Some((fill, floor))) => guard(fill, floor).is_err(),
+                Some(None) => true,
+                None => pools.contains_key(group),
+            }
+        })
     }
+
+    /// What was done, and the pools.
+    fn sweep_group(&mut self, engine: &Engine<'_>, group: &str) -> capture::Result<Swept> {
+        let (config, job) = (engine.config, Job::new(ALLOWED, engine.cancel));
+        let lvm = Lvm::new(group, owner(config)?, Select::default())?;
+        let listing = lvm.listing(&job)?;
+        let sweep = lvm.sweep_listed(&listing, &mounts(config), &job);
+        let is_as_listed = sweep.cleaned.is_empty() && sweep.failed.is_empty();
+        let failed = sweep.failed.into_iter();
+        let failed = failed.map(|(name, error)| format!("`{name}` is left: {error}"));
+        let said = sweep.cleaned.into_iter().chain(failed).collect();
+        let pools = lvm.pools(&listing);
+        if is_as_listed {
+            self.known.insert(group.to_owned(), (lvm, listing));
+        }
+        Ok((said, pools))
+    }
+
+    /// The volume, as it was when its group was listed.
+    fn find(&mut self, engine: &Engine<'_>, spec: &VolumeSpec) -> Result<Listed<'_>> {
+        let group = &spec.group.name;
+        if !self.known.contains_key(group) {
+            let lvm = Lvm::new(group, owner(engine.config)?, Select::default())?;
+            let listing = lvm.listing(&Job::new(ALLOWED, engine.cancel))?;
+            self.known.insert(group.clone(), (lvm, listing));
+        }
+        let Self { known, flush } = self;
+        let listed = known.get(group);
+        let (lvm, listing) = listed.ok_or(Error::Internal("a group that was just listed"))?;
+        let Some(volume) = lvm.find(listing, &spec.volume) else {
+            let name = format!("{group}/{}", spec.volume);
+            let why = match lvm.thick(listing).contains(&spec.volume) {
+                true => format!("of `{name}` there is no snapshot: {NOT_THIN}"),
+                false => format!("there is no thin volume `{name}`"),
+            };
+            return Err(Error::Held(Stop::new(
+                "source-missing",
+                why,
+                "put it back, or remove its dataset; the copies are untouched",
+            )));
+        };
+        Ok(Listed {
+            lvm,
+            listing,
+            volume,
+            flush,
+        })
+    }
+
+    /// Whether nothing was written to the volume since it was captured, as `context` has it.
+    pub(crate) fn is_unwritten(
+        &mut self,
+        engine: &Engine<'_>,
+        spec: &VolumeSpec,
+        (dataset, context): (DatasetId, &str),
+    ) -> Result<bool> {
+        let Some(known) = Remembered::of(engine.catalog, dataset)? else {
+            return Ok(false);
+        };
+        let since = (engine.now)().duration_since(known.at).unsigned_abs();
+        if known.context != context || since >= engine.config.host.audit {
+            return Ok(false);
+        }
+        let listed = self.find(engine, spec)?;
+        let mark = listed
+            .lvm
+            .mark(listed.listing, &listed.volume, listed.flush);
+        Ok(mark.as_ref() == Some(&known.mark))
+    }
+
+    /// Makes a snapshot of a volume and mounts it.
+    pub(crate) fn mount(
+        &mut self,
+        engine: &Engine<'_>,
+        spec: &VolumeSpec,
+        findings: &Findings<'_>,
+    ) -> Result<Mounted> {
+        let (floor, job) = (floor_of(&spec.group), Job::new(ALLOWED, engine.cancel));
+        let listed = self.find(engine, spec)?;
+        let (lvm, volume) = (listed.lvm.clone(), listed.volume);
+        let taken = lvm.take_fresh(listed.listing, &volume, &floor, listed.flush, &job);
+        let fresh = match taken {
+            Ok(fresh) => fresh,
+            Err(capture::Error::Refused { why, remedy }) => {
+                findings.pool_full(volume.pool.as_deref().unwrap_or_default(), &why, &remedy)?;
+                return Err(Error::Held(Stop::new(POOL_FULL, why, remedy)));
+            }
+            Err(error) => {
+                // It may be gone, or another one: that is to be seen now.
+                self.known.remove(&spec.group.name);
+                self.find(engine, spec)?;
+                return Err(error.into());
+            }
+        };
+        let mut mounted = Mounted {
+            identity: FsIdentity {
+                uuid: Some(volume.uuid),
+                fsid: None,
+                source: volume.name,
+            },
+            root: None,
+            opened: None,
+            fresh,
+            lvm,
+            is_undone: false,
+        };
+        is_full(findings, &mounted.fresh.after, &floor)?;
+        let key = spec.group.luks_key.as_deref();
+        let opened = mounted
+            .lvm
+            .open_fresh(&mounted.fresh, &mounts(engine.config), key, &job)?;
+        let root = Dir::open(opened.path()).map_err(Error::io("opening the snapshot"))?;
+        (mounted.opened, mounted.root) = (Some(opened), Some(root));
+        Ok(mounted)
+    }
+}
+
+/// What a sweep of a group did, and its pools.
+type Swept = (Vec<String>, Vec<(String, Option<Fill>)>);
+
+/// A volume, and what else was listed of its group.
+struct Listed<'a> {
+    lvm: &'a Lvm,
+    listing: &'a Listing,
+    volume: Volume,
+    flush: &'a mut Flush,
+}
+
+/// Says of a pool that it is full, if it is.
+fn is_full(findings: &Findings<'_>, fill: &Fill, floor: &Floor) -> Result<()> {
+    match guard(fill, floor) {
+        Err(capture::Error::Refused { why, remedy }) => {
+            findings.pool_full(&fill.pool, &why, &remedy)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The volume groups that the configuration names, each with the most that any of its datasets
+/// wants to be free.
+fn floors(config: &Config) -> BTreeMap<&str, Floor> {
+    let mut floors = BTreeMap::new();
+    for group in crate::snapshots::all_groups(config) {
+        let wanted = floor_of(group);
+        let floor = floors.entry(&*group.name).or_insert(wanted);
+        floor.data = floor.data.max(wanted.data);
+        floor.metadata = floor.metadata.max(wanted.metadata);
+    }
+    floors
+}
+
+/// What is remembered of a volume whose last capture is whole and sealed in the first store: in
+/// the place where it is remembered what made data was when it was last good.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    mark: WriteMark,
+    /// When it was captured: it is looked into again within the audit's time.
+    at: Timestamp,
+    /// What else decides what a capture has.
+    context: String,
+}
+
+impl Remembered {
+    fn of(catalog: &Catalog, dataset: DatasetId) -> Result<Option<Self>> {
+        let known = catalog.vitals(dataset)?;
+        let json = known.get(&RelPath::root());
+        // What cannot be read is not known.
+        Ok(json.and_then(|json| serde_json::from_str(json).ok()))
+    }
+}
+
+/// What decides what a capture has, beside the volume.
+pub(crate) fn context(meant: &Dataset, scope: &Scope, store: &str) -> String {
+    let scope = scope.fingerprint();
+    format!("{scope}:{}:{}:{store}", meant.sqlite, meant.cross_mounts)
+}
+
+/// Forgets what is known of a volume: a capture of it begins.
+pub(crate) fn forget(catalog: &Catalog, dataset: DatasetId) -> Result<()> {
+    Ok(catalog.forget_vitals(dataset)?)
 }
 
 /// In percent.
@@ -119,50 +336,8 @@ pub(crate) struct Mounted {
     root: Option<Dir>,
     opened: Option<Opened>,
     lvm: Lvm,
-    snapshot: Snapshot,
+    fresh: Fresh,
     is_undone: bool,
-}
-
-/// Makes a snapshot of a volume and mounts it.
-pub(crate) fn mount(engine: &Engine<'_>, spec: &VolumeSpec) -> Result<Mounted> {
-    let config = engine.config;
-    let select = Select {
-        patterns: vec![spec.volume.clone()],
-        pool: None,
-    };
-    let job = Job::new(ALLOWED, engine.cancel);
-    let lvm = Lvm::new(&spec.group.name, owner(config)?, select)?;
-    let volumes = lvm.volumes(&job)?;
-    let Some(volume) = volumes.first() else {
-        return Err(Error::Held(Stop::new(
-            "source-missing",
-            format!(
-                "there is no thin volume `{}/{}`",
-                spec.group.name, spec.volume
-            ),
-            "put it back, or remove its dataset; the copies are untouched",
-        )));
-    };
-    let taken = lvm.take(volume, Kind::Capture, &floor_of(&spec.group), &job)?;
-    let mut mounted = Mounted {
-        identity: FsIdentity {
-            uuid: Some(volume.uuid.clone()),
-            fsid: None,
-            source: volume.name.clone(),
-        },
-        root: None,
-        opened: None,
-        snapshot: taken.snapshot,
-        lvm,
-        is_undone: false,
-    };
-    let key = spec.group.luks_key.as_deref();
-    let opened = mounted
-        .lvm
-        .open(&mounted.snapshot, &mounts(config), key, &job)?;
-    let root = Dir::open(opened.path()).map_err(Error::io("opening the snapshot"))?;
-    (mounted.opened, mounted.root) = (Some(opened), Some(root));
-    Ok(mounted)
 }
 
 impl Mounted {
@@ -171,6 +346,26 @@ impl Mounted {
         self.root
             .as_ref()
             .ok_or(Error::Internal("a snapshot that is not mounted"))
+    }
+
+    /// Its capture is whole and sealed: nothing needs to be read again until something is written.
+    pub(crate) fn remember(
+        &self,
+        catalog: &Catalog,
+        (dataset, context): (DatasetId, &str),
+        now: Timestamp,
+    ) -> Result<()> {
+        let Some(mark) = &self.fresh.mark else {
+            return Ok(());
+        };
+        let known = Remembered {
+            mark: mark.clone(),
+            at: now,
+            context: context.to_owned(),
+        };
+        let json = serde_json::to_string(&known);
+        let json = json.map_err(|_| Error::Internal("a mark that is no JSON"))?;
+        Ok(catalog.set_vitals(dataset, &RelPath::root(), &json)?)
     }
 
     /// Unmounts and removes it. Error: it is left for the next run to remove.
@@ -184,7 +379,8 @@ impl Mounted {
         self.root = None;
         let closed = self.opened.take().map_or(Ok(()), Opened::close);
         let never = AtomicBool::new(false);
-        let deleted = self.lvm.delete(&self.snapshot, &Job::new(ALLOWED, &never));
+        let job = Job::new(ALLOWED, &never);
+        let deleted = self.lvm.delete(&self.fresh.snapshot, &job);
         closed.and(deleted)
     }
 }

@@ -618,7 +618,7 @@ impl<'a> Proof<'a> {
             }
             let source = match &draft.shape {
                 Shape::Made(made) => Source::Made(Box::new((*made).clone())),
-                Shape::Volume(volume) => Source::Volume(volume.clone()),
+                Shape::Volume(volume) => Source::Volume(volume.clone(), self.scope(draft, &owned)),
                 _ => Source::Tree {
                     base: draft.base.clone(),
                     scope: self.scope(draft, &owned),
@@ -808,14 +808,20 @@ impl<'a> Proof<'a> {
                 return self.coverage.proof.push(line);
             }
             Some(Owner::Nobody(message, remedy)) => (message.clone(), remedy.clone()),
-            Some(Owner::Tie(_)) | None => (
-                "it belongs to no dataset".to_string(),
-                format!(
-                    "write `[dataset.NAME]` with `path = \"{}\"` and a `route`, or give its \
-                     root `each = \"dir\"` and a `route`",
-                    show(&path)
-                ),
-            ),
+            Some(Owner::Tie(_)) | None => {
+                let shown = show(&path);
+                let (key, place, each) = match shown.strip_prefix(crate::volume::PREFIX) {
+                    Some(volume) => ("volume", volume, "volume"),
+                    None => ("path", &*shown, "dir"),
+                };
+                (
+                    "it belongs to no dataset".to_string(),
+                    format!(
+                        "write `[dataset.NAME]` with `{key} = \"{place}\"` and a `route`, or \
+                         give its root `each = \"{each}\"` and a `route`"
+                    ),
+                )
+            }
         };
         self.coverage.proof.push(line);
         self.coverage.unrouted.push(Unrouted {

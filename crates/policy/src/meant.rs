@@ -267,8 +267,8 @@ pub enum Source {
         base: PathBuf,
         scope: Scope,
     },
-    /// A volume, read through a snapshot.
-    Volume(Box<VolumeSpec>),
+    /// A volume, read through a snapshot, or the part of it that is not excluded.
+    Volume(Box<VolumeSpec>, Scope),
     /// Data that is no tree: its files are made when it is captured.
     Made(Box<Made>),
 }
@@ -278,7 +278,7 @@ impl Source {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Tree { .. } => "tree",
-            Self::Volume(_) => "volume",
+            Self::Volume(..) => "volume",
             Self::Made(made) => made.kind(),
         }
     }
@@ -288,7 +288,7 @@ impl Source {
     pub fn place(&self) -> PathBuf {
         match self {
             Self::Tree { base, .. } => base.clone(),
-            Self::Volume(volume) => volume.place(),
+            Self::Volume(volume, _) => volume.place(),
             Self::Made(made) => made.place(),
         }
     }

@@ -99,7 +99,7 @@ fn names(coverage: &Coverage) -> Vec<&str> {
 fn tree_of(dataset: &Dataset) -> (&PathBuf, &policy::Scope) {
     match &dataset.source {
         Source::Tree { base, scope } => (base, scope),
-        Source::Made(_) | Source::Volume(_) => panic!("{} is no tree", dataset.name),
+        Source::Made(_) | Source::Volume(..) => panic!("{} is no tree", dataset.name),
     }
 }
 

@@ -145,7 +145,7 @@ fn what_makes_no_sense_is_refused_with_its_place() {
 #[test]
 fn r07_every_volume_is_a_dataset_and_a_listing_that_failed_is_no_empty_one() {
     let mut config = config(
-        "[root.\"vg:pve\"]\neach = \"volume\"\nroute = [\"sda\"]\n\
+        "[root.\"vg:pve\"]\neach = \"volume\"\nroute = [\"sda\"]\nexclude = [\"cache/\"]\n\
          [dataset.special]\nvolume = \"pve/two\"\nroute = []\nwhy = \"no\"\n",
     );
     config.roots.retain(|root| root.group.is_some());
@@ -173,9 +173,23 @@ fn r07_every_volume_is_a_dataset_and_a_listing_that_failed_is_no_empty_one() {
         ("special", "vg:pve/two".into()),
     ];
     assert_eq!(datasets, expected);
-    assert!(matches!(coverage.datasets[0].source, Source::Volume(_)));
+    let excluded = |dataset: &policy::Dataset| {
+        let Source::Volume(_, scope) = &dataset.source else {
+            panic!("{dataset:?}");
+        };
+        let path = tree::RelPath::new("a/cache").unwrap();
+        scope.judge(&path, true) == policy::Verdict::Skip
+    };
+    let is = |name: &str| coverage.datasets.iter().find(|one| one.name == name);
+    assert!(excluded(is("one").unwrap()) && !excluded(is("special").unwrap()));
     assert_eq!(coverage.unrouted[0].path, Path::new("vg:pve/raw"));
     assert!(coverage.held.is_empty());
+    // A group of which only some volumes are declared: the others have no route.
+    let bare = self::config("[root.\"vg:pve\"]\n");
+    let unrouted = policy::resolve(&bare, &landscape, &known).unrouted;
+    assert_eq!(unrouted.len(), 3, "{unrouted:?}");
+    let remedy = &unrouted[0].remedy;
+    assert!(remedy.contains("volume = \"pve/one\""), "{remedy}");
     landscape
         .volumes
         .insert("vg:pve".into(), Err("lvs failed".into()));

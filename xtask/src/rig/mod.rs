@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 use crate::packages::{self, Needed};
 use crate::tally::Tally;
 use crate::{gate, run};
+pub use suites::{CUTS, RIG};
 use suites::{SUITES, Suite};
 
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
@@ -76,15 +77,10 @@ pub fn program(root: &Path) -> Result<PathBuf> {
     Ok(programs::build(root, &suites)?.join("thrice"))
 }
 
-/// The suites of the gate.
-pub fn stage(root: &Path) -> Result<Tally> {
-    drive(
-        root,
-        &SUITES
-            .iter()
-            .filter(|suite| suite.in_gate)
-            .collect::<Vec<_>>(),
-    )
+/// The suites of a stage of the gate: [`RIG`] or [`CUTS`].
+pub fn stage(root: &Path, name: &str) -> Result<Tally> {
+    let suites = SUITES.iter().filter(|suite| suite.stage == Some(name));
+    drive(root, &suites.collect::<Vec<_>>())
 }
 
 fn select(names: &[String]) -> Result<Vec<&'static Suite>> {

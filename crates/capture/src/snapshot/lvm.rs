@@ -1,6 +1,7 @@
 //! LVM thin volumes, with LUKS inside or not.
 
 mod delta;
+mod meter;
 mod report;
 
 use std::ops::Range;
@@ -13,6 +14,8 @@ use super::{
     Taken, Volume, guard, luks, next_number, now, probe, refuse_removal, removable,
 };
 use crate::{Error, Job, Result};
+use meter::Device;
+pub use meter::{Flush, WriteMark};
 use report::{Lv, mapped, tags};
 
 /// What stands in the names of our snapshots. Only for people: the tags are what counts.
@@ -29,11 +32,19 @@ pub struct Lvm {
     select: Select,
 }
 
-/// A snapshot that was just made, and the group after that.
-struct Made {
-    all: Vec<Lv>,
-    lv: Lv,
-    snapshot: Snapshot,
+/// What LVM said of a group at one moment: asked once, for many volumes.
+#[derive(Clone, Debug)]
+pub struct Listing(Vec<Lv>);
+
+/// A snapshot that was just made to be read, and what is known of its volume and pool.
+#[derive(Debug)]
+pub struct Fresh {
+    pub snapshot: Snapshot,
+    pub before: Fill,
+    pub after: Fill,
+    /// What of the volume the snapshot has; `None`: nobody knows whether it was written to just
+    /// then.
+    pub mark: Option<WriteMark>,
 }
 
 impl Lvm {
@@ -62,12 +73,60 @@ impl Lvm {
         report::parse(&ask(job, &mut command)?)
     }
 
+    /// Asks LVM.
+    ///
+    /// # Errors
+    /// When it does not answer, or not wholly.
+    pub fn listing(&self, job: &Job<'_>) -> Result<Listing> {
+        self.all(job).map(Listing)
+    }
+
+    /// The thin volume of this name in the group, whatever it is that is asked for.
+    pub fn find(&self, listing: &Listing, name: &str) -> Option<Volume> {
+        let mut all = listing.0.iter();
+        let lv = all.find(|lv| lv.name == name && lv.is_thin() && !lv.is_marked())?;
+        Some(self.described(lv, None))
+    }
+
+    /// The names of the volumes that are asked for and are not thin. Snapshots of these would need
+    /// room of their own, and are not made.
+    pub fn thick(&self, listing: &Listing) -> Vec<String> {
+        let wanted = |lv: &&Lv| lv.is_thick() && self.select.picks(&lv.name, lv.pool());
+        let names = listing.0.iter().filter(wanted);
+        names.map(|lv| lv.name.clone()).collect()
+    }
+
+    fn described(&self, lv: &Lv, content: Option<Content>) -> Volume {
+        Volume {
+            name: self.full(&lv.name),
+            uuid: lv.uuid.clone(),
+            size: lv.size(),
+            pool: lv.pool().map(|pool| self.full(pool)),
+            content,
+        }
+    }
+
+    /// The thin volumes that are asked for; what is on each is looked at.
+    pub fn volumes_in(&self, listing: &Listing) -> Vec<Volume> {
+        let wanted =
+            |lv: &&Lv| lv.is_thin() && !lv.is_marked() && self.select.picks(&lv.name, lv.pool());
+        // One device that cannot be read hides no other volume.
+        let content = |lv: &Lv| lv.active().then(|| probe(&self.device(lv)).ok()).flatten();
+        let all = listing.0.iter().filter(wanted);
+        all.map(|lv| self.described(lv, content(lv))).collect()
+    }
+
     fn full(&self, lv: &str) -> String {
         format!("{}/{lv}", self.vg)
     }
 
     fn device(&self, lv: &Lv) -> std::path::PathBuf {
         luks::device(&mapped(&self.vg, &lv.name))
+    }
+
+    /// The device of the volume, while it is active.
+    fn device_of(&self, name: &str) -> Option<Device> {
+        Device::find(&mapped(&self.vg, name))
     }
 
     fn snapshots(&self, all: &[Lv]) -> Vec<Snapshot> {
@@ -97,19 +156,20 @@ impl Lvm {
         })
     }
 
-    /// A snapshot of `of`, recorded as one of `volume`. LVM writes its tags and the snapshot itself
-    /// in one change of the group's metadata: a cut leaves both, or neither.
+    /// A snapshot of `of`, recorded as one of `volume`, active. LVM writes its tags and the
+    /// snapshot itself in one change of the group's metadata: a cut leaves both, or neither.
     fn snap(
         &self,
         all: &[Lv],
-        of: &Lv,
+        of: &str,
         (volume, volume_uuid): (&str, &str),
         kind: Kind,
         job: &Job<'_>,
-    ) -> Result<Made> {
+    ) -> Result<Snapshot> {
         let at = now();
+        let name = free_name(all, base_name(volume), kind.word(), at);
         let mut snapshot = Snapshot {
-            name: String::new(),
+            name: self.full(&name),
             uuid: String::new(),
             volume: volume.to_owned(),
             volume_uuid: volume_uuid.to_owned(),
@@ -117,48 +177,193 @@ impl Lvm {
             at,
             kind,
         };
-        let name = free_name(all, base_name(volume), kind.word(), at);
-        let mut words: Vec<String> = ["lvcreate", "-s", "-kn", "-n", &name]
+        let mut words: Vec<String> = ["lvcreate", "-s", "-kn", "-ay", "-n", &name]
             .map(String::from)
             .into();
         for tag in tags(&self.owner, &snapshot) {
             words.extend(["--addtag".into(), tag]);
         }
-        words.push(self.full(&of.name));
+        words.push(self.full(of));
         change(job, &mut lvm(words))?;
-        let all = self.all(job)?;
-        let made = all.iter().find(|lv| lv.name == name).cloned();
-        let found = made.and_then(|lv| Some((lv.snapshot(&self.vg, &self.owner)?, lv)));
-        let what = format!("snapshot `{name}`");
-        let Some((found, lv)) = found else {
-            let why = "lvcreate succeeded, and there is no such snapshot of ours";
-            return Err(Error::bad(what, why));
+        // The kernel says it at once; LVM may have been told to activate nothing.
+        snapshot.uuid = match self.device_of(&name).and_then(|made| made.lv_uuid()) {
+            Some(uuid) => uuid,
+            None => self.id_of(&name, job)?,
         };
-        snapshot.name.clone_from(&found.name);
-        snapshot.uuid.clone_from(&found.uuid);
-        match snapshot == found {
-            true => Ok(Made { all, lv, snapshot }),
-            false => Err(Error::bad(what, "its tags are others")),
+        Ok(snapshot)
+    }
+
+    fn id_of(&self, name: &str, job: &Job<'_>) -> Result<String> {
+        let all = self.all(job)?;
+        let made = all.into_iter().find(|lv| lv.name == name);
+        made.map(|lv| lv.uuid).ok_or_else(|| {
+            let why = "lvcreate succeeded, and there is no such volume";
+            Error::bad(format!("snapshot `{name}`"), why)
+        })
+    }
+
+    /// The fill of the pool that `volume` lies in, as the kernel has it now.
+    fn fill_in(&self, all: &[Lv], volume: &Volume, job: &Job<'_>) -> Result<Fill> {
+        let name = self.volume(all, volume)?.pool().unwrap_or_default();
+        let pool = all.iter().find(|lv| lv.is_pool() && lv.name == name);
+        let size = pool.and_then(Lv::size);
+        let (Some(size), Some(_)) = (size, Device::find(&self.target(name))) else {
+            let why = "its fill is not told; is it active?";
+            return Err(Error::bad(format!("pool `{}`", self.full(name)), why));
+        };
+        let (data, metadata) = used(&self.pool_status(name, job)?)?;
+        Ok(Fill {
+            pool: self.full(name),
+            size,
+            data,
+            metadata: Some(metadata),
+        })
+    }
+
+    /// What device-mapper calls a pool.
+    fn target(&self, pool: &str) -> String {
+        format!("{}-tpool", mapped(&self.vg, pool))
+    }
+
+    fn pool_status(&self, pool: &str, job: &Job<'_>) -> Result<Vec<u8>> {
+        ask(job, tool("dmsetup").args(["status", &self.target(pool)]))
+    }
+
+    /// The pools of the group, and how full they were when they were listed; `None`: not active.
+    pub fn pools(&self, listing: &Listing) -> Vec<(String, Option<Fill>)> {
+        let pools = listing.0.iter().filter(|lv| lv.is_pool());
+        let described = |pool: &Lv| {
+            let fill = pool.used().zip(pool.size());
+            let name = self.full(&pool.name);
+            let fill = fill.map(|((data, metadata), size)| Fill {
+                pool: name.clone(),
+                size,
+                data,
+                metadata,
+            });
+            (name, fill)
+        };
+        pools.map(described).collect()
+    }
+
+    /// How much was written to the volume by now; `None` in any doubt, and of one that is not
+    /// active.
+    pub fn mark(&self, listing: &Listing, volume: &Volume, flush: &mut Flush) -> Option<WriteMark> {
+        let device = self.device_of(base_name(&volume.name))?;
+        flush.to(&device, false).then_some(())?;
+        let read = self.read_meter(listing, volume, &device)?;
+        Some(read.mark)
+    }
+
+    fn read_meter(
+        &self,
+        listing: &Listing,
+        volume: &Volume,
+        device: &Device,
+    ) -> Option<meter::Reading> {
+        let thin = self.volume(&listing.0, volume).ok()?.thin_id()?;
+        device.read(&volume.uuid, thin, volume.size?)
+    }
+
+    /// Makes a snapshot to be read, if the pool has room for it, and looks at the pool and the
+    /// volume before and after. That the volume is still the one that was listed is the kernel's
+    /// word, or, where it is not active, LVM's.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the pool is at its floor: nothing was made.
+    pub fn take_fresh(
+        &self,
+        listing: &Listing,
+        volume: &Volume,
+        floor: &Floor,
+        flush: &mut Flush,
+        job: &Job<'_>,
+    ) -> Result<Fresh> {
+        let (all, name) = (&listing.0, base_name(&volume.name));
+        let before = self.fill_in(all, volume, job)?;
+        guard(&before, floor)?;
+        let device = self.device_of(name);
+        let is_same = match &device {
+            Some(device) => device.lv_uuid().as_ref() == Some(&volume.uuid),
+            None => self.volume(&self.all(job)?, volume)?.name == name,
+        };
+        if !is_same {
+            let what = format!("volume `{}`", volume.name);
+            return Err(Error::bad(what, "it is another one than was listed"));
+        }
+        let first = device.as_ref().and_then(|device| {
+            flush.to(device, true).then_some(())?;
+            self.read_meter(listing, volume, device)
+        });
+        let of = (&*volume.name, &*volume.uuid);
+        let snapshot = self.snap(all, name, of, Kind::Capture, job)?;
+        let mark = device.and_then(|device| {
+            let second = self.read_meter(listing, volume, &device)?;
+            let made = self.device_of(base_name(&snapshot.name))?;
+            meter::between(&first?, &made.head()?, &second)
+        });
+        match self.fill_in(all, volume, job) {
+            Ok(after) => Ok(Fresh {
+                snapshot,
+                before,
+                after,
+                mark,
+            }),
+            Err(error) => {
+                // What could not be removed is found by the next sweep.
+                let _ = undoing(|job| self.remove(&snapshot, job));
+                Err(error)
+            }
         }
     }
 
-    /// The fill of the pool that `volume` lies in.
-    fn fill_in(&self, all: &[Lv], volume: &Volume) -> Result<Fill> {
-        let name = self.volume(all, volume)?.pool().unwrap_or_default();
-        let pool = all.iter().find(|lv| lv.is_pool() && lv.name == name);
-        let fill = pool.and_then(|pool| {
-            let (data, metadata) = pool.used()?;
-            Some(Fill {
-                pool: self.full(&pool.name),
-                size: pool.size()?,
-                data,
-                metadata,
-            })
-        });
-        fill.ok_or_else(|| {
-            let why = "its fill is not told; is it active?";
-            Error::bad(format!("pool `{}`", self.full(name)), why)
-        })
+    /// Makes a snapshot that [`Lvm::take_fresh`] has just made readable, as [`Storage::open`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_fresh(
+        &self,
+        fresh: &Fresh,
+        into: &Path,
+        key: Option<&Path>,
+        job: &Job<'_>,
+    ) -> Result<Opened> {
+        let mut opened = Opened::new(into.to_owned());
+        self.expose(&fresh.snapshot, key, &mut opened, job)?;
+        Ok(opened)
+    }
+
+    /// Steps: activate; open LUKS; mount. A cut after any of them leaves a snapshot of kind
+    /// [`Kind::Capture`], from which the mapping and the mounts are found by the kernel's own
+    /// tables.
+    fn expose(
+        &self,
+        snapshot: &Snapshot,
+        key: Option<&Path>,
+        opened: &mut Opened,
+        job: &Job<'_>,
+    ) -> Result<()> {
+        let name = base_name(&snapshot.name);
+        if self.device_of(name).is_none() {
+            change(job, &mut lvm(["lvchange", "-ay", "-K", &snapshot.name]))?;
+        }
+        let mut device = luks::device(&mapped(&self.vg, name));
+        let mut content = probe(&device)?;
+        if let Content::Luks { .. } = content {
+            let name = luks::name(&snapshot.uuid);
+            luks::open(&device, &name, key, job)?;
+            device = luks::device(&name);
+            opened.on_close(move |job| luks::close(&name, job));
+            content = probe(&device)?;
+        }
+        let kind = match &content {
+            Content::Fs { kind, .. } => kind,
+            Content::Luks { .. } => "LUKS within LUKS",
+            Content::Unknown => "nothing that is known here",
+        };
+        let options = mount_options(kind, &snapshot.name)?;
+        let at = opened.path().join(name);
+        attach(opened, device.as_os_str(), kind, options, &at, job)
     }
 
     /// Removes the snapshot with this id if it carries the owner's identity and is of this kind,
@@ -232,42 +437,66 @@ impl Lvm {
     fn settle(&self, found: &Snapshot, all: &[Lv], job: &Job<'_>) -> Result<Option<String>> {
         let in_place = found.name == found.volume;
         let is_taken = all.iter().any(|lv| self.full(&lv.name) == found.volume);
-        let untag = |name: &str, job: &Job<'_>| {
-            change(
-                job,
-                &mut lvm(retag("--deltag", &tags(&self.owner, found), name)),
-            )
-        };
-        let activate =
-            |job: &Job<'_>| change(job, &mut lvm(["lvchange", "-ay", "-K", &found.volume]));
-        match (found.kind, in_place) {
-            (Kind::New, true) => {
-                activate(job)?;
-                untag(&found.name, job)?;
-                let line = format!(
-                    "{}: its restore is complete; start its workload",
-                    found.name
-                );
-                Ok(Some(line))
-            }
-            (Kind::Old, true) => {
-                activate(job)?;
-                untag(&found.name, job)?;
-                let line = format!("{}: as before its restore; start its workload", found.name);
-                Ok(Some(line))
-            }
-            (Kind::Old, false) if !is_taken => {
+        let stopped = has_other_half(found, &self.snapshots(all));
+        let word = match (found.kind, in_place) {
+            (Kind::New, true) => "its restore is complete",
+            (Kind::Old, true) => "as before its restore",
+            (Kind::Old, false) if stopped && !is_taken => {
                 change(job, &mut lvm(["lvrename", &found.name, &found.volume]))?;
-                activate(job)?;
-                untag(&found.volume, job)?;
-                let line = format!(
-                    "{}: back in its place as before its restore; start its workload",
-                    found.volume
-                );
-                Ok(Some(line))
+                "back in its place as before its restore"
             }
-            _ => Ok(None),
+            _ => return Ok(None),
+        };
+        let (name, tags) = (&found.volume, tags(&self.owner, found));
+        change(job, &mut lvm(["lvchange", "-ay", "-K", name]))?;
+        change(job, &mut lvm(retag("--deltag", &tags, name)))?;
+        Ok(Some(format!("{name}: {word}; start its workload")))
+    }
+
+    /// [`Storage::sweep`] of what a listing of this moment has.
+    pub fn sweep_listed(&self, listing: &Listing, into: &Path, job: &Job<'_>) -> Sweep {
+        let mut sweep = Sweep::default();
+        let mut note = |name: String, result: Result<Option<String>>| match result {
+            Ok(line) => sweep.cleaned.extend(line),
+            Err(error) => sweep.failed.push((name, error)),
+        };
+        let all = &listing.0;
+        let held = format!("{}={}", report::HOLDS, self.owner.as_str());
+        for pool in all.iter().filter(|lv| lv.is_pool() && lv.has_tag(&held)) {
+            let line = format!("{}: metadata snapshot released", self.full(&pool.name));
+            note(
+                pool.name.clone(),
+                self.free_pool(pool, job).map(|()| Some(line)),
+            );
         }
+        let ours = all
+            .iter()
+            .filter_map(|lv| Some((lv, lv.snapshot(&self.vg, &self.owner)?)));
+        let mut ours: Vec<_> = ours.collect();
+        // What a swap has put aside comes back before what was to replace it goes: by that it is
+        // known that the swap had stopped.
+        ours.sort_by_key(|(_, found)| found.kind != Kind::Old);
+        let mut unsettled = Vec::new();
+        for (lv, found) in ours {
+            let half = (found.at, found.volume_uuid.clone());
+            let is_aside = found.name != found.volume;
+            let result = match found.kind {
+                Kind::Kept => continue,
+                Kind::New if is_aside && unsettled.contains(&half) => continue,
+                Kind::New if is_aside => self.clean(lv, &found, into, job).map(Some),
+                Kind::Capture => self.clean(lv, &found, into, job).map(Some),
+                Kind::New | Kind::Old => self.settle(&found, all, job),
+            };
+            if result.is_err() {
+                unsettled.push(half);
+            }
+            note(found.name, result);
+        }
+        remove_folders(into, |name| {
+            name.windows(INFIX.len())
+                .any(|part| part == INFIX.as_bytes())
+        });
+        sweep
     }
 
     /// The plan to put `snapshot`'s data in the place of `volume`, which keeps its data under
@@ -275,13 +504,16 @@ impl Lvm {
     ///
     /// A power cut, by where it happens, and what [`Storage::sweep`] makes of it:
     /// - the volume carries the tags of an old one under its own name, is perhaps not active, and
-    ///   there may be a new one beside it: the new one is removed, the volume activated, its tags
-    ///   taken;
-    /// - its name is free: the old one gets its name back, and the same follows;
+    ///   there may be a new one beside it: the volume is activated, its tags are taken, and then
+    ///   the new one is removed;
+    /// - its name is free, and the new one of the same swap is still beside it: the old one gets
+    ///   its name back, and the same follows;
     /// - the new one has the name, and still its tags: it is activated, and its tags are taken;
-    /// - after that nothing but the workload's start is missing.
+    /// - after that nothing but the workload's start is missing. That the new one has no tags any
+    ///   more says so: a name that is free then was freed by somebody, and the old one stays aside.
     ///
-    /// Going back passes the same states the other way.
+    /// The new one goes last, so that a cut of the sweep leaves one of these again. Going back
+    /// passes the same states the other way.
     ///
     /// # Errors
     /// [`Error::Refused`] when the snapshot is of another volume, or not one to go back to.
@@ -361,7 +593,7 @@ impl Lvm {
     }
 
     fn ask_pool(&self, pool: &Lv, (from, to): (u64, u64), job: &Job<'_>) -> Result<Vec<u8>> {
-        let target = format!("{}-tpool", mapped(&self.vg, &pool.name));
+        let target = self.target(&pool.name);
         let mut hold = tool("dmsetup");
         change(
             job,
@@ -376,9 +608,8 @@ impl Lvm {
 
     /// Releases the metadata snapshot, if there is one, and takes our tag from the pool.
     fn free_pool(&self, pool: &Lv, job: &Job<'_>) -> Result<()> {
-        let target = format!("{}-tpool", mapped(&self.vg, &pool.name));
-        let status = ask(job, tool("dmsetup").args(["status", &target]))?;
-        if holds_metadata(&status)? {
+        let target = self.target(&pool.name);
+        if holds_metadata(&self.pool_status(&pool.name, job)?)? {
             let mut free = tool("dmsetup");
             change(
                 job,
@@ -400,6 +631,23 @@ fn holds_metadata(status: &[u8]) -> Result<bool> {
         [_, _, "thin-pool", _, _, _, held, ..] => Ok(*held != "-"),
         _ => Err(Error::bad("the status of a thin pool", "it is none")),
     }
+}
+
+/// Percent of a thin pool's data and metadata that are used, by its status line.
+fn used(status: &[u8]) -> Result<(f64, f64)> {
+    let text = String::from_utf8_lossy(status);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let share = |word: &str| {
+        let (used, all) = word.split_once('/')?;
+        let (used, all): (u64, u64) = (used.parse().ok()?, all.parse().ok()?);
+        (all > 0).then(|| used as f64 * 100.0 / all as f64)
+    };
+    let found = match words.as_slice() {
+        [_, _, "thin-pool", _, metadata, data, ..] => share(data).zip(share(metadata)),
+        _ => None,
+    };
+    // One that has failed says so in place of numbers.
+    found.ok_or_else(|| Error::bad("the status of a thin pool", format!("`{}`", text.trim())))
 }
 
 /// `lvchange` that gives or takes tags.
@@ -493,6 +741,14 @@ fn swap_steps(
     ]
 }
 
+/// Whether the other half of the swap that has put `old` aside is still there. Without it the swap
+/// came to its end, and where the name is free now, somebody has freed it.
+fn has_other_half(old: &Snapshot, ours: &[Snapshot]) -> bool {
+    let swap = |one: &Snapshot| (one.at, one.volume.clone(), one.volume_uuid.clone());
+    let mut new = ours.iter().filter(|one| one.kind == Kind::New);
+    new.any(|new| swap(new) == swap(old))
+}
+
 /// A volume's name without its group.
 fn base_name(volume: &str) -> &str {
     volume.rsplit('/').next().unwrap_or(volume)
@@ -525,37 +781,25 @@ fn mount_options(kind: &str, name: &str) -> Result<&'static str> {
 
 impl Storage for Lvm {
     fn volumes(&self, job: &Job<'_>) -> Result<Vec<Volume>> {
-        let all = self.all(job)?;
-        let wanted =
-            |lv: &&Lv| lv.is_thin() && !lv.is_marked() && self.select.picks(&lv.name, lv.pool());
-        let volume = |lv: &Lv| Volume {
-            name: self.full(&lv.name),
-            uuid: lv.uuid.clone(),
-            size: lv.size(),
-            pool: lv.pool().map(|pool| self.full(pool)),
-            // One device that cannot be read hides no other volume.
-            content: lv.active().then(|| probe(&self.device(lv)).ok()).flatten(),
-        };
-        Ok(all.iter().filter(wanted).map(volume).collect())
+        Ok(self.volumes_in(&self.listing(job)?))
     }
 
     fn fill(&self, volume: &Volume, job: &Job<'_>) -> Result<Option<Fill>> {
-        self.fill_in(&self.all(job)?, volume).map(Some)
+        self.fill_in(&self.all(job)?, volume, job).map(Some)
     }
 
-    /// As it is for every storage, with two listings in place of four: each costs a second where
-    /// there are many devices.
+    /// As it is for every storage, with one listing in place of four.
     fn take(&self, volume: &Volume, kind: Kind, floor: &Floor, job: &Job<'_>) -> Result<Taken> {
         let all = self.all(job)?;
-        let before = self.fill_in(&all, volume)?;
+        let before = self.fill_in(&all, volume, job)?;
         guard(&before, floor)?;
         let origin = self.volume(&all, volume)?;
         let of = (&*self.full(&origin.name), &*origin.uuid);
-        let made = self.snap(&all, origin, of, kind, job)?;
+        let snapshot = self.snap(&all, &origin.name, of, kind, job)?;
         Ok(Taken {
-            after: Some(self.fill_in(&made.all, volume)?),
+            after: Some(self.fill_in(&all, volume, job)?),
             before: Some(before),
-            snapshot: made.snapshot,
+            snapshot,
         })
     }
 
@@ -563,16 +807,15 @@ impl Storage for Lvm {
         let all = self.all(job)?;
         let origin = self.volume(&all, volume)?;
         let of = (&*self.full(&origin.name), &*origin.uuid);
-        Ok(self.snap(&all, origin, of, kind, job)?.snapshot)
+        self.snap(&all, &origin.name, of, kind, job)
     }
 
     fn list(&self, job: &Job<'_>) -> Result<Vec<Snapshot>> {
         Ok(self.snapshots(&self.all(job)?))
     }
 
-    /// Steps: a disposable snapshot of one that is to stay as it is; activate; open LUKS; mount. A
-    /// cut after any of them leaves a snapshot of kind [`Kind::Capture`], from which the mapping
-    /// and the mounts are found by the kernel's own tables.
+    /// A journal is replayed into what is mounted, so a point that is kept is not opened itself,
+    /// but a disposable snapshot of it.
     fn open(
         &self,
         snapshot: &Snapshot,
@@ -581,40 +824,15 @@ impl Storage for Lvm {
         job: &Job<'_>,
     ) -> Result<Opened> {
         let all = self.all(job)?;
-        let (lv, found) = self.ours(&all, snapshot)?;
+        let (lv, mut found) = self.ours(&all, snapshot)?;
         let mut opened = Opened::new(into.to_owned());
-        // A journal is replayed into it, so a point that is kept is not opened itself.
-        let lv = if found.kind == Kind::Capture {
-            lv.clone()
-        } else {
+        if found.kind != Kind::Capture {
             let of = (&*found.volume, &*found.volume_uuid);
-            let made = self.snap(&all, lv, of, Kind::Capture, job)?;
-            let (lv, copy) = (made.lv, made.snapshot);
-            let storage = self.clone();
+            found = self.snap(&all, &lv.name, of, Kind::Capture, job)?;
+            let (storage, copy) = (self.clone(), found.clone());
             opened.on_close(move |job| storage.remove(&copy, job));
-            lv
-        };
-        if !lv.active() {
-            let name = self.full(&lv.name);
-            change(job, &mut lvm(["lvchange", "-ay", "-K", &name]))?;
         }
-        let mut device = self.device(&lv);
-        let mut content = probe(&device)?;
-        if let Content::Luks { .. } = content {
-            let name = luks::name(&lv.uuid);
-            luks::open(&device, &name, key, job)?;
-            device = luks::device(&name);
-            opened.on_close(move |job| luks::close(&name, job));
-            content = probe(&device)?;
-        }
-        let kind = match &content {
-            Content::Fs { kind, .. } => kind,
-            Content::Luks { .. } => "LUKS within LUKS",
-            Content::Unknown => "nothing that is known here",
-        };
-        let options = mount_options(kind, &found.name)?;
-        let at = into.join(&lv.name);
-        attach(&mut opened, device.as_os_str(), kind, options, &at, job)?;
+        self.expose(&found, key, &mut opened, job)?;
         Ok(opened)
     }
 
@@ -624,39 +842,7 @@ impl Storage for Lvm {
     }
 
     fn sweep(&self, into: &Path, job: &Job<'_>) -> Result<Sweep> {
-        let mut sweep = Sweep::default();
-        let mut note = |name: String, result: Result<Option<String>>| match result {
-            Ok(line) => sweep.cleaned.extend(line),
-            Err(error) => sweep.failed.push((name, error)),
-        };
-        let all = self.all(job)?;
-        let held = format!("{}={}", report::HOLDS, self.owner.as_str());
-        for pool in all.iter().filter(|lv| lv.is_pool() && lv.has_tag(&held)) {
-            let line = format!("{}: metadata snapshot released", self.full(&pool.name));
-            note(
-                pool.name.clone(),
-                self.free_pool(pool, job).map(|()| Some(line)),
-            );
-        }
-        for lv in &all {
-            let Some(found) = lv.snapshot(&self.vg, &self.owner) else {
-                continue;
-            };
-            let result = match found.kind {
-                Kind::Kept => continue,
-                Kind::New if found.name != found.volume => {
-                    self.clean(lv, &found, into, job).map(Some)
-                }
-                Kind::Capture => self.clean(lv, &found, into, job).map(Some),
-                Kind::New | Kind::Old => self.settle(&found, &all, job),
-            };
-            note(found.name, result);
-        }
-        remove_folders(into, |name| {
-            name.windows(INFIX.len())
-                .any(|part| part == INFIX.as_bytes())
-        });
-        Ok(sweep)
+        Ok(self.sweep_listed(&self.listing(job)?, into, job))
     }
 
     fn changed(
@@ -697,6 +883,10 @@ mod tests {
         let free = b"0 819200 thin-pool 2 117/1024 570/6400 - rw discard_passdown\n";
         assert!(!holds_metadata(free).unwrap());
         assert!(holds_metadata(b"").is_err());
+        let (data, metadata) = used(held).unwrap();
+        assert!((data - 8.406_25).abs() < 1e-9 && (metadata - 11.523_437_5).abs() < 1e-9);
+        assert!(used(b"0 819200 thin-pool Fail\n").is_err());
+        assert!(used(b"0 819200 thin-pool 2 1/0 1/1 -\n").is_err());
     }
 
     #[test]
@@ -710,6 +900,26 @@ mod tests {
             free_name(&[taken], "data", "kept", 7),
             "data.thrice-kept-7-2"
         );
+    }
+
+    #[test]
+    fn r03_what_was_put_aside_is_settled_by_its_own_swap_only() {
+        let one = |kind, at, uuid: &str| Snapshot {
+            name: format!("vg/a.thrice-{at}"),
+            uuid: "x".into(),
+            volume: "vg/a".into(),
+            volume_uuid: uuid.into(),
+            number: 0,
+            at,
+            kind,
+        };
+        let (old, new) = (one(Kind::Old, 7, "first"), one(Kind::New, 7, "first"));
+        assert!(has_other_half(&old, &[old.clone(), new]));
+        assert!(!has_other_half(&old, std::slice::from_ref(&old)));
+        // Of a later swap, which has stopped: the earlier one stays where it is.
+        let (later, second) = (one(Kind::Old, 9, "second"), one(Kind::New, 9, "second"));
+        let all = [old.clone(), later.clone(), second];
+        assert!(!has_other_half(&old, &all) && has_other_half(&later, &all));
     }
 
     #[test]

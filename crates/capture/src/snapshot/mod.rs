@@ -29,7 +29,7 @@ use crate::{Error, Job, Result};
 
 pub use btrfs::Btrfs;
 pub use fill::{Fill, Floor, guard};
-pub use lvm::Lvm;
+pub use lvm::{Flush, Fresh, Listing, Lvm, WriteMark};
 pub use mount::Opened;
 pub use probe::{Content, probe};
 pub use prune::prune;

@@ -102,12 +102,16 @@ fn conclude(printer: &Printer, summary: &Summary) {
     };
     let written: u64 = summary.bytes_written.values().sum();
     let sent: u64 = summary.bytes_sent.values().sum();
+    let unwritten = match summary.unwritten {
+        0 => String::new(),
+        volumes => format!(" ({volumes} volumes unwritten)"),
+    };
     let word = printer.paint_talk(summary.status.word(), summary.status == Status::Ok);
     if summary.datasets.is_empty() {
         printer.error("there is nothing to back up: no dataset has a route");
     }
     printer.say(&format!(
-        "{word}: {} of {} datasets in {:.1} s; {} changed, {} renamed, {} deleted; \
+        "{word}: {} of {} datasets{unwritten} in {:.1} s; {} changed, {} renamed, {} deleted; \
          {} read, {} written, {} sent",
         count(Status::Ok),
         summary.datasets.len(),

@@ -78,6 +78,13 @@ impl Lv {
         self.segtype == "thin" && !self.name.starts_with('[')
     }
 
+    /// Whether it holds somebody's data in a way of which no snapshot is made: no part of another
+    /// volume, which is hidden, and no pool.
+    pub(super) fn is_thick(&self) -> bool {
+        let is_pool = matches!(&*self.segtype, "thin-pool" | "cache-pool" | "vdo-pool");
+        !self.name.starts_with('[') && self.segtype != "thin" && !is_pool && !self.is_marked()
+    }
+
     pub(super) fn is_pool(&self) -> bool {
         self.segtype == "thin-pool"
     }
@@ -202,6 +209,32 @@ pub(super) mod tests {
             let owner = Owner::new(other).unwrap();
             assert!(all.iter().all(|lv| lv.snapshot("vg", &owner).is_none()));
         }
+    }
+
+    #[test]
+    fn what_is_not_thin_is_told_but_for_what_holds_nobodys_data() {
+        let all = parse(RECORDED.as_bytes()).unwrap();
+        let with = |segtype: &str, name: &str| Lv {
+            segtype: segtype.into(),
+            name: name.into(),
+            tags: String::new(),
+            ..all[0].clone()
+        };
+        assert!(with("linear", "root").is_thick());
+        assert!(with("raid1", "home").is_thick());
+        assert!(with("linear", "swap").is_thick());
+        for pool in ["thin-pool", "cache-pool", "vdo-pool"] {
+            assert!(!with(pool, "data").is_thick());
+        }
+        assert!(!with("linear", "[data_tmeta]").is_thick());
+        assert!(!with("linear", "[lvol0_pmspare]").is_thick());
+        assert!(!with("thin", "data").is_thick());
+        // What a swap has put aside, of any installation's.
+        let ours = Lv {
+            tags: MARK.into(),
+            ..with("linear", "x")
+        };
+        assert!(!ours.is_thick());
     }
 
     #[test]
