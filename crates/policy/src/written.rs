@@ -13,7 +13,7 @@ use crate::meant::{IoClass, Keep, Metrics, Pace, RootEach, Schedule, StoreKind, 
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
 use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse_when};
-use crate::volume::{self, Floor, VolumeGroup, VolumeSpec};
+use crate::volume::{self, Floor, Images, VolumeGroup, VolumeSpec};
 
 /// The file, table by table. What had an error in it is left out; the names of stores are
 /// all there, so that a route to a wrong one is not said to lead nowhere.
@@ -65,6 +65,8 @@ pub(crate) enum WrittenSource {
     /// `sqlite = "FILE"`.
     Database(At<PathBuf>),
     Volume(At<VolumeSpec>),
+    /// `device = "/dev/…"`.
+    Device(At<PathBuf>),
     Made(Box<Made>),
 }
 
@@ -557,7 +559,27 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
                 volume::KEEP
             }
         },
+        image: read_image(fields),
     })
+}
+
+/// `image = true`, or `"unreadable"`.
+fn read_image(fields: &mut Fields<'_, '_>) -> Images {
+    let word = fields.get("image");
+    if word.is_some_and(|(_, value)| value.get_ref().is_str()) {
+        let image = fields.parsed("image", |text| match text {
+            "unreadable" => Ok(Images::Unreadable),
+            _ => Err(format!(
+                "`image` must be `true`, `false` or `\"unreadable\"`, not `{}`",
+                tree::escape(text.as_bytes())
+            )),
+        });
+        return image.map(|image| image.value).unwrap_or_default();
+    }
+    match fields.bool("image") {
+        Some(image) if image.value => Images::All,
+        _ => Images::None,
+    }
 }
 
 /// `floor`: what has to be free before a snapshot is made.
@@ -589,6 +611,7 @@ fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
     });
     let luks_key = fields.parsed("luks_key", clean_path);
     let floor = read_floor(fields);
+    let image = read_image(fields);
     Some(named.map(|At { value, span }| At {
         value: VolumeSpec {
             group: VolumeGroup {
@@ -598,8 +621,10 @@ fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
                 luks_key: luks_key.map(|key| key.value),
                 floor,
                 keep: volume::KEEP,
+                image,
             },
             volume: value.1,
+            image,
         },
         span,
     }))
@@ -615,6 +640,8 @@ fn read_dataset(
     let volume = read_volume(&mut fields);
     let database = read_database(&mut fields);
     let made = making::read(sink, &name, &mut fields);
+    let device = fields.has("device");
+    let device = device.then(|| fields.parsed("device", clean_path));
     let path = fields.parsed("path", clean_path);
     let pattern = fields.parsed("match", |text| {
         Pattern::new(text).map_err(|why| format!("`{text}` is not a pattern: {why}"))
@@ -627,6 +654,7 @@ fn read_dataset(
     kinds.extend(["path", "match"].into_iter().filter(|key| fields.has(key)));
     kinds.extend(database.as_ref().map(|_| "sqlite"));
     kinds.extend(volume.as_ref().map(|_| "volume"));
+    kinds.extend(device.as_ref().map(|_| "device"));
     kinds.extend((!matches!(made, Found::Nothing)).then_some("what makes it"));
     let what = match kinds[..] {
         [] => {
@@ -640,6 +668,9 @@ fn read_dataset(
             (Found::Nothing, Some(file)) => file.map(WrittenSource::Database),
             (Found::Nothing, None) if volume.is_some() => {
                 volume.flatten().map(WrittenSource::Volume)
+            }
+            (Found::Nothing, None) if device.is_some() => {
+                device.flatten().map(WrittenSource::Device)
             }
             (Found::Nothing, None) => path
                 .map(WrittenSource::Path)
