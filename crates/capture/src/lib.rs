@@ -4,6 +4,7 @@
 //! lies on, or a folder that something has filled ([`Produce`]): a dump, an answer, a listing. A
 //! source that cannot be seen is never an empty one.
 
+mod block;
 mod command;
 mod copy;
 pub mod database;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use tree::{Dir, FsIdentity};
 
+pub use block::BlockDevice;
 pub use command::UserCommand;
 pub use device::{Device, is_due};
 pub use error::{Error, Result};

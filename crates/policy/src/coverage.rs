@@ -619,10 +619,8 @@ impl<'a> Proof<'a> {
                 });
             }
             // A pattern that lost all it matches is still a dataset: of nothing, now.
-            let has_no_path = matches!(
-                draft.shape,
-                Shape::Only | Shape::Made(_) | Shape::Device(_)
-            );
+            let has_no_path =
+                matches!(draft.shape, Shape::Only | Shape::Made(_) | Shape::Device(_));
             let of_nothing = draft.declared && (has_no_path || draft.held.is_some());
             if draft.refused || (owned.is_empty() && !of_nothing) {
                 continue;
@@ -655,9 +653,8 @@ impl<'a> Proof<'a> {
             let first = datasets.len() - 1;
             datasets.extend(inventory);
             let made = datasets[first..].iter();
-            let made = made.filter(|dataset| {
-                matches!(dataset.source, Source::Made(_) | Source::Device(_))
-            });
+            let made = made
+                .filter(|dataset| matches!(dataset.source, Source::Made(_) | Source::Device(_)));
             lines.extend(made.map(|dataset| Line {
                 path: dataset.source.place(),
                 dataset: Some(dataset.name.clone()),

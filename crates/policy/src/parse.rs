@@ -402,7 +402,9 @@ fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) ->
     let own = common.route.as_ref().map(|_| common);
     let around = match what {
         // What lies in no root goes where the first root's datasets go.
-        DeclaredSource::Made(_) | DeclaredSource::Device(_) => written.roots.iter().find(|root| has_stops(&root.common)),
+        DeclaredSource::Made(_) | DeclaredSource::Device(_) => {
+            written.roots.iter().find(|root| has_stops(&root.common))
+        }
         _ => root,
     };
     let around = around.map(|root| &root.common);

@@ -4,7 +4,7 @@ mod delta;
 mod report;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::mount::{Opened, attach, detach_all, remove_folders};
 use super::tools::{ask, change, change_saying, lvm, tool, undoing};
@@ -54,6 +54,28 @@ impl Lvm {
         })
     }
 
+    /// The device of a snapshot that was made to be read, and what it holds: of an encrypted one
+    /// the ciphertext.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it is not ours.
+    pub fn expose(&self, snapshot: &Snapshot, job: &Job<'_>) -> Result<(PathBuf, Content)> {
+        let all = self.all(job)?;
+        let (lv, _) = self.ours(&all, snapshot)?;
+        let device = self.activated(lv, job)?;
+        let content = probe(&device)?;
+        Ok((device, content))
+    }
+
+    /// The volume's device, which can be read.
+    fn activated(&self, lv: &Lv, job: &Job<'_>) -> Result<PathBuf> {
+        if !lv.active() {
+            let name = self.full(&lv.name);
+            change(job, &mut lvm(["lvchange", "-ay", "-K", &name]))?;
+        }
+        Ok(self.device(lv))
+    }
+
     /// All logical volumes of the group, hidden ones too.
     fn all(&self, job: &Job<'_>) -> Result<Vec<Lv>> {
         let words = ["lvs", "-a", "--reportformat", "json", "--units", "b"];
@@ -66,7 +88,7 @@ impl Lvm {
         format!("{}/{lv}", self.vg)
     }
 
-    fn device(&self, lv: &Lv) -> std::path::PathBuf {
+    fn device(&self, lv: &Lv) -> PathBuf {
         luks::device(&mapped(&self.vg, &lv.name))
     }
 
@@ -594,11 +616,7 @@ impl Storage for Lvm {
             opened.on_close(move |job| storage.remove(&copy, job));
             lv
         };
-        if !lv.active() {
-            let name = self.full(&lv.name);
-            change(job, &mut lvm(["lvchange", "-ay", "-K", &name]))?;
-        }
-        let mut device = self.device(&lv);
+        let mut device = self.activated(&lv, job)?;
         let mut content = probe(&device)?;
         if let Content::Luks { .. } = content {
             let name = luks::name(&lv.uuid);
