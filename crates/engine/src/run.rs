@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
 use crate::guard::{self, Stop};
+use crate::images::{self, Image};
 use crate::made::{self, Made};
 use crate::pace::Pace;
 use crate::pipeline::{Setting, WearCount};
@@ -580,6 +581,7 @@ impl Run<'_, '_> {
                 true => Databases::of(engine, meant),
                 false => None,
             },
+            image: view.image(),
             cross_mounts: meant.cross_mounts,
             threads: 2,
             pace: &self.pace,
@@ -675,10 +677,31 @@ impl Run<'_, '_> {
             Source::Volume(volume) => {
                 let mounted = volumes::mount(self.engine, volume)?;
                 same_filesystem(&mounted.identity, meant, source, dataset, accepted)?;
-                let data = Data::Volume(mounted);
+                let data = match mounted.device.clone() {
+                    None => Data::Volume(mounted),
+                    Some(device) => Data::Image(images::of_snapshot(
+                        self.engine,
+                        meant,
+                        mounted,
+                        &device,
+                        replica,
+                        &|stop| accepted.passes(stop),
+                    )?),
+                };
                 return Ok(Ready {
                     scope: &WHOLE,
                     data,
+                });
+            }
+            Source::Device(device) => {
+                let accepts = |stop: &Stop| accepted.passes(stop);
+                let ready = images::of_device(self.engine, meant, device, replica, &accepts)?;
+                if let Some(identity) = &ready.identity {
+                    same_filesystem(identity, meant, source, dataset, accepted)?;
+                }
+                return Ok(Ready {
+                    scope: &WHOLE,
+                    data: Data::Image(ready),
                 });
             }
             Source::Made(made) => {
@@ -1193,6 +1216,7 @@ enum Data<'a> {
     /// A live tree, and its base.
     Tree(View, &'a Path),
     Volume(Mounted),
+    Image(images::Ready),
     Made(Made),
 }
 
@@ -1201,32 +1225,40 @@ impl Ready<'_> {
         match &self.data {
             Data::Tree(view, _) => Ok(&view.root),
             Data::Volume(mounted) => mounted.root(),
+            Data::Image(ready) => Ok(&ready.root),
             Data::Made(made) => Ok(&made.root),
         }
     }
 
     /// What has databases in it that are to be captured as such.
     fn is_tree(&self) -> bool {
-        !matches!(self.data, Data::Made(_))
+        !matches!(self.data, Data::Made(_) | Data::Image(_))
+    }
+
+    fn image(&self) -> Option<&Arc<Image>> {
+        match &self.data {
+            Data::Image(ready) => Some(&ready.image),
+            _ => None,
+        }
     }
 
     fn base(&self) -> Option<&Path> {
         match &self.data {
             Data::Tree(_, base) => Some(base),
-            Data::Volume(_) | Data::Made(_) => None,
+            Data::Volume(_) | Data::Image(_) | Data::Made(_) => None,
         }
     }
 
     fn kept(&self) -> &[RelPath] {
         match &self.data {
-            Data::Tree(..) | Data::Volume(_) => &[],
+            Data::Tree(..) | Data::Volume(_) | Data::Image(_) => &[],
             Data::Made(made) => &made.kept,
         }
     }
 
     fn problems(&self) -> &[(RelPath, String)] {
         match &self.data {
-            Data::Tree(..) | Data::Volume(_) => &[],
+            Data::Tree(..) | Data::Volume(_) | Data::Image(_) => &[],
             Data::Made(made) => &made.problems,
         }
     }
@@ -1236,10 +1268,12 @@ impl Ready<'_> {
         let identity = match &self.data {
             Data::Tree(view, _) => &view.identity,
             Data::Volume(mounted) => &mounted.identity,
-            Data::Made(made) => match &made.identity {
-                Some(identity) => identity,
-                None => return Ok(None),
-            },
+            Data::Image(images::Ready { identity, .. }) | Data::Made(Made { identity, .. }) => {
+                match identity {
+                    Some(identity) => identity,
+                    None => return Ok(None),
+                }
+            }
         };
         serde_json::to_string(identity)
             .map(Some)
@@ -1256,24 +1290,26 @@ impl Ready<'_> {
         name: &str,
         shipped: &mut Shipped,
     ) -> Result<()> {
-        match self.data {
+        let closed = match self.data {
             Data::Tree(..) => Ok(()),
-            Data::Volume(mounted) => {
-                if let Err(error) = mounted.close() {
-                    let problem = Problem {
-                        dataset: name.to_owned(),
-                        store: None,
-                        path: None,
-                        message: format!("its snapshot is left for the next run: {error}"),
-                    };
-                    let notice = Notice::Problem(problem.clone());
-                    engine.observer.notice(&notice);
-                    shipped.problems.push(problem);
-                }
-                Ok(())
+            Data::Volume(mounted) => mounted.close(),
+            Data::Image(ready) => ready.close(),
+            Data::Made(made) => {
+                return made.conclude(engine.catalog, replica, name, (engine.now)());
             }
-            Data::Made(made) => made.conclude(engine.catalog, replica, name, (engine.now)()),
+        };
+        if let Err(error) = closed {
+            let problem = Problem {
+                dataset: name.to_owned(),
+                store: None,
+                path: None,
+                message: format!("its snapshot is left for the next run: {error}"),
+            };
+            let notice = Notice::Problem(problem.clone());
+            engine.observer.notice(&notice);
+            shipped.problems.push(problem);
         }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use capture::Job;
 use capture::snapshot::{Content, Floor, Kind, Lvm, Opened, Owner, Select, Snapshot, Storage};
-use policy::{Config, Landscape, VolumeGroup, VolumeSeen, VolumeSpec};
+use policy::{Config, Images, Landscape, VolumeGroup, VolumeSeen, VolumeSpec};
 use tree::{Dir, FsIdentity};
 
 use crate::error::{Error, Result};
@@ -48,22 +48,27 @@ fn volumes_of(config: &Config, group: &VolumeGroup) -> capture::Result<Vec<Volum
             .next()
             .unwrap_or_default()
             .to_owned();
-        let unreadable = match volume.content {
-            Some(Content::Fs { kind: "btrfs", .. }) => {
-                Some("it holds btrfs, of which no snapshot can be mounted beside it".into())
-            }
-            Some(Content::Fs { .. }) => None,
-            Some(Content::Luks { .. }) if group.luks_key.is_some() => None,
-            Some(Content::Luks { .. }) => {
-                Some("it is encrypted, and there is no `luks_key` for its group".into())
-            }
-            Some(Content::Unknown) => Some("it holds no file system that is known here".into()),
-            // It is not active, as that of a machine that is off; its snapshot will be.
-            None => None,
-        };
+        // It may not be active, as that of a machine that is off; its snapshot will be.
+        let unreadable = volume
+            .content
+            .and_then(|content| unreadable(&content, group));
         VolumeSeen { name, unreadable }
     });
     Ok(seen.collect())
+}
+
+/// Why what is on a volume cannot be read as files; `None`: it can.
+fn unreadable(content: &Content, group: &VolumeGroup) -> Option<String> {
+    let why = match content {
+        Content::Fs { kind: "btrfs", .. } => {
+            "it holds btrfs, of which no snapshot can be mounted beside it"
+        }
+        Content::Fs { .. } => return None,
+        Content::Luks { .. } if group.luks_key.is_some() => return None,
+        Content::Luks { .. } => "it is encrypted, and there is no `luks_key` for its group",
+        Content::Unknown => "it holds no file system that is known here",
+    };
+    Some(why.into())
 }
 
 /// Whose snapshots: the same for every run with this state.
@@ -116,6 +121,8 @@ pub(crate) fn floor_of(group: &VolumeGroup) -> Floor {
 /// A volume as it was at one moment.
 pub(crate) struct Mounted {
     pub(crate) identity: FsIdentity,
+    /// Where an image of it is read; `None`: it is mounted.
+    pub(crate) device: Option<PathBuf>,
     root: Option<Dir>,
     opened: Option<Opened>,
     lvm: Lvm,
@@ -123,7 +130,7 @@ pub(crate) struct Mounted {
     is_undone: bool,
 }
 
-/// Makes a snapshot of a volume and mounts it.
+/// Makes a snapshot of a volume and mounts it, unless an image is to be taken of it.
 pub(crate) fn mount(engine: &Engine<'_>, spec: &VolumeSpec) -> Result<Mounted> {
     let config = engine.config;
     let select = Select {
@@ -150,12 +157,20 @@ pub(crate) fn mount(engine: &Engine<'_>, spec: &VolumeSpec) -> Result<Mounted> {
             fsid: None,
             source: volume.name.clone(),
         },
+        device: None,
         root: None,
         opened: None,
         snapshot: taken.snapshot,
         lvm,
         is_undone: false,
     };
+    if spec.image != Images::None {
+        let (device, content) = mounted.lvm.expose(&mounted.snapshot, &job)?;
+        if spec.image == Images::All || unreadable(&content, &spec.group).is_some() {
+            mounted.device = Some(device);
+            return Ok(mounted);
+        }
+    }
     let key = spec.group.luks_key.as_deref();
     let opened = mounted
         .lvm
