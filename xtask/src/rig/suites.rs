@@ -37,6 +37,13 @@ pub const SUITES: &[Suite] = &[
         seconds_max: 420,
         in_gate: true,
     },
+    Suite {
+        name: "images",
+        disks: &[1024, 512],
+        binaries: &[],
+        seconds_max: 420,
+        in_gate: true,
+    },
 ];
 
 #[cfg(test)]
