@@ -509,6 +509,13 @@ fn read_root(
     let group = group.map(|name| read_group(sink, name, &mut fields));
     let common = read_common(sink, &mut fields);
     commons.push(common.clone());
+    let image = group
+        .as_ref()
+        .and_then(Option::as_ref)
+        .map(|group| group.image);
+    if image == Some(Images::All) {
+        refuse_exclude(sink, &mut fields);
+    }
     fields.finish();
     if let Some(group) = group {
         let group = group?;
@@ -561,6 +568,14 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
         },
         image: read_image(fields),
     })
+}
+
+/// What is left out of a tree would be in an image of it.
+fn refuse_exclude(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) {
+    if let Some((span, _)) = fields.get("exclude") {
+        let message = "`exclude` means nothing for an image: it has every block";
+        sink.error(&span, message, "remove it, or back up the files");
+    }
 }
 
 /// `image = true`, or `"unreadable"`.
@@ -642,6 +657,18 @@ fn read_dataset(
     let made = making::read(sink, &name, &mut fields);
     let device = fields.has("device");
     let device = device.then(|| fields.parsed("device", clean_path));
+    if volume.is_none()
+        && let Some(span) = fields.special("image")
+    {
+        sink.error(&span, "`image` means nothing here", "it is for `volume`");
+    }
+    let image = volume
+        .as_ref()
+        .and_then(Option::as_ref)
+        .map(|at| at.value.image);
+    if device.is_some() || image == Some(Images::All) {
+        refuse_exclude(sink, &mut fields);
+    }
     let path = fields.parsed("path", clean_path);
     let pattern = fields.parsed("match", |text| {
         Pattern::new(text).map_err(|why| format!("`{text}` is not a pattern: {why}"))
