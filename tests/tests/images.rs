@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use blackbox::{FileSystem, LoopFs, Outcome, Running, Sshd, World, noise, skip};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -443,33 +444,8 @@ fn r03_a_transfer_that_was_cut_is_not_gone_on_with_from_another_state() -> Resul
     Ok(())
 }
 
-/// Peak resident memory of a command, in bytes.
-fn peak(world: &World, arguments: &[&str]) -> Result<(Outcome, u64)> {
-    let said = world.path("peak");
-    let command = world.command(arguments);
-    let mut time = Command::new("/usr/bin/time");
-    time.args(["-f", "%M", "-o"]).arg(&said);
-    time.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => time.env(name, value),
-            None => time.env_remove(name),
-        };
-    }
-    let outcome = Running::spawn(&mut time)?.wait()?;
-    let said = std::fs::read_to_string(said)?;
-    let kib = said
-        .lines()
-        .last()
-        .and_then(|line| line.trim().parse::<u64>().ok());
-    Ok((outcome, kib.context(said)? << 10))
-}
-
 #[test]
 fn memory_does_not_grow_with_the_device() -> Result<()> {
-    if !Path::new("/usr/bin/time").exists() {
-        return skip("/usr/bin/time is not installed");
-    }
     let world = World::new()?;
     let device = device!(&world.path("backing"), 8 << 30);
     for at in [0, 1 << 30, 5 << 30, (8 << 30) - 6 * MIB] {
@@ -477,7 +453,9 @@ fn memory_does_not_grow_with_the_device() -> Result<()> {
     }
     configure(&world, "", &device, "[\"sda\"]")?;
     for _ in 0..2 {
-        let (outcome, peak) = peak(&world, &["run", "--json"])?;
+        let Some((outcome, peak)) = world.peak(&["run", "--json"])? else {
+            return skip("/usr/bin/time is not installed");
+        };
         ensure!(outcome.code == Some(0), "{outcome}");
         ensure!(peak < 100 << 20, "{} MiB: {outcome}", peak >> 20);
         eprintln!("8 GiB: {} MiB, {:?}", peak >> 20, outcome.time);
@@ -485,5 +463,22 @@ fn memory_does_not_grow_with_the_device() -> Result<()> {
     }
     let room = std::fs::metadata(copy(&world, "sda"))?.blocks() * 512;
     ensure!(room < 26 * MIB, "it takes {room} bytes");
+    Ok(())
+}
+
+/// Hours, where the device is large.
+#[test]
+fn a_reading_ends_when_the_run_is_told_to() -> Result<()> {
+    let world = World::new()?;
+    let device = device!(&world.path("backing"), 64 << 30);
+    configure(&world, "", &device, "[\"sda\"]")?;
+    let running = world.spawn(&["run"])?;
+    std::thread::sleep(Duration::from_secs(3));
+    let told = std::time::Instant::now();
+    running.signal(Signal::INT)?;
+    let outcome = running.wait()?;
+    ensure!(outcome.code == Some(130), "{outcome}");
+    let took = told.elapsed();
+    ensure!(took < Duration::from_secs(10), "{took:?}: {outcome}");
     Ok(())
 }
