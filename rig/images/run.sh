@@ -94,6 +94,7 @@ table() {
     echo "$half $((size - half)) $1"
 }
 table "linear /dev/vg/disk $half" | dmsetup create bad
+dmsetup mknodes bad
 cat >>/etc/thrice/thrice.toml <<'TOML'
 
 [dataset.bad]
