@@ -239,6 +239,9 @@ fn r03_a_machine_is_kept_whole_or_as_it_was() -> Result<()> {
     host.gives(&vma(&clusters[..60]))?;
     host.run(0)?;
     let status = host.world.run(&["status", "--json"])?;
-    ensure!(status.stdout.contains("holds less than it should"), "{status}");
+    ensure!(
+        status.stdout.contains("holds less than it should"),
+        "{status}"
+    );
     Ok(())
 }

@@ -82,7 +82,7 @@ pub(crate) fn of_device(
         is_still: false,
         was_in_use,
     };
-    stand_in(engine, meant, image, replica, identity, None)
+    stand_in(engine, meant, None, image, replica, identity)
 }
 
 /// The image of a volume, of which there is a snapshot.
@@ -102,7 +102,7 @@ pub(crate) fn of_snapshot(
         was_in_use: false,
     };
     let identity = Some(snapshot.identity.clone());
-    stand_in(engine, meant, image, replica, identity, Some(snapshot))
+    stand_in(engine, meant, Some(snapshot), image, replica, identity)
 }
 
 fn path_of(meant: &Dataset) -> Result<RelPath> {
@@ -154,10 +154,11 @@ fn open(path: &Path) -> Result<BlockDevice> {
 fn stand_in(
     engine: &Engine<'_>,
     meant: &Dataset,
+    // Let go of after the image, which is read from it.
+    snapshot: Option<Mounted>,
     image: Image,
     replica: &Replica,
     identity: Option<FsIdentity>,
-    snapshot: Option<Mounted>,
 ) -> Result<Ready> {
     let (catalog, host) = (engine.catalog, &engine.config.host);
     let doing = || Error::io("making the file that stands for a device");
