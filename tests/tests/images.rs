@@ -277,7 +277,7 @@ fn a_device_that_grows_or_shrinks_is_another_version() -> Result<()> {
     for size in [20 * MIB, 30 * MIB + 512, 11 * MIB + 1536, 20 * MIB] {
         device.resize(size)?;
         run(&world)?;
-        is_copy(&device, &copy(&world, "sda"), size + PAGE)?;
+        is_copy(&device, &copy(&world, "sda"), size + MIB)?;
         had.push(content(&device)?);
     }
     let versions = versions(&world)?;
@@ -328,7 +328,7 @@ fn r03_a_device_that_cannot_be_read_to_its_end_keeps_its_old_image() -> Result<(
     // Once it can be read again, the next run has it.
     device.file.set_len(32 * MIB)?;
     run(&world)?;
-    is_copy(&device, &copy(&world, "sda"), 32 * MIB)?;
+    is_copy(&device, &copy(&world, "sda"), 33 * MIB)?;
     world.expect(&["verify"], 0)?;
     Ok(())
 }
@@ -436,7 +436,7 @@ fn r03_a_transfer_that_was_cut_is_not_gone_on_with_from_another_state() -> Resul
         device.write(0, &noise(seed + 7, 1 << 20))?;
         with("")?;
         run(&world)?;
-        is_copy(&device, &copy(&world, "nas"), 24 * MIB)?;
+        is_copy(&device, &copy(&world, "nas"), 25 * MIB)?;
         let left = std::fs::read_dir(world.path("nas/.thrice/tmp"))?.count();
         ensure!(left == 0, "{point}: {left} things are left in tmp/");
         world.expect(&["verify"], 0)?;
