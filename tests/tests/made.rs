@@ -948,7 +948,8 @@ fn r07_a_password_in_a_url_is_refused_and_never_shown() -> Result<()> {
 #[ignore = "takes minutes and 30 GiB"]
 fn ten_gibibytes_of_a_dump_take_no_more_memory_than_one() -> Result<()> {
     const LEN: u64 = 10 << 30;
-    let program = format!("[\"head\", \"-c\", \"{LEN}\", \"/dev/urandom\"]");
+    let script = format!("yes 'INSERT INTO rows VALUES (0123456789);' | head -c {LEN}");
+    let program = format!("[\"sh\", \"-c\", \"{script}\"]");
     let world = world(&format!(
         "[dataset.dump]\ncommand = {program}\nroute = [\"sda\"]\n"
     ))?;
