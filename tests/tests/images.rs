@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{FileSystem, LoopFs, Outcome, Running, Sshd, World, noise, skip};
+use blackbox::{FileSystem, LoopFs, Outcome, Sshd, World, noise, skip};
 use rustix::process::Signal;
 use serde_json::Value;
 
