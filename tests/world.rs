@@ -263,6 +263,31 @@ impl World {
         Ok(outcome)
     }
 
+    /// Runs it to its end, and tells its peak of resident memory in bytes; `None` where
+    /// `/usr/bin/time` is not installed.
+    ///
+    /// # Errors
+    /// As [`World::run`].
+    pub fn peak(&self, arguments: &[&str]) -> Result<Option<(Outcome, u64)>> {
+        let time = Path::new("/usr/bin/time");
+        if !time.exists() {
+            return Ok(None);
+        }
+        let (thrice, said) = (self.command(arguments), self.path("peak"));
+        let mut command = Command::new(time);
+        command.args(["-f", "%M", "-o"]).arg(&said);
+        command.arg(thrice.get_program()).args(thrice.get_args());
+        self.freeze(&mut command);
+        let outcome = Running::spawn(&mut command)?.wait()?;
+        let said = std::fs::read_to_string(said)?;
+        let kib = said
+            .lines()
+            .last()
+            .and_then(|line| line.trim().parse::<u64>().ok());
+        let kib = kib.with_context(|| format!("{said}\n{outcome}"))?;
+        Ok(Some((outcome, kib << 10)))
+    }
+
     /// Starts the binary.
     ///
     /// # Errors

@@ -995,3 +995,26 @@ fn r07_a_password_in_a_url_is_refused_and_never_shown() -> Result<()> {
     }
     Ok(())
 }
+
+/// Dumps stream: what a program writes goes straight into its file, and from there to the stores.
+/// By hand, for it takes minutes and 30 GiB beside the temporary directory:
+/// `cargo test --release -p blackbox --test made -- --ignored ten_gibibytes --nocapture`.
+#[test]
+#[ignore = "takes minutes and 30 GiB"]
+fn ten_gibibytes_of_a_dump_take_no_more_memory_than_one() -> Result<()> {
+    const LEN: u64 = 10 << 30;
+    let script = format!("yes 'INSERT INTO rows VALUES (0123456789);' | head -c {LEN}");
+    let program = format!("[\"sh\", \"-c\", \"{script}\"]");
+    let world = world(&format!(
+        "[dataset.dump]\ncommand = {program}\nroute = [\"sda\"]\n"
+    ))?;
+    let Some((outcome, peak)) = world.peak(&["run", "--json"])? else {
+        return skip("/usr/bin/time is not installed");
+    };
+    ensure!(outcome.code == Some(0), "{outcome}");
+    eprintln!("10 GiB: {} MiB, {:?}", peak >> 20, outcome.time);
+    let copy = std::fs::metadata(world.path("sda/dump/dump"))?;
+    ensure!(copy.len() == LEN, "{} bytes", copy.len());
+    ensure!(peak < 128 << 20, "{} MiB: {outcome}", peak >> 20);
+    Ok(())
+}

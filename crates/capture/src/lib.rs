@@ -4,12 +4,14 @@
 //! lies on, or a folder that something has filled ([`Produce`]): a dump, an answer, a listing. A
 //! source that cannot be seen is never an empty one.
 
+mod block;
 mod command;
 mod copy;
 pub mod database;
 mod device;
 mod error;
 mod expect;
+mod guest;
 mod inventory;
 mod job;
 mod look;
@@ -26,9 +28,11 @@ use std::path::{Path, PathBuf};
 
 use tree::{Dir, FsIdentity};
 
+pub use block::BlockDevice;
 pub use command::UserCommand;
 pub use device::{Device, is_due};
 pub use error::{Error, Result};
+pub use guest::Guest;
 pub use inventory::{Checked, Depth, INVENTORY, Inventory, check};
 pub use job::Job;
 pub use look::{Claim, ClaimPlace, Container, Machine, Mount, Server, Volume, propose};

@@ -6,7 +6,7 @@ use policy::Making;
 
 use crate::error::{Error, Result, shown};
 use crate::produce::{Earlier, Produce, Produced};
-use crate::{Device, HostConfig, INVENTORY, Inventory, Job, UserCommand, database};
+use crate::{Device, Guest, HostConfig, INVENTORY, Inventory, Job, UserCommand, database};
 
 /// What makes the files of a dataset that is no tree.
 pub fn producer(what: &Making, earlier: Earlier) -> Box<dyn Produce> {
@@ -18,6 +18,7 @@ pub fn producer(what: &Making, earlier: Earlier) -> Box<dyn Produce> {
             Box::new(Device::new(spec.clone(), good, earlier.now))
         }
         Making::Command(spec) => Box::new(UserCommand::new(spec.clone())),
+        Making::Guest(id) => Box::new(Guest::new(*id)),
         Making::Host => Box::new(HostConfig::new()),
         Making::Inventory(spec) => {
             let before = earlier.cache.is_file().then(|| earlier.cache.clone());

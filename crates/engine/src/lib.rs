@@ -11,6 +11,7 @@ mod error;
 mod expect;
 mod findings;
 mod guard;
+mod images;
 mod live;
 mod made;
 mod moves;

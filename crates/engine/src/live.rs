@@ -16,6 +16,7 @@ use catalog::Held;
 use crate::databases::{self, Databases};
 use crate::decide::{self, Need};
 use crate::delta::{Base, Came, Target};
+use crate::images::Image;
 use crate::pace::Pace;
 use crate::pipeline::Torn;
 
@@ -54,6 +55,8 @@ pub(crate) struct Live {
     scope: Option<Arc<Scope>>,
     /// How databases are captured; `None`: they are files like others.
     databases: Option<Arc<Databases>>,
+    /// The device that a file in it stands for.
+    image: Option<Arc<Image>>,
     dirs: DirCache,
     buffer: Vec<u8>,
     /// Bytes staged and thrown away, because the file changed meanwhile.
@@ -92,6 +95,7 @@ impl Live {
         root: Dir,
         scope: Arc<Scope>,
         databases: Option<Arc<Databases>>,
+        image: Option<Arc<Image>>,
         pace: Arc<Pace>,
     ) -> Self {
         let dev = root.stat_self().map(|stat| stat.dev).ok();
@@ -99,6 +103,7 @@ impl Live {
             dev,
             scope: (!scope.is_trivial()).then_some(scope),
             databases,
+            image,
             dirs: DirCache::new(root, 64),
             buffer: vec![0; 1 << 17],
             wasted: 0,
@@ -127,6 +132,7 @@ impl Live {
             return Ok(look);
         }
         let (dev, databases) = (self.dev, self.databases.clone());
+        let image = self.image.clone().filter(|image| image.path == *path);
         for attempt in 1..=READS_MAX {
             let last = attempt == READS_MAX;
             let (buffer, wasted) = (&mut self.buffer, &mut self.wasted);
@@ -160,7 +166,13 @@ impl Live {
                 before,
                 node,
                 resumes: true,
+                image: None,
             };
+            if let Some(image) = &image {
+                return bring_image(
+                    target, path, reading, image, held, buffer, wasted, &self.pace,
+                );
+            }
             let copy = match &databases {
                 Some(databases) => captured(databases, dir, name, &file)?,
                 None => None,
@@ -234,9 +246,12 @@ impl Live {
     }
 
     /// The file at a path with its digest, if it is one and held still meanwhile. A database with
-    /// a log is not its file alone.
+    /// a log is not its file alone, and what stands for a device has not its content.
     pub(crate) fn digest(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
         let (dev, databases) = (self.dev, self.databases.is_some());
+        if self.image.as_ref().is_some_and(|image| image.path == *path) {
+            return Ok(None);
+        }
         let (dir, name) = match self.stat(path)? {
             Some((dir, name, _)) if databases && databases::has_log(dir, name) => return Ok(None),
             Some((dir, name, stat)) if stat.kind == Kind::File => (dir, name),
@@ -353,6 +368,8 @@ struct Reading<'f> {
     node: Node,
     /// Whether what was read of it earlier counts, if it looks the same.
     resumes: bool,
+    /// `file` is a device, and this is where its data lies.
+    image: Option<(&'f Image, Option<Vec<Extent>>)>,
 }
 
 impl<'f> Reading<'f> {
@@ -366,6 +383,23 @@ impl<'f> Reading<'f> {
         self.node.mtime = times.fold(seen.db.mtime, Ord::max);
         self.resumes = false;
         Ok(())
+    }
+
+    fn content(&self) -> io::Result<FileContent<&'f File>> {
+        match &self.image {
+            None => FileContent::from_stat(self.file, &self.before),
+            Some((_, extents)) => {
+                FileContent::with_extents(self.file, self.before.size, extents.clone())
+            }
+        }
+    }
+
+    /// Whether it has not changed since it was begun.
+    fn is_still(&self) -> io::Result<bool> {
+        match &self.image {
+            None => Ok(is_still(&self.before, &tree::stat_fd(self.file)?)),
+            Some((image, _)) => Ok(!image.is_unsettled()),
+        }
     }
 }
 
@@ -396,17 +430,7 @@ fn lay(
     pace: &Pace,
 ) -> Result<Look, Trouble> {
     let path = databases::aside(path);
-    let Reading { file, before, .. } = &reading;
-    let brought = bring_content(
-        target,
-        &path,
-        file,
-        before,
-        &reading.node,
-        None,
-        false,
-        pace,
-    )?;
+    let brought = bring_content(target, &path, &reading, None, pace)?;
     let mut node = reading.node;
     node.extents = brought.extents;
     node.hash = Some(brought.hash);
@@ -414,6 +438,59 @@ fn lay(
         Some(staged) => Ok(Look::Torn(Box::new(Torn { node, staged, said }))),
         None => Ok(Look::Gone),
     }
+}
+
+/// Reads a device once, and once more if it is not what is held.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one reading, with all that it depends on"
+)]
+fn bring_image(
+    target: &Target<'_>,
+    path: &RelPath,
+    stands_for: Reading<'_>,
+    image: &Image,
+    held: Option<&Held>,
+    buffer: &mut [u8],
+    wasted: &mut u64,
+    pace: &Pace,
+) -> Result<Look, Trouble> {
+    let Reading {
+        before, mut node, ..
+    } = stands_for;
+    let device = &image.device;
+    let known = held.map(|held| &held.node);
+    let known = known.filter(|node| node.kind == Kind::File);
+    let mut content = FileContent::with_extents(device.file(), device.size(), None)?;
+    let survey = tree::survey(&mut pace.over_survey(&mut content), known)?;
+    let surveyed = device.size();
+    if let Some(known) = known.filter(|_| survey.is_known) {
+        node.hash = known.hash;
+        node.extents.clone_from(&known.extents);
+        node.mtime = known.mtime;
+        node.unsettled = image.is_unsettled();
+        let need = decide::need(&node, held);
+        if need != Need::Put {
+            return Ok(Look::Node {
+                node: Box::new(node),
+                need,
+                staged: None,
+                bytes_read: surveyed,
+            });
+        }
+    }
+    let reading = Reading {
+        file: device.file(),
+        before,
+        node,
+        resumes: false,
+        image: Some((image, survey.extents)),
+    };
+    let mut look = bring_file(target, path, reading, held, true, buffer, wasted, pace)?;
+    if let Some(Look::Node { bytes_read, .. }) = &mut look {
+        *bytes_read += surveyed;
+    }
+    look.ok_or_else(|| io::Error::other("the last reading gave no answer").into())
 }
 
 /// One reading of a file. `None`: it changed meanwhile, read it again.
@@ -424,7 +501,7 @@ fn lay(
 fn bring_file(
     target: &Target<'_>,
     path: &RelPath,
-    reading: Reading<'_>,
+    mut reading: Reading<'_>,
     held: Option<&Held>,
     last: bool,
     buffer: &mut [u8],
@@ -432,59 +509,55 @@ fn bring_file(
     pace: &Pace,
 ) -> Result<Option<Look>, Trouble> {
     let session = target.session;
-    let Reading {
-        file,
-        before,
-        mut node,
-        resumes,
-    } = reading;
     let mut bytes_read = 0;
     // What lies there may be the same bytes: reading is cheap, writing them again is wear.
     let unlogged = held.is_none() && session.begun().unlogged;
-    let base = target.base(path, node.size, held);
+    let base = target.base(path, reading.node.size, held);
     // One reading compares and brings where it is known what lies there. Where it is not, a file
-    // that was written to is worth asking; one whose time is the same is probably the same.
-    let written = held.is_some_and(|held| held.node.mtime != node.mtime);
+    // that was written to is worth asking; one whose time is the same is probably the same. A
+    // device was compared before.
+    let written = held.is_some_and(|held| held.node.mtime != reading.node.mtime);
     let compares = base.as_ref().is_some_and(|base| base.is_known() || written);
-    if !compares && decide::may_be_same(&node, held) || unlogged {
-        let content = FileContent::from_stat(file, &before)?;
-        hash_into(&mut node, content, buffer, pace)?;
-        bytes_read += before.size;
-        node.unsettled = !is_still(&before, &tree::stat_fd(file)?);
-        if node.unsettled && !last {
+    let compared = compares || reading.image.is_some();
+    if !compared && decide::may_be_same(&reading.node, held) || unlogged {
+        let content = reading.content()?;
+        hash_into(&mut reading.node, content, buffer, pace)?;
+        bytes_read += reading.before.size;
+        reading.node.unsettled = !reading.is_still()?;
+        if reading.node.unsettled && !last {
             return Ok(None);
         }
-        let need = if unlogged && session.has(path, &node)? {
+        let need = if unlogged && session.has(path, &reading.node)? {
             Need::Meta
         } else {
-            decide::need(&node, held)
+            decide::need(&reading.node, held)
         };
         if need != Need::Put {
             return Ok(Some(Look::Node {
-                node: Box::new(node),
+                node: Box::new(reading.node),
                 need,
                 staged: None,
                 bytes_read,
             }));
         }
     }
-    let mut brought = bring_content(target, path, file, &before, &node, base, resumes, pace)?;
+    let mut brought = bring_content(target, path, &reading, base, pace)?;
     bytes_read += brought.bytes_read;
-    node.extents = brought.extents.take();
-    node.hash = Some(brought.hash);
+    reading.node.extents = brought.extents.take();
+    reading.node.hash = Some(brought.hash);
     let mut need = Need::Put;
     if brought.staged.is_none() {
-        node.unsettled = !is_still(&before, &tree::stat_fd(file)?);
-        need = decide::need(&node, held);
+        reading.node.unsettled = !reading.is_still()?;
+        need = decide::need(&reading.node, held);
         if need == Need::Put {
             // The same content, but it needs a place of its own.
-            brought = bring_content(target, path, file, &before, &node, None, resumes, pace)?;
+            brought = bring_content(target, path, &reading, None, pace)?;
             bytes_read += brought.bytes_read;
-            node.extents = brought.extents.take();
-            node.hash = Some(brought.hash);
+            reading.node.extents = brought.extents.take();
+            reading.node.hash = Some(brought.hash);
         }
     }
-    let still = is_still(&before, &tree::stat_fd(file)?) && !brought.is_short;
+    let still = reading.is_still()? && !brought.is_short;
     if !still && !last {
         if let Some(staged) = brought.staged {
             *wasted += staged.data_bytes - staged.shared_bytes;
@@ -492,9 +565,9 @@ fn bring_file(
         }
         return Ok(None);
     }
-    node.unsettled = !still;
+    reading.node.unsettled = !still;
     Ok(Some(Look::Node {
-        node: Box::new(node),
+        node: Box::new(reading.node),
         need,
         staged: brought.staged,
         bytes_read,
@@ -512,26 +585,19 @@ struct Brought {
 }
 
 /// Brings a file's content to the session: what the base has not of it, if that can be, or all.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one reading, with all that it depends on"
-)]
 fn bring_content(
     target: &Target<'_>,
     path: &RelPath,
-    file: &File,
-    before: &Stat,
-    node: &Node,
+    reading: &Reading<'_>,
     base: Option<Base<'_>>,
-    resumes: bool,
     pace: &Pace,
 ) -> Result<Brought, Trouble> {
     let mut job = StageJob {
         path: path.clone(),
-        node: node.clone(),
+        node: reading.node.clone(),
         resume_key: None,
     };
-    let mut content = FileContent::from_stat(file, before)?;
+    let mut content = reading.content()?;
     let mut bytes_read = 0;
     let mut came = Came::Not;
     if let Some(base) = base {
@@ -542,10 +608,10 @@ fn bring_content(
         Came::Same(hash) => (hash, None),
         Came::Staged(staged) => (staged.hash, Some(staged)),
         Came::Not => {
-            content = FileContent::from_stat(file, before)?;
+            content = reading.content()?;
             job.node.extents = content.extents().map(<[_]>::to_vec);
-            let resumes = resumes && node.size >= RESUME_BYTES_MIN;
-            job.resume_key = resumes.then(|| resume_key(path, node));
+            let resumes = reading.resumes && job.node.size >= RESUME_BYTES_MIN;
+            job.resume_key = resumes.then(|| resume_key(path, &job.node));
             let paced = &mut pace.over(&mut content, job.resume_key.is_some());
             let staged = target.session.stage(&job, paced)?;
             bytes_read += staged.data_bytes;

@@ -238,7 +238,7 @@ fn settle_file(
     Ok(same)
 }
 
-fn set_time(file: &std::fs::File, time: tree::Time) -> Result<()> {
+pub(crate) fn set_time(file: &std::fs::File, time: tree::Time) -> Result<()> {
     let time = rustix::fs::Timespec {
         tv_sec: time.sec,
         tv_nsec: time.nsec.into(),

@@ -130,6 +130,19 @@ impl Pace {
     }
 }
 
+impl Pace {
+    /// The same for a reading that may take hours: it is broken off when the run is to end.
+    pub(crate) fn over_survey<'a, C: Content + ?Sized>(
+        &'a self,
+        content: &'a mut C,
+    ) -> Paced<'a, C> {
+        Paced {
+            resumable: true,
+            ..self.over_reading(content)
+        }
+    }
+}
+
 impl Limit {
     /// Bytes to take at once.
     fn slice(&self) -> usize {

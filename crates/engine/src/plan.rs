@@ -256,6 +256,7 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         scope,
         kept: &[],
         databases: Databases::of(engine, meant),
+        image: None,
         cross_mounts: meant.cross_mounts,
         threads: 2,
         pace: &Pace::default(),

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
 use crate::guard::{self, Stop};
+use crate::images::{self, Image};
 use crate::made::{self, Made};
 use crate::pace::Pace;
 use crate::pipeline::{Setting, WearCount};
@@ -587,6 +588,7 @@ impl Run<'_, '_> {
                 true => Databases::of(engine, meant),
                 false => None,
             },
+            image: view.image(),
             cross_mounts: meant.cross_mounts,
             threads: 2,
             pace: &self.pace,
@@ -730,8 +732,28 @@ impl Run<'_, '_> {
                 volumes::forget(self.engine.catalog, dataset.id)?;
                 let mounted = self.groups.mount(self.engine, volume, &self.findings)?;
                 same_filesystem(&mounted.identity, meant, source, dataset, accepted)?;
-                let data = Data::Volume(Box::new(mounted));
-                return Ok(Ready { scope, data });
+                let Some(device) = mounted.device.clone() else {
+                    let data = Data::Volume(Box::new(mounted));
+                    return Ok(Ready { scope, data });
+                };
+                let accepts = |stop: &Stop| accepted.passes(stop);
+                let ready =
+                    images::of_snapshot(self.engine, meant, mounted, &device, replica, &accepts)?;
+                return Ok(Ready {
+                    scope: &WHOLE,
+                    data: Data::Image(Box::new(ready)),
+                });
+            }
+            Source::Device(device) => {
+                let accepts = |stop: &Stop| accepted.passes(stop);
+                let ready = images::of_device(self.engine, meant, device, replica, &accepts)?;
+                if let Some(identity) = &ready.identity {
+                    same_filesystem(identity, meant, source, dataset, accepted)?;
+                }
+                return Ok(Ready {
+                    scope: &WHOLE,
+                    data: Data::Image(Box::new(ready)),
+                });
             }
             Source::Made(made) => {
                 // A list of what is not mounted would be an empty one.
@@ -1244,6 +1266,7 @@ enum Data<'a> {
     /// A live tree, and its base.
     Tree(View, &'a Path),
     Volume(Box<Mounted>),
+    Image(Box<images::Ready>),
     Made(Made),
 }
 
@@ -1252,32 +1275,40 @@ impl Ready<'_> {
         match &self.data {
             Data::Tree(view, _) => Ok(&view.root),
             Data::Volume(mounted) => mounted.root(),
+            Data::Image(ready) => Ok(&ready.root),
             Data::Made(made) => Ok(&made.root),
         }
     }
 
     /// What has databases in it that are to be captured as such.
     fn is_tree(&self) -> bool {
-        !matches!(self.data, Data::Made(_))
+        !matches!(self.data, Data::Made(_) | Data::Image(_))
+    }
+
+    fn image(&self) -> Option<&Arc<Image>> {
+        match &self.data {
+            Data::Image(ready) => Some(&ready.image),
+            _ => None,
+        }
     }
 
     fn base(&self) -> Option<&Path> {
         match &self.data {
             Data::Tree(_, base) => Some(base),
-            Data::Volume(_) | Data::Made(_) => None,
+            Data::Volume(_) | Data::Image(_) | Data::Made(_) => None,
         }
     }
 
     fn kept(&self) -> &[RelPath] {
         match &self.data {
-            Data::Tree(..) | Data::Volume(_) => &[],
+            Data::Tree(..) | Data::Volume(_) | Data::Image(_) => &[],
             Data::Made(made) => &made.kept,
         }
     }
 
     fn problems(&self) -> &[(RelPath, String)] {
         match &self.data {
-            Data::Tree(..) | Data::Volume(_) => &[],
+            Data::Tree(..) | Data::Volume(_) | Data::Image(_) => &[],
             Data::Made(made) => &made.problems,
         }
     }
@@ -1285,12 +1316,13 @@ impl Ready<'_> {
     /// Of the file system that it has to lie on next time too, as JSON.
     fn identity(&self) -> Result<Option<String>> {
         let identity = match &self.data {
-            Data::Tree(view, _) => &view.identity,
-            Data::Volume(mounted) => &mounted.identity,
-            Data::Made(made) => match &made.identity {
-                Some(identity) => identity,
-                None => return Ok(None),
-            },
+            Data::Tree(view, _) => Some(&view.identity),
+            Data::Volume(mounted) => Some(&mounted.identity),
+            Data::Image(ready) => ready.identity.as_ref(),
+            Data::Made(made) => made.identity.as_ref(),
+        };
+        let Some(identity) = identity else {
+            return Ok(None);
         };
         serde_json::to_string(identity)
             .map(Some)
@@ -1308,28 +1340,38 @@ impl Ready<'_> {
         shipped: &mut Shipped,
     ) -> Result<()> {
         let (name, now) = (&*meant.name, (engine.now)());
-        match self.data {
+        let whole = shipped.problems.is_empty();
+        let remember = |mounted: &Mounted| match whole {
+            true => {
+                let context = volumes::context(meant, self.scope, &replica.store_name);
+                mounted.remember(engine.catalog, (replica.dataset, &context), now)
+            }
+            false => Ok(()),
+        };
+        let closed = match self.data {
             Data::Tree(..) => Ok(()),
             Data::Volume(mounted) => {
-                if shipped.problems.is_empty() {
-                    let context = volumes::context(meant, self.scope, &replica.store_name);
-                    mounted.remember(engine.catalog, (replica.dataset, &context), now)?;
-                }
-                if let Err(error) = mounted.close() {
-                    let problem = Problem {
-                        dataset: name.to_owned(),
-                        store: None,
-                        path: None,
-                        message: format!("its snapshot is left for the next run: {error}"),
-                    };
-                    let notice = Notice::Problem(problem.clone());
-                    engine.observer.notice(&notice);
-                    shipped.problems.push(problem);
-                }
-                Ok(())
+                remember(&mounted)?;
+                mounted.close()
             }
-            Data::Made(made) => made.conclude(engine.catalog, replica, name, now),
+            Data::Image(ready) => {
+                ready.snapshot().map_or(Ok(()), remember)?;
+                ready.close()
+            }
+            Data::Made(made) => return made.conclude(engine.catalog, replica, name, now),
+        };
+        if let Err(error) = closed {
+            let problem = Problem {
+                dataset: name.to_owned(),
+                store: None,
+                path: None,
+                message: format!("its snapshot is left for the next run: {error}"),
+            };
+            let notice = Notice::Problem(problem.clone());
+            engine.observer.notice(&notice);
+            shipped.problems.push(problem);
         }
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ use tree::{Dir, Judgement, Kind, Listing, RelPath, Stat, WalkOptions};
 use crate::databases::{self, Databases, Logs, Record, State};
 use crate::error::{Error, Result};
 use crate::guard::Counts;
+use crate::images::Image;
 use crate::pace::Pace;
 use crate::pipeline::Note;
 
@@ -59,6 +60,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) kept: &'a [RelPath],
     /// How databases in it are captured; `None`: they are files like others.
     pub(crate) databases: Option<Arc<Databases>>,
+    /// The device that a file in it stands for.
+    pub(crate) image: Option<&'a Arc<Image>>,
     pub(crate) cross_mounts: bool,
     pub(crate) threads: usize,
     pub(crate) pace: &'a Pace,

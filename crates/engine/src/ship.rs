@@ -56,6 +56,7 @@ pub(crate) fn ship(
             root,
             scope.clone(),
             walk.databases.clone(),
+            walk.image.cloned(),
             setting.pace.clone(),
         )));
     }

@@ -21,7 +21,9 @@ use capture::snapshot::{
 };
 use catalog::{Catalog, DatasetId};
 use jiff::Timestamp;
-use policy::{Config, Dataset, Landscape, Scope, VolumeGroup, VolumeSeen, VolumeSpec};
+use policy::{
+    Config, Dataset, Images, Landscape, Scope, Source, VolumeGroup, VolumeSeen, VolumeSpec,
+};
 use serde::{Deserialize, Serialize};
 use tree::{Dir, FsIdentity, RelPath};
 
@@ -67,22 +69,27 @@ fn volumes_of(config: &Config, group: &VolumeGroup) -> capture::Result<Vec<Volum
             .next()
             .unwrap_or_default()
             .to_owned();
-        let unreadable = match volume.content {
-            Some(Content::Fs { kind: "btrfs", .. }) => {
-                Some("it holds btrfs, of which no snapshot can be mounted beside it".into())
-            }
-            Some(Content::Fs { .. }) => None,
-            Some(Content::Luks { .. }) if group.luks_key.is_some() => None,
-            Some(Content::Luks { .. }) => {
-                Some("it is encrypted, and there is no `luks_key` for its group".into())
-            }
-            Some(Content::Unknown) => Some("it holds no file system that is known here".into()),
-            // It is not active, as that of a machine that is off; its snapshot will be.
-            None => None,
-        };
+        // It may not be active, as that of a machine that is off; its snapshot will be.
+        let unreadable = volume
+            .content
+            .and_then(|content| unreadable(&content, group));
         VolumeSeen { name, unreadable }
     });
     Ok(seen.chain(thick).collect())
+}
+
+/// Why what is on a volume cannot be read as files; `None`: it can.
+fn unreadable(content: &Content, group: &VolumeGroup) -> Option<String> {
+    let why = match content {
+        Content::Fs { kind: "btrfs", .. } => {
+            "it holds btrfs, of which no snapshot can be mounted beside it"
+        }
+        Content::Fs { .. } => return None,
+        Content::Luks { .. } if group.luks_key.is_some() => return None,
+        Content::Luks { .. } => "it is encrypted, and there is no `luks_key` for its group",
+        Content::Unknown => "it holds no file system that is known here",
+    };
+    Some(why.into())
 }
 
 /// Whose snapshots: the same for every run with this state.
@@ -210,7 +217,7 @@ impl Groups {
         Ok(mark.as_ref() == Some(&known.mark))
     }
 
-    /// Makes a snapshot of a volume and mounts it.
+    /// Makes a snapshot of a volume and mounts it, unless an image is to be taken of it.
     pub(crate) fn mount(
         &mut self,
         engine: &Engine<'_>,
@@ -240,6 +247,7 @@ impl Groups {
                 fsid: None,
                 source: volume.name,
             },
+            device: None,
             root: None,
             opened: None,
             fresh,
@@ -247,6 +255,13 @@ impl Groups {
             is_undone: false,
         };
         is_full(findings, &mounted.fresh.after, &floor)?;
+        if spec.image != Images::None {
+            let (device, content) = mounted.lvm.device_of_fresh(&mounted.fresh, &job)?;
+            if spec.image == Images::All || unreadable(&content, &spec.group).is_some() {
+                mounted.device = Some(device);
+                return Ok(mounted);
+            }
+        }
         let key = spec.group.luks_key.as_deref();
         let opened = mounted
             .lvm
@@ -314,7 +329,14 @@ impl Remembered {
 /// What decides what a capture has, beside the volume.
 pub(crate) fn context(meant: &Dataset, scope: &Scope, store: &str) -> String {
     let scope = scope.fingerprint();
-    format!("{scope}:{}:{}:{store}", meant.sqlite, meant.cross_mounts)
+    let image = match &meant.source {
+        Source::Volume(spec, _) => spec.image,
+        _ => Images::None,
+    };
+    format!(
+        "{scope}:{}:{}:{image:?}:{store}",
+        meant.sqlite, meant.cross_mounts
+    )
 }
 
 /// Forgets what is known of a volume: a capture of it begins.
@@ -333,6 +355,8 @@ pub(crate) fn floor_of(group: &VolumeGroup) -> Floor {
 /// A volume as it was at one moment.
 pub(crate) struct Mounted {
     pub(crate) identity: FsIdentity,
+    /// Where an image of it is read; `None`: it is mounted.
+    pub(crate) device: Option<PathBuf>,
     root: Option<Dir>,
     opened: Option<Opened>,
     lvm: Lvm,

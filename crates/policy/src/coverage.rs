@@ -22,7 +22,7 @@ use crate::meant::{
 use crate::name::name_from;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
-use crate::volume::{VolumeGroup, VolumeSpec};
+use crate::volume::{Images, VolumeGroup, VolumeSpec};
 
 /// The configuration laid over what is on disk.
 #[derive(Clone, Debug, Default)]
@@ -154,6 +154,8 @@ enum Shape<'a> {
     Loose,
     /// All of a volume.
     Volume(Box<VolumeSpec>),
+    /// All of a device.
+    Device(&'a Path),
     /// No paths at all: its files are made.
     Made(&'a Made),
 }
@@ -233,6 +235,10 @@ impl<'a> Proof<'a> {
                 let place = volume.place();
                 let owner = self.draft(draft);
                 self.claim(place, Rank::Path, true, owner);
+            }
+            DeclaredSource::Device(device) => {
+                draft.shape = Shape::Device(device);
+                self.draft(draft);
             }
             DeclaredSource::Made(made) => {
                 draft.shape = Shape::Made(made);
@@ -347,7 +353,7 @@ impl<'a> Proof<'a> {
         }
     }
 
-    /// Every volume of a group that can be read as files.
+    /// Every volume of a group that can be read as files, or of which an image is asked for.
     fn claim_volumes(&mut self, root: &'a Root, group: &'a VolumeGroup) {
         let route = match root.each {
             Some(RootEach::Volume) => root.route.as_deref(),
@@ -363,9 +369,14 @@ impl<'a> Proof<'a> {
             let spec = VolumeSpec {
                 group: group.clone(),
                 volume: volume.name.clone(),
+                image: match (group.image, &volume.unreadable) {
+                    (Images::Unreadable, Some(_)) => Images::All,
+                    (asked, _) => asked,
+                },
             };
             let (place, name) = (spec.place(), name_from(volume.name.as_bytes()));
-            let owner = match &volume.unreadable {
+            let unreadable = volume.unreadable.as_ref();
+            let owner = match unreadable.filter(|_| spec.image != Images::All) {
                 None => {
                     let shape = Shape::Volume(Box::new(spec));
                     self.draft(automatic(root, route, name, place.clone(), shape))
@@ -373,7 +384,8 @@ impl<'a> Proof<'a> {
                 Some(why) => Owner::Nobody(
                     why.clone(),
                     format!(
-                        "write `[dataset.{name}]` with `volume = \"{}/{}\"`, `route = []` and \
+                        "write `image = \"unreadable\"` for images of such volumes; or \
+                         `[dataset.{name}]` with `volume = \"{}/{}\"`, `route = []` and \
                          `why`, and back up what is on it from where it is used",
                         group.name, volume.name
                     ),
@@ -607,18 +619,20 @@ impl<'a> Proof<'a> {
                 });
             }
             // A pattern that lost all it matches is still a dataset: of nothing, now.
-            let has_no_path = matches!(draft.shape, Shape::Only | Shape::Made(_));
+            let has_no_path =
+                matches!(draft.shape, Shape::Only | Shape::Made(_) | Shape::Device(_));
             let of_nothing = draft.declared && (has_no_path || draft.held.is_some());
             if draft.refused || (owned.is_empty() && !of_nothing) {
                 continue;
             }
-            let made = matches!(draft.shape, Shape::Made(_));
+            let made = matches!(draft.shape, Shape::Made(_) | Shape::Device(_));
             if owned.is_empty() && !made && draft.held.is_none() && !draft.route.is_empty() {
                 warnings.push(self.nothing_left(draft));
             }
             let source = match &draft.shape {
                 Shape::Made(made) => Source::Made(Box::new((*made).clone())),
                 Shape::Volume(volume) => Source::Volume(volume.clone(), self.scope(draft, &owned)),
+                Shape::Device(device) => Source::Device(device.to_path_buf()),
                 _ => Source::Tree {
                     base: draft.base.clone(),
                     scope: self.scope(draft, &owned),
@@ -639,7 +653,8 @@ impl<'a> Proof<'a> {
             let first = datasets.len() - 1;
             datasets.extend(inventory);
             let made = datasets[first..].iter();
-            let made = made.filter(|dataset| matches!(dataset.source, Source::Made(_)));
+            let made = made
+                .filter(|dataset| matches!(dataset.source, Source::Made(_) | Source::Device(_)));
             lines.extend(made.map(|dataset| Line {
                 path: dataset.source.place(),
                 dataset: Some(dataset.name.clone()),

@@ -91,13 +91,16 @@ pub fn look(config: &Config) -> Landscape {
     for declared in &config.datasets {
         if matches!(
             declared.what,
-            DeclaredSource::Made(_) | DeclaredSource::Volume(_)
+            DeclaredSource::Made(_) | DeclaredSource::Volume(_) | DeclaredSource::Device(_)
         ) {
             continue;
         }
         let inside = landscape.place(&places, &declared.what.base());
         match (&declared.what, inside) {
-            (DeclaredSource::Made(_) | DeclaredSource::Volume(_), _) => {}
+            (
+                DeclaredSource::Made(_) | DeclaredSource::Volume(_) | DeclaredSource::Device(_),
+                _,
+            ) => {}
             (DeclaredSource::Path(path) | DeclaredSource::Database(path), inside) => {
                 let seen = inside.map_or_else(|| Seen::at(path), Seen::Unreadable);
                 landscape.sources.insert(path.clone(), seen);

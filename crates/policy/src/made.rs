@@ -11,6 +11,9 @@ pub struct Made {
     pub deadline: Duration,
 }
 
+/// How long the archive of a guest may take: it is as large as the guest's disks.
+pub(crate) const GUEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
 /// How long an inventory may take: it reads everything once, and later what has changed.
 pub(crate) const INVENTORY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
@@ -29,6 +32,7 @@ impl Made {
             Making::Device(_) => "device",
             Making::Command(_) => "command",
             Making::Host => "host",
+            Making::Guest(_) => "guest",
             Making::Inventory(_) => "inventory",
         }
     }
@@ -42,6 +46,7 @@ impl Made {
                 format!("command:{}{}", spec.command.join(" "), spec.place)
             }
             Making::Host => "host".into(),
+            Making::Guest(id) => format!("guest:{id}"),
             Making::Inventory(spec) => format!("inventory:{}", spec.of),
         };
         text.into()
@@ -56,6 +61,8 @@ pub enum Making {
     Command(CommandSpec),
     /// This machine's configuration: enough to build it again.
     Host,
+    /// A guest of this Proxmox host, by its number.
+    Guest(u64),
     Inventory(InventorySpec),
 }
 

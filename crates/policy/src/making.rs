@@ -8,8 +8,8 @@ use jiff::civil::Weekday;
 
 use crate::fields::{At, Fields, Item, Sink};
 use crate::made::{
-    CommandSpec, DatabaseEngine, DatabaseSpec, DeviceFile, DeviceOutput, DeviceSpec, Expect, Gives,
-    Made, Making, Place, Secret, Tls,
+    CommandSpec, DatabaseEngine, DatabaseSpec, DeviceFile, DeviceOutput, DeviceSpec, Expect,
+    GUEST_DEADLINE, Gives, Made, Making, Place, Secret, Tls,
 };
 use crate::units::{parse_day, parse_duration};
 use crate::written::{check_destination, clean_path};
@@ -18,8 +18,9 @@ use crate::written::{check_destination, clean_path};
 const DEADLINE: Duration = Duration::from_secs(3600);
 
 /// Keys of which each makes a dataset; there is one at most.
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 11] = [
     "postgres", "mysql", "mariadb", "redis", "etcd", "vault", "mongodb", "ssh", "command", "host",
+    "guest",
 ];
 
 /// Keys that say more of one of them, and which kinds have them.
@@ -104,12 +105,17 @@ pub(crate) fn read(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> 
         "ssh" => read_device(sink, fields).map(Making::Device),
         "command" => read_command(sink, name, fields).map(Making::Command),
         "host" => read_host(sink, fields),
+        "guest" => read_guest(sink, fields).map(Making::Guest),
         _ => read_database(sink, kind, fields).map(Making::Database),
+    };
+    let usual = match kind {
+        "guest" => GUEST_DEADLINE,
+        _ => DEADLINE,
     };
     match what {
         Some(what) if !foreign => Found::Made(Box::new(Made {
             what,
-            deadline: deadline.map_or(DEADLINE, |deadline| deadline.value),
+            deadline: deadline.map_or(usual, |deadline| deadline.value),
         })),
         _ => Found::Wrong,
     }
@@ -144,6 +150,18 @@ fn read_host(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Option<Making> {
         );
     }
     host.value.then_some(Making::Host)
+}
+
+/// `guest = 101`.
+fn read_guest(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Option<u64> {
+    let At { value, span } = fields.integer("guest")?;
+    // `pve-vmid` of Proxmox.
+    let known = (100..1_000_000_000).contains(&value);
+    if !known {
+        let message = format!("`{value}` is no guest's number");
+        sink.error(&span, message, "Proxmox counts them from 100");
+    }
+    known.then_some(value)
 }
 
 fn read_database(

@@ -8,7 +8,7 @@ use crate::made::Made;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
 use crate::units::When;
-use crate::volume::{VolumeGroup, VolumeSpec};
+use crate::volume::{Images, VolumeGroup, VolumeSpec, device_place};
 
 /// The whole configuration, resolved but not yet laid over what is on disk.
 #[derive(Clone, Debug)]
@@ -197,6 +197,8 @@ pub enum DeclaredSource {
     Database(PathBuf),
     /// `volume`.
     Volume(Box<VolumeSpec>),
+    /// `device`: absolute.
+    Device(PathBuf),
     /// Data that is no tree.
     Made(Box<Made>),
 }
@@ -218,6 +220,7 @@ impl DeclaredSource {
             Self::Path(path) | Self::Database(path) => path.clone(),
             Self::Match(pattern) => pattern.base(),
             Self::Volume(volume) => volume.place(),
+            Self::Device(device) => device_place(device),
             Self::Made(made) => made.place(),
         }
     }
@@ -269,6 +272,8 @@ pub enum Source {
     },
     /// A volume, read through a snapshot, or the part of it that is not excluded.
     Volume(Box<VolumeSpec>, Scope),
+    /// A block device, read as it is. Absolute.
+    Device(PathBuf),
     /// Data that is no tree: its files are made when it is captured.
     Made(Box<Made>),
 }
@@ -278,7 +283,9 @@ impl Source {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Tree { .. } => "tree",
+            Self::Volume(volume, _) if volume.image == Images::All => "image",
             Self::Volume(..) => "volume",
+            Self::Device(_) => "image",
             Self::Made(made) => made.kind(),
         }
     }
@@ -289,6 +296,7 @@ impl Source {
         match self {
             Self::Tree { base, .. } => base.clone(),
             Self::Volume(volume, _) => volume.place(),
+            Self::Device(device) => device_place(device),
             Self::Made(made) => made.place(),
         }
     }

@@ -325,6 +325,7 @@ fn check_equal(sink: &Sink<'_>, written: &Written) {
                     value: volume.value.place(),
                     span: volume.span.clone(),
                 },
+                WrittenSource::Device(device) => device.clone(),
                 WrittenSource::Made(_) => return None,
             };
             Some((dataset.name.value.as_str(), place))
@@ -387,6 +388,7 @@ fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) ->
         WrittenSource::Match(pattern) => DeclaredSource::Match(pattern.value.clone()),
         WrittenSource::Database(file) => DeclaredSource::Database(file.value.clone()),
         WrittenSource::Volume(volume) => DeclaredSource::Volume(Box::new(volume.value.clone())),
+        WrittenSource::Device(device) => DeclaredSource::Device(device.value.clone()),
         WrittenSource::Made(made) => DeclaredSource::Made(made.clone()),
     };
     let base = what.base();
@@ -400,7 +402,9 @@ fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) ->
     let own = common.route.as_ref().map(|_| common);
     let around = match what {
         // What lies in no root goes where the first root's datasets go.
-        DeclaredSource::Made(_) => written.roots.iter().find(|root| has_stops(&root.common)),
+        DeclaredSource::Made(_) | DeclaredSource::Device(_) => {
+            written.roots.iter().find(|root| has_stops(&root.common))
+        }
         _ => root,
     };
     let around = around.map(|root| &root.common);
@@ -542,7 +546,7 @@ fn check_own_places(
 fn taker(config: &Config, path: &Path) -> Option<(String, crate::Mark)> {
     let around = |declared: &&Declared| match &declared.what {
         DeclaredSource::Path(base) | DeclaredSource::Database(base) => path.starts_with(base),
-        DeclaredSource::Made(_) | DeclaredSource::Volume(_) => false,
+        DeclaredSource::Made(_) | DeclaredSource::Volume(_) | DeclaredSource::Device(_) => false,
         DeclaredSource::Match(pattern) => path.ancestors().any(|part| pattern.matches(part)),
     };
     let depth = |declared: &&Declared| declared.what.base().components().count();

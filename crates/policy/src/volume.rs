@@ -1,6 +1,7 @@
 //! Volumes of a volume group: each is a dataset, captured through a snapshot.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use crate::meant::Keep;
 
@@ -21,6 +22,17 @@ pub struct VolumeGroup {
     pub floor: Floor,
     /// Of the snapshots that are kept on the same disk. Default the last 7 days.
     pub keep: Keep,
+    pub image: Images,
+}
+
+/// Which volumes are captured block by block, in place of their files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Images {
+    #[default]
+    None,
+    /// Those that cannot be read as files.
+    Unreadable,
+    All,
 }
 
 /// Shares, `0.0..=1.0`.
@@ -45,6 +57,9 @@ pub struct VolumeSpec {
     pub group: VolumeGroup,
     /// As LVM calls it, in its group.
     pub volume: String,
+    /// Whether an image of it is captured. `Unreadable`: it is not known yet whether it can be
+    /// read as files.
+    pub image: Images,
 }
 
 /// What is kept of a group's snapshots where nothing is said.
@@ -58,6 +73,13 @@ pub(crate) const KEEP: Keep = Keep {
 
 /// What begins a root that is a volume group, and the place of a volume.
 pub(crate) const PREFIX: &str = "vg:";
+
+/// A device in place of a path.
+pub(crate) fn device_place(device: &Path) -> PathBuf {
+    let mut place = OsString::from("device:");
+    place.push(device);
+    place.into()
+}
 
 impl VolumeSpec {
     /// In place of a path.

@@ -13,7 +13,7 @@ use crate::meant::{IoClass, Keep, Metrics, Pace, RootEach, Schedule, StoreKind, 
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
 use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse_when};
-use crate::volume::{self, Floor, VolumeGroup, VolumeSpec};
+use crate::volume::{self, Floor, Images, VolumeGroup, VolumeSpec};
 
 /// The file, table by table. What had an error in it is left out; the names of stores are
 /// all there, so that a route to a wrong one is not said to lead nowhere.
@@ -65,6 +65,8 @@ pub(crate) enum WrittenSource {
     /// `sqlite = "FILE"`.
     Database(At<PathBuf>),
     Volume(At<VolumeSpec>),
+    /// `device = "/dev/…"`.
+    Device(At<PathBuf>),
     Made(Box<Made>),
 }
 
@@ -507,6 +509,13 @@ fn read_root(
     let group = group.map(|name| read_group(sink, name, &mut fields));
     let common = read_common(sink, &mut fields);
     commons.push(common.clone());
+    let image = group
+        .as_ref()
+        .and_then(Option::as_ref)
+        .map(|group| group.image);
+    if image == Some(Images::All) {
+        refuse_exclude(sink, &mut fields);
+    }
     fields.finish();
     if let Some(group) = group {
         let group = group?;
@@ -557,7 +566,35 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
                 volume::KEEP
             }
         },
+        image: read_image(fields),
     })
+}
+
+/// What is left out of a tree would be in an image of it.
+fn refuse_exclude(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) {
+    if let Some((span, _)) = fields.get("exclude") {
+        let message = "`exclude` means nothing for an image: it has every block";
+        sink.error(&span, message, "remove it, or back up the files");
+    }
+}
+
+/// `image = true`, or `"unreadable"`.
+fn read_image(fields: &mut Fields<'_, '_>) -> Images {
+    let word = fields.get("image");
+    if word.is_some_and(|(_, value)| value.get_ref().is_str()) {
+        let image = fields.parsed("image", |text| match text {
+            "unreadable" => Ok(Images::Unreadable),
+            _ => Err(format!(
+                "`image` must be `true`, `false` or `\"unreadable\"`, not `{}`",
+                tree::escape(text.as_bytes())
+            )),
+        });
+        return image.map(|image| image.value).unwrap_or_default();
+    }
+    match fields.bool("image") {
+        Some(image) if image.value => Images::All,
+        _ => Images::None,
+    }
 }
 
 /// `floor`: what has to be free before a snapshot is made.
@@ -589,6 +626,7 @@ fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
     });
     let luks_key = fields.parsed("luks_key", clean_path);
     let floor = read_floor(fields);
+    let image = read_image(fields);
     Some(named.map(|At { value, span }| At {
         value: VolumeSpec {
             group: VolumeGroup {
@@ -598,8 +636,10 @@ fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
                 luks_key: luks_key.map(|key| key.value),
                 floor,
                 keep: volume::KEEP,
+                image,
             },
             volume: value.1,
+            image,
         },
         span,
     }))
@@ -615,6 +655,20 @@ fn read_dataset(
     let volume = read_volume(&mut fields);
     let database = read_database(&mut fields);
     let made = making::read(sink, &name, &mut fields);
+    let device = fields.has("device");
+    let device = device.then(|| fields.parsed("device", clean_path));
+    if volume.is_none()
+        && let Some(span) = fields.special("image")
+    {
+        sink.error(&span, "`image` means nothing here", "it is for `volume`");
+    }
+    let image = volume
+        .as_ref()
+        .and_then(Option::as_ref)
+        .map(|at| at.value.image);
+    if device.is_some() || image == Some(Images::All) {
+        refuse_exclude(sink, &mut fields);
+    }
     let path = fields.parsed("path", clean_path);
     let pattern = fields.parsed("match", |text| {
         Pattern::new(text).map_err(|why| format!("`{text}` is not a pattern: {why}"))
@@ -627,6 +681,7 @@ fn read_dataset(
     kinds.extend(["path", "match"].into_iter().filter(|key| fields.has(key)));
     kinds.extend(database.as_ref().map(|_| "sqlite"));
     kinds.extend(volume.as_ref().map(|_| "volume"));
+    kinds.extend(device.as_ref().map(|_| "device"));
     kinds.extend((!matches!(made, Found::Nothing)).then_some("what makes it"));
     let what = match kinds[..] {
         [] => {
@@ -640,6 +695,9 @@ fn read_dataset(
             (Found::Nothing, Some(file)) => file.map(WrittenSource::Database),
             (Found::Nothing, None) if volume.is_some() => {
                 volume.flatten().map(WrittenSource::Volume)
+            }
+            (Found::Nothing, None) if device.is_some() => {
+                device.flatten().map(WrittenSource::Device)
             }
             (Found::Nothing, None) => path
                 .map(WrittenSource::Path)

@@ -64,7 +64,8 @@ impl Disk {
         }
         for declared in &config.datasets {
             match &declared.what {
-                DeclaredSource::Made(_) | DeclaredSource::Volume(_) => {}
+                DeclaredSource::Made(_) | DeclaredSource::Volume(_) | DeclaredSource::Device(_) => {
+                }
                 DeclaredSource::Path(path) | DeclaredSource::Database(path) => {
                     landscape.sources.insert(path.clone(), self.seen(path));
                 }
@@ -99,7 +100,9 @@ fn names(coverage: &Coverage) -> Vec<&str> {
 fn tree_of(dataset: &Dataset) -> (&PathBuf, &policy::Scope) {
     match &dataset.source {
         Source::Tree { base, scope } => (base, scope),
-        Source::Made(_) | Source::Volume(..) => panic!("{} is no tree", dataset.name),
+        Source::Made(_) | Source::Volume(..) | Source::Device(_) => {
+            panic!("{} is no tree", dataset.name)
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use policy::{
-    DatabaseEngine, DeclaredSource, Expect, Gives, Making, Place, Secret, Source, VolumeSeen,
+    DatabaseEngine, DeclaredSource, Expect, Gives, Images, Making, Place, Secret, Source,
+    VolumeSeen,
 };
 
 const HEAD: &str = "[store.sda]\nkind = \"disk\"\npath = \"/mnt/sda\"\n\
@@ -196,4 +197,115 @@ fn r07_every_volume_is_a_dataset_and_a_listing_that_failed_is_no_empty_one() {
     let coverage = policy::resolve(&config, &landscape, &known);
     assert_eq!(coverage.held[0].name, "gone");
     assert!(!coverage.errors.is_empty());
+}
+
+#[test]
+fn images_are_of_all_volumes_or_of_those_that_cannot_be_read() {
+    let of = |image: &str| {
+        let mut config = config(&format!(
+            "[root.\"vg:pve\"]\neach = \"volume\"\nroute = [\"sda\"]\nimage = {image}\n"
+        ));
+        config.roots.retain(|root| root.group.is_some());
+        let mut landscape = policy::look(&config);
+        let seen = |name: &str, unreadable: Option<&str>| VolumeSeen {
+            name: name.into(),
+            unreadable: unreadable.map(str::to_owned),
+        };
+        let all = vec![seen("files", None), seen("raw", Some("holds nothing"))];
+        landscape.volumes.insert("vg:pve".into(), Ok(all));
+        let coverage = policy::resolve(&config, &landscape, &[].into());
+        let image = |source: &Source| match source {
+            Source::Volume(volume) => volume.image,
+            other => panic!("{other:?}"),
+        };
+        let found = coverage.datasets.iter();
+        let found = found.map(|dataset| (dataset.name.clone(), image(&dataset.source)));
+        (found.collect::<Vec<_>>(), coverage.unrouted.len())
+    };
+    let (files, raw) = ("files".to_owned(), "raw".to_owned());
+    assert_eq!(of("false"), (vec![(files.clone(), Images::None)], 1));
+    // Whether one that was not seen can be read is known when it is.
+    let unreadable = vec![
+        (files.clone(), Images::Unreadable),
+        (raw.clone(), Images::All),
+    ];
+    assert_eq!(of("\"unreadable\""), (unreadable, 0));
+    assert_eq!(
+        of("true"),
+        (vec![(files, Images::All), (raw, Images::All)], 0)
+    );
+}
+
+#[test]
+fn an_image_is_of_a_volume_or_a_device_and_has_every_block() {
+    let config = config(
+        "[dataset.a]\ndevice = \"/dev/sdb\"\n\
+         [dataset.b]\nvolume = \"pve/b\"\nimage = true\nroute = [\"sda\"]\n",
+    );
+    let coverage = policy::resolve(&config, &policy::look(&config), &[].into());
+    let of = |name: &str| {
+        coverage
+            .datasets
+            .iter()
+            .find(|dataset| dataset.name == name)
+            .unwrap()
+    };
+    // It goes where the first root goes, and is in the proof.
+    assert_eq!(
+        (of("a").source.kind(), of("b").source.kind()),
+        ("image", "image")
+    );
+    assert_eq!(of("a").route, ["sda"]);
+    assert!(
+        coverage
+            .proof
+            .iter()
+            .any(|line| line.path == Path::new("device:/dev/sdb"))
+    );
+    for (text, expected) in [
+        ("device = \"sdb\"", "absolute"),
+        (
+            "device = \"/dev/sdb\"\npath = \"/x\"",
+            "has both `path` and `device`",
+        ),
+        (
+            "device = \"/dev/sdb\"\nexclude = [\"x\"]",
+            "`exclude` means nothing",
+        ),
+        (
+            "volume = \"pve/a\"\nimage = true\nexclude = [\"x\"]",
+            "`exclude` means nothing",
+        ),
+        ("volume = \"pve/a\"\nimage = \"some\"", "not `some`"),
+        ("volume = \"pve/a\"\nimage = 3", "image"),
+        ("path = \"/x\"\nimage = true", "it is for `volume`"),
+    ] {
+        let said = refused(&format!("[dataset.a]\nroute = [\"sda\"]\n{text}\n"));
+        assert!(said.contains(expected), "{text}: {said}");
+        assert!(said.contains("thrice.toml:"), "{said}");
+    }
+    let twice = "[dataset.a]\ndevice = \"/dev/sdb\"\n[dataset.b]\ndevice = \"/dev/sdb\"\n";
+    assert!(refused(twice).contains("a tie"));
+}
+
+#[test]
+fn a_guest_has_a_number_and_a_day_of_time() {
+    assert!(matches!(
+        made("[dataset.a]\nguest = 101\n"),
+        Making::Guest(101)
+    ));
+    let DeclaredSource::Made(guest) = &config("[dataset.a]\nguest = 101\n").datasets[0].what else {
+        panic!("no guest");
+    };
+    assert_eq!((guest.kind(), guest.place()), ("guest", "guest:101".into()));
+    assert_eq!(guest.deadline.as_secs(), 24 * 3600);
+    for (text, expected) in [
+        ("guest = 7", "no guest's number"),
+        ("guest = \"101\"", "whole number"),
+        ("guest = 101\nhost = true", "has both"),
+        ("guest = 101\ncheck = [\"x\"]", "means nothing here"),
+    ] {
+        let said = refused(&format!("[dataset.a]\n{text}\n"));
+        assert!(said.contains(expected), "{text}: {said}");
+    }
 }

@@ -141,7 +141,7 @@ pub(crate) fn next_data(file: impl AsFd, at: u64, size: u64) -> Result<Option<Ex
 }
 
 /// Bridges the smallest gaps, and of equal ones the first, until at most `max` extents are left.
-fn coalesce(mut extents: Vec<Extent>, max: usize) -> Vec<Extent> {
+pub(crate) fn coalesce(mut extents: Vec<Extent>, max: usize) -> Vec<Extent> {
     let excess = extents.len().saturating_sub(max);
     if excess == 0 {
         return extents;

@@ -48,6 +48,13 @@ pub const SUITES: &[Suite] = &[
         seconds_max: 600,
         stage: Some(RIG),
     },
+    Suite {
+        name: "images",
+        disks: &[1024, 512],
+        binaries: &[],
+        seconds_max: 420,
+        in_gate: false,
+    },
 ];
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod meter;
 mod report;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::mount::{Opened, attach, detach_all, remove_folders};
 use super::tools::{ask, change, change_saying, lvm, tool, undoing};
@@ -65,6 +65,23 @@ impl Lvm {
         })
     }
 
+    /// The device of a snapshot that was just made, and what it holds: of an encrypted one the
+    /// ciphertext.
+    pub fn device_of_fresh(&self, fresh: &Fresh, job: &Job<'_>) -> Result<(PathBuf, Content)> {
+        let device = self.activated(&fresh.snapshot, job)?;
+        let content = probe(&device)?;
+        Ok((device, content))
+    }
+
+    /// A snapshot's device, which can be read.
+    fn activated(&self, snapshot: &Snapshot, job: &Job<'_>) -> Result<PathBuf> {
+        let name = base_name(&snapshot.name);
+        if self.device_of(name).is_none() {
+            change(job, &mut lvm(["lvchange", "-ay", "-K", &snapshot.name]))?;
+        }
+        Ok(luks::device(&mapped(&self.vg, name)))
+    }
+
     /// All logical volumes of the group, hidden ones too.
     fn all(&self, job: &Job<'_>) -> Result<Vec<Lv>> {
         let words = ["lvs", "-a", "--reportformat", "json", "--units", "b"];
@@ -120,7 +137,7 @@ impl Lvm {
         format!("{}/{lv}", self.vg)
     }
 
-    fn device(&self, lv: &Lv) -> std::path::PathBuf {
+    fn device(&self, lv: &Lv) -> PathBuf {
         luks::device(&mapped(&self.vg, &lv.name))
     }
 
@@ -343,11 +360,7 @@ impl Lvm {
         opened: &mut Opened,
         job: &Job<'_>,
     ) -> Result<()> {
-        let name = base_name(&snapshot.name);
-        if self.device_of(name).is_none() {
-            change(job, &mut lvm(["lvchange", "-ay", "-K", &snapshot.name]))?;
-        }
-        let mut device = luks::device(&mapped(&self.vg, name));
+        let mut device = self.activated(snapshot, job)?;
         let mut content = probe(&device)?;
         if let Content::Luks { .. } = content {
             let name = luks::name(&snapshot.uuid);
@@ -362,7 +375,7 @@ impl Lvm {
             Content::Unknown => "nothing that is known here",
         };
         let options = mount_options(kind, &snapshot.name)?;
-        let at = opened.path().join(name);
+        let at = opened.path().join(base_name(&snapshot.name));
         attach(opened, device.as_os_str(), kind, options, &at, job)
     }
 
