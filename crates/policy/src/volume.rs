@@ -21,6 +21,8 @@ pub struct VolumeGroup {
     pub floor: Floor,
     /// Of the snapshots that are kept on the same disk. Default the last 7 days.
     pub keep: Keep,
+    /// Whether a volume that Kubernetes has claimed is called by its claim.
+    pub claims: bool,
 }
 
 /// Shares, `0.0..=1.0`.

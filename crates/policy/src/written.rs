@@ -544,6 +544,11 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
     let patterns = fields.strings("volumes", true);
     let patterns = patterns.map(|list| list.value).unwrap_or_default();
     let luks_key = fields.parsed("luks_key", clean_path);
+    let names = fields.parsed("names", |text| match text {
+        "kubernetes" => Ok(true),
+        "own" => Ok(false),
+        _ => Err(format!("`names` must be `own` or `kubernetes`, not `{text}`")),
+    });
     Some(VolumeGroup {
         name: name.ok()?,
         pool: pool.map(|pool| pool.value),
@@ -557,6 +562,7 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
                 volume::KEEP
             }
         },
+        claims: names.is_some_and(|names| names.value),
     })
 }
 
@@ -598,6 +604,7 @@ fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
                 luks_key: luks_key.map(|key| key.value),
                 floor,
                 keep: volume::KEEP,
+                claims: false,
             },
             volume: value.1,
         },
