@@ -66,7 +66,7 @@ impl Expectation {
             known.insert(row.name.clone(), row.source);
             routes.insert(row.name, (stores, staleness));
         }
-        let coverage = policy::resolve(config, &crate::volumes::look(config), &known);
+        let coverage = policy::resolve(config, &crate::volumes::look(config, &known), &known);
         let held: BTreeMap<&str, &str> = coverage
             .held
             .iter()

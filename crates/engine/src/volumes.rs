@@ -4,7 +4,7 @@
 //! run finds and removes them before it makes others, and a pool that is too full for a snapshot
 //! is not too full for that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -22,14 +22,15 @@ use crate::run::Engine;
 /// The longest that LVM may take to list, make, mount or clean.
 const ALLOWED: Duration = Duration::from_secs(600);
 
-/// What lies on disk and in volume groups.
-pub fn look(config: &Config) -> Landscape {
+/// What lies on disk and in volume groups. `known`: as [`policy::resolve`] takes it.
+pub fn look(config: &Config, known: &BTreeMap<String, PathBuf>) -> Landscape {
     let mut landscape = policy::look(config);
     for root in &config.roots {
         let Some(group) = &root.group else { continue };
         let seen = volumes_of(config, group).map_err(|error| error.to_string());
         landscape.volumes.insert(root.path.clone(), seen);
     }
+    landscape.claims = crate::claims::ask(config, &landscape, known);
     landscape
 }
 

@@ -156,7 +156,10 @@ mod tests {
         assert_eq!(name(down, &[(OWN, "")]).unwrap(), OWN);
         let (why, remedy) = name(down, &[("web.data", "")]).unwrap_err();
         assert!(why.contains("refused"), "{why}");
-        assert!(remedy.contains("volume = \"pve/vm-9999-pvc-1\""), "{remedy}");
+        assert!(
+            remedy.contains("volume = \"pve/vm-9999-pvc-1\""),
+            "{remedy}"
+        );
         assert_eq!(name(Claimed::Not, &[("web.data", "")]).unwrap(), OWN);
     }
 }

@@ -547,7 +547,9 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
     let names = fields.parsed("names", |text| match text {
         "kubernetes" => Ok(true),
         "own" => Ok(false),
-        _ => Err(format!("`names` must be `own` or `kubernetes`, not `{text}`")),
+        _ => Err(format!(
+            "`names` must be `own` or `kubernetes`, not `{text}`"
+        )),
     });
     Some(VolumeGroup {
         name: name.ok()?,

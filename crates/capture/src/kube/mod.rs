@@ -81,9 +81,8 @@ pub fn by_disk<'a, K: Ord + Clone>(
             found.push((key, claim));
         }
     }
-    let same = |one: &Claim, other: &Claim| {
-        (&one.namespace, &one.name) == (&other.namespace, &other.name)
-    };
+    let same =
+        |one: &Claim, other: &Claim| (&one.namespace, &one.name) == (&other.namespace, &other.name);
     let is_only = |claim: &Claim| found.iter().filter(|(_, one)| same(one, claim)).count() == 1;
     let only = found.iter().filter(|(_, claim)| is_only(claim));
     only.map(|(key, claim)| (key.clone(), *claim)).collect()

@@ -251,7 +251,10 @@ mod tests {
             {"spec":{}}]}"#;
         let found = claims(pv).unwrap();
         assert_eq!(found.len(), 2);
-        assert_eq!(found[0].place, ClaimPlace::Folder(Path::new("/data/b").into()));
+        assert_eq!(
+            found[0].place,
+            ClaimPlace::Folder(Path::new("/data/b").into())
+        );
         assert!(found[0].is_bound && !found[1].is_bound);
         assert_eq!((&*found[0].uid, &*found[0].volume), ("u", "v"));
         let driver = ClaimPlace::Driver("csi.x".into(), "r/z/s/vm-1".into());

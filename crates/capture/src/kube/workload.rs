@@ -83,7 +83,10 @@ impl Workload {
         let found: Scaled = get(namespace, kind.word(), name, job)?;
         let shown = format!("{namespace}/{}/{name}", kind.word());
         if let Some(owner) = found.metadata.controller() {
-            let why = format!("is run by {} `{}`, which may undo it", owner.kind, owner.name);
+            let why = format!(
+                "is run by {} `{}`, which may undo it",
+                owner.kind, owner.name
+            );
             return Err(cannot(&shown, &why));
         }
         if found.deletes_claims() {
@@ -174,7 +177,10 @@ pub fn workloads_of(claim: &Claim, job: &Job<'_>) -> Result<Vec<Workload>> {
     for pod in users(claim, job)? {
         let name = format!("pod {namespace}/{}", pod.metadata.name);
         let Some(owner) = pod.metadata.controller() else {
-            return Err(cannot(&name, "belongs to nothing that would start it again"));
+            return Err(cannot(
+                &name,
+                "belongs to nothing that would start it again",
+            ));
         };
         let set: Option<Scaled> = match owner.kind.as_str() {
             "ReplicaSet" => Some(get(namespace, "replicaset", &owner.name, job)?),
@@ -225,11 +231,7 @@ pub fn wait(workloads: &[Workload], claim: Option<&Claim>, job: &Job<'_>) -> Res
     }
 }
 
-fn remains(
-    workloads: &[Workload],
-    claim: Option<&Claim>,
-    job: &Job<'_>,
-) -> Result<Option<String>> {
+fn remains(workloads: &[Workload], claim: Option<&Claim>, job: &Job<'_>) -> Result<Option<String>> {
     for workload in workloads {
         if let Some(what) = workload.remains(job)? {
             return Ok(Some(what));
@@ -247,21 +249,12 @@ fn remains(
     Ok(is_attached.then(|| format!("`{}` is detached from its node", claim.volume)))
 }
 
-fn get<T: DeserializeOwned>(
-    namespace: &str,
-    kind: &str,
-    name: &str,
-    job: &Job<'_>,
-) -> Result<T> {
+fn get<T: DeserializeOwned>(namespace: &str, kind: &str, name: &str, job: &Job<'_>) -> Result<T> {
     let words = ["get", kind, name, "--namespace", namespace, "--output=json"];
     parsed(&ask(job, &words)?, read::one)
 }
 
-fn list<T: DeserializeOwned>(
-    namespace: Option<&str>,
-    kind: &str,
-    job: &Job<'_>,
-) -> Result<Vec<T>> {
+fn list<T: DeserializeOwned>(namespace: Option<&str>, kind: &str, job: &Job<'_>) -> Result<Vec<T>> {
     let mut words = vec!["get", kind, "--output=json"];
     if let Some(namespace) = namespace {
         words.extend(["--namespace", namespace]);
