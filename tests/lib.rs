@@ -5,6 +5,7 @@
 mod compare;
 mod edits;
 mod hostile;
+mod kube_api;
 mod loopfs;
 pub mod servers;
 mod sshd;
@@ -13,6 +14,7 @@ mod world;
 pub use compare::{Compare, Entry, Tree, compare, compare_trees, read_tree};
 pub use edits::{Editor, Random};
 pub use hostile::{Scale, hostile_tree};
+pub use kube_api::{KubeApi, has_kubectl};
 pub use loopfs::{FileSystem, LoopFs};
 pub use sshd::Sshd;
 pub use world::{Outcome, Running, World, is_root};

@@ -139,7 +139,7 @@ impl Workload {
         let of = |kind: &str| get::<Scaled>(&self.namespace, kind, &self.name, job);
         let this = of(self.kind.word())?;
         if !this.is_observed() {
-            return Ok(Some(format!("Kubernetes has seen to `{self}`")));
+            return Ok(Some(format!("Kubernetes has seen to {self}")));
         }
         let sets: Vec<Scaled> = match self.kind {
             WorkloadKind::Deployment => list(Some(&self.namespace), "replicasets", job)?,
@@ -156,13 +156,13 @@ impl Workload {
             .collect();
         if let Some(set) = sets.iter().find(|s| !s.is_observed() || s.replicas() > 0) {
             let name = &set.metadata.name;
-            return Ok(Some(format!("Kubernetes has seen to replica set `{name}`")));
+            return Ok(Some(format!("Kubernetes has seen to replica set {name}")));
         }
         uids.extend(sets.iter().map(|set| set.metadata.uid.as_str()));
         let pods: Vec<Pod> = list(Some(&self.namespace), "pods", job)?;
         let mut pods = pods.iter().filter(|pod| pod.is_alive());
         let pod = pods.find(|pod| is_its(&pod.metadata, &uids));
-        Ok(pod.map(|pod| format!("pod `{}/{}` is gone", self.namespace, pod.metadata.name)))
+        Ok(pod.map(|pod| format!("pod {}/{} is gone", self.namespace, pod.metadata.name)))
     }
 }
 
@@ -215,18 +215,19 @@ fn users(claim: &Claim, job: &Job<'_>) -> Result<Vec<Pod>> {
 /// # Errors
 /// [`Error::Late`] with what is still there, [`Error::Interrupted`]; what the API said last.
 pub fn wait(workloads: &[Workload], claim: Option<&Claim>, job: &Job<'_>) -> Result<()> {
+    let mut last = "the pods are gone".to_owned();
     loop {
         let remains = remains(workloads, claim, job);
-        let late = match &remains {
+        match &remains {
             Ok(None) => return Ok(()),
-            Ok(Some(what)) => job.check(&format!("waiting until {what}")),
-            Err(_) => job.check("waiting for the pods to end"),
-        };
-        match (late, remains) {
+            Ok(Some(what)) => last.clone_from(what),
+            Err(_) => {}
+        }
+        match (job.check(&format!("waiting until {last}")), remains) {
             (Ok(()), _) => std::thread::sleep(TICK.min(job.left())),
+            (Err(late), Ok(_) | Err(Error::Late { .. })) => return Err(late),
             (Err(Error::Interrupted), _) => return Err(Error::Interrupted),
             (Err(_), Err(error)) => return Err(error),
-            (Err(late), Ok(_)) => return Err(late),
         }
     }
 }
@@ -242,11 +243,11 @@ fn remains(workloads: &[Workload], claim: Option<&Claim>, job: &Job<'_>) -> Resu
     };
     if let Some(pod) = users(claim, job)?.first() {
         let name = &pod.metadata.name;
-        return Ok(Some(format!("pod `{}/{name}` is gone", claim.namespace)));
+        return Ok(Some(format!("pod {}/{name} is gone", claim.namespace)));
     }
     let attachments: Vec<Attachment> = list(None, "volumeattachments", job)?;
     let is_attached = attachments.iter().any(|one| one.is_of(&claim.volume));
-    Ok(is_attached.then(|| format!("`{}` is detached from its node", claim.volume)))
+    Ok(is_attached.then(|| format!("{} is detached from its node", claim.volume)))
 }
 
 fn get<T: DeserializeOwned>(namespace: &str, kind: &str, name: &str, job: &Job<'_>) -> Result<T> {
