@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use blackbox::servers::{PASSWORD, Postgres, output};
 use blackbox::{KubeApi, Outcome, Running, World, has_kubectl, skip};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -573,4 +574,92 @@ fn r03_a_restore_that_is_killed_is_undone_by_the_next_run() -> Result<()> {
     ensure!(outcome.stdout.contains("from 5 to 0"), "{outcome}");
     ensure!(cluster.replicas("deployments") == Some(5), "{outcome}");
     cluster.has_no_record()
+}
+
+/// Stands in for the container that `kubectl exec` leads to: runs there what it was told, here. What
+/// it was called with is written down.
+const EXEC: &str = r#"#!/bin/sh
+echo "$*" >>"${0%/*}/calls"
+[ "$1 $2 $3 $4 $5 $6 $7 $8" = "exec --stdin --namespace db sts/pg --container server --" ] || exit 9
+shift 8
+exec "$@"
+"#;
+
+#[test]
+fn r10_a_database_in_a_pod_is_dumped_there_and_comes_back() -> Result<()> {
+    let server = match Postgres::start() {
+        Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
+        started => started?,
+    };
+    server.sql("postgres", "CREATE DATABASE accounts")?;
+    let fill = "CREATE TABLE account AS SELECT id, 100 AS balance FROM generate_series(1, 200) id";
+    server.sql("accounts", fill)?;
+    let world = World::new()?;
+    std::fs::create_dir(world.path("tools"))?;
+    let kubectl = world.path("tools/kubectl");
+    std::fs::write(&kubectl, EXEC)?;
+    std::fs::set_permissions(&kubectl, PermissionsExt::from_mode(0o755))?;
+    let password = world.path("password");
+    std::fs::write(&password, format!("{PASSWORD}\n"))?;
+    let at = |at: &str| -> Result<()> {
+        world.configure(&format!(
+            "{}[dataset.pg]\npostgres = \"{}\"\npassword_file = \"{}\"\nat = \"{at}\"\n\
+             route = [\"sda\"]\n",
+            world.head(),
+            server.url(),
+            password.display()
+        ))
+    };
+    let run = || -> Result<Outcome> {
+        let mut command = world.command(&["run"]);
+        let path = format!(
+            "{}:/usr/sbin:/usr/bin:/sbin:/bin",
+            world.path("tools").display()
+        );
+        Running::spawn(command.env("PATH", path))?.wait()
+    };
+    at("pod:db/sts/pg/server")?;
+    let outcome = run()?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    let calls = std::fs::read_to_string(world.path("tools/calls"))?;
+    ensure!(
+        calls.contains("pg_dump") && !calls.contains(PASSWORD),
+        "{calls}"
+    );
+    let dump = world.restore("pg", "sda", "restored")?;
+    let fresh = Postgres::start()?;
+    let mut restore = fresh.tool("pg_restore");
+    restore.args([
+        "--create",
+        "--no-owner",
+        "--exit-on-error",
+        "--dbname=postgres",
+    ]);
+    output(restore.arg(dump.join("accounts.dump")))?;
+    let sum = fresh.sql("accounts", "SELECT count(*), sum(balance) FROM account")?;
+    ensure!(sum == "200|20000", "{sum}");
+
+    // Another pod, a pod that is gone in the middle, a wrong password: the good dump stays.
+    let kept = || std::fs::read(world.path("sda/pg/accounts.dump"));
+    let good = kept()?;
+    at("pod:db/sts/other/server")?;
+    let outcome = run()?;
+    ensure!(
+        outcome.code != Some(0) && outcome.stderr.contains("on pod"),
+        "{outcome}"
+    );
+    at("pod:db/sts/pg/server")?;
+    let gone = EXEC.replace("exec \"$@\"", "\"$@\" | head -c 500; exit 137");
+    std::fs::write(&kubectl, gone)?;
+    let outcome = run()?;
+    ensure!(outcome.code != Some(0), "{outcome}");
+    std::fs::write(&kubectl, EXEC)?;
+    std::fs::write(&password, "wrong\n")?;
+    let outcome = run()?;
+    ensure!(
+        outcome.stderr.contains("authentication failed"),
+        "{outcome}"
+    );
+    ensure!(kept()? == good);
+    Ok(())
 }
