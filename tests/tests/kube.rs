@@ -209,7 +209,16 @@ fn r08_a_volume_is_called_by_its_claim_and_keeps_its_name() -> Result<()> {
     cluster.api.refuse(None);
     cluster.is_called(&by_claim)?;
     std::fs::remove_file(cluster.world.path("kubeconfig"))?;
-    cluster.is_called(&by_claim)
+    cluster.is_called(&by_claim)?;
+
+    // Renamed by hand: the old name is told of, and left alone.
+    let renamed = "[dataset.\"web.late\"]\nvolume = \"pve/vm-9999-pvc-22bb\"\nroute = [\"sda\"]\n";
+    cluster.configure("names = \"kubernetes\"", renamed)?;
+    cluster.is_called(&[by_claim[0], by_claim[1], ("vm-9999-pvc-22bb", "web.late")])?;
+    let outcome = cluster.run(&["run"])?;
+    let now = "`vg:pve/vm-9999-pvc-22bb` is the dataset `web.late` now";
+    ensure!(outcome.stderr.contains(now), "{outcome}");
+    Ok(())
 }
 
 #[test]
@@ -508,6 +517,23 @@ fn r09_pods_that_do_not_end_are_waited_for_and_no_longer() -> Result<()> {
         cluster.log()?
     );
     cluster.is_as_before("deployments", 2)?;
+    // Ctrl-C ends the wait.
+    let running = Running::spawn(&mut cluster.command(&RESTORE))?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while cluster.replicas("deployments") != Some(0) {
+        ensure!(Instant::now() < deadline, "it is not scaled down");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.signal(Signal::INT)?;
+    let outcome = running.wait()?;
+    ensure!(
+        outcome
+            .stderr
+            .contains("interrupted; everything is as it was"),
+        "{outcome}"
+    );
+    ensure!(outcome.time < Duration::from_secs(15), "{outcome}");
+    cluster.is_as_before("deployments", 2)?;
     // Nor is anything touched that may not be scaled.
     cluster.api.keep_pods(false);
     cluster.api.refuse_scale(true);
@@ -564,6 +590,25 @@ fn r03_a_restore_that_is_killed_is_undone_by_the_next_run() -> Result<()> {
         cluster.is_as_before("deployments", 2)?;
     }
 
+    // What was started by hand is over, whatever became of the volume.
+    cluster.lvm("hangs", "lvcreate*")?;
+    let hanging = cluster.tools().join("hanging");
+    cluster.cut(&RESTORE, || hanging.exists())?;
+    cluster.lvm("hangs", "")?;
+    let disk = cluster.tools().join("pve").join(DISK);
+    let aside = cluster.tools().join("aside");
+    std::fs::rename(&disk, &aside)?;
+    let outcome = cluster.run(&["run"])?;
+    ensure!(cluster.replicas("deployments") == Some(0), "{outcome}");
+    ensure!(cluster.has_no_record().is_err(), "{outcome}");
+    let by_hand = |object: &mut Value| object["spec"]["replicas"] = 2.into();
+    cluster.api.edit("web/deployments", "nextcloud", by_hand);
+    cluster.run(&["run"])?;
+    cluster.has_no_record()?;
+    std::fs::rename(&aside, &disk)?;
+    cluster.run(&["run"])?;
+    cluster.is_as_before("deployments", 2)?;
+
     // Before the next restore, too; and what somebody has started stays as they have it.
     cluster.api.keep_pods(true);
     cluster.cut(&RESTORE, || cluster.replicas("deployments") == Some(0))?;
@@ -601,15 +646,13 @@ fn r10_a_database_in_a_pod_is_dumped_there_and_comes_back() -> Result<()> {
     std::fs::set_permissions(&kubectl, PermissionsExt::from_mode(0o755))?;
     let password = world.path("password");
     std::fs::write(&password, format!("{PASSWORD}\n"))?;
-    let at = |at: &str| -> Result<()> {
-        world.configure(&format!(
-            "{}[dataset.pg]\npostgres = \"{}\"\npassword_file = \"{}\"\nat = \"{at}\"\n\
-             route = [\"sda\"]\n",
-            world.head(),
-            server.url(),
-            password.display()
-        ))
-    };
+    world.configure(&format!(
+        "{}[dataset.pg]\npostgres = \"{}\"\npassword_file = \"{}\"\n\
+         at = \"pod:db/sts/pg/server\"\nroute = [\"sda\"]\n",
+        world.head(),
+        server.url(),
+        password.display()
+    ))?;
     let run = || -> Result<Outcome> {
         let mut command = world.command(&["run"]);
         let path = format!(
@@ -618,7 +661,6 @@ fn r10_a_database_in_a_pod_is_dumped_there_and_comes_back() -> Result<()> {
         );
         Running::spawn(command.env("PATH", path))?.wait()
     };
-    at("pod:db/sts/pg/server")?;
     let outcome = run()?;
     ensure!(outcome.code == Some(0), "{outcome}");
     let calls = std::fs::read_to_string(world.path("tools/calls"))?;
@@ -639,16 +681,16 @@ fn r10_a_database_in_a_pod_is_dumped_there_and_comes_back() -> Result<()> {
     let sum = fresh.sql("accounts", "SELECT count(*), sum(balance) FROM account")?;
     ensure!(sum == "200|20000", "{sum}");
 
-    // Another pod, a pod that is gone in the middle, a wrong password: the good dump stays.
+    // No pod, a pod that is gone in the middle, a wrong password: the good dump stays.
     let kept = || std::fs::read(world.path("sda/pg/accounts.dump"));
     let good = kept()?;
-    at("pod:db/sts/other/server")?;
+    let none = "#!/bin/sh\necho 'Error from server (NotFound): no pg' >&2\nexit 1\n";
+    std::fs::write(&kubectl, none)?;
     let outcome = run()?;
-    ensure!(
-        outcome.code != Some(0) && outcome.stderr.contains("on pod"),
-        "{outcome}"
-    );
-    at("pod:db/sts/pg/server")?;
+    ensure!(outcome.code != Some(0), "{outcome}");
+    for text in ["NotFound", "pod"] {
+        ensure!(outcome.stderr.contains(text), "{text}: {outcome}");
+    }
     let gone = EXEC.replace("exec \"$@\"", "\"$@\" | head -c 500; exit 137");
     std::fs::write(&kubectl, gone)?;
     let outcome = run()?;

@@ -35,11 +35,13 @@ pub struct Expectation {
 
 /// What became of a dataset that was backed up from `path`.
 fn became(coverage: &Coverage, path: &Path) -> String {
-    let whole = coverage.datasets.iter().find(|dataset| {
-        let Source::Tree { base, scope } = &dataset.source else {
-            return false;
-        };
-        base == path && scope.only.is_none() && !scope.loose_files_only
+    let mut datasets = coverage.datasets.iter();
+    let whole = datasets.find(|dataset| match &dataset.source {
+        Source::Tree { base, scope } => {
+            base == path && scope.only.is_none() && !scope.loose_files_only
+        }
+        Source::Volume(volume) => volume.place() == path,
+        Source::Made(_) => false,
     });
     let path = shown(path);
     match whole {

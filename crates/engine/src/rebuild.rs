@@ -25,6 +25,10 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
     let known = Default::default();
     let landscape = crate::volumes::look(engine.config, &known);
     let coverage = policy::resolve(engine.config, &landscape, &known);
+    for warning in &coverage.warnings {
+        let (dataset, message) = (None, warning.message.clone());
+        engine.observer.notice(&Notice::Note { dataset, message });
+    }
     let mut done = Vec::new();
     let mut routes: Vec<(String, Vec<String>)> = Vec::new();
     for spec in &engine.config.stores {

@@ -136,7 +136,10 @@ impl Workload {
             },
             Self::Kubernetes(scaling) => {
                 for workload in &scaling.workloads {
-                    start(workload, &Job::new(ANSWER, &never))?;
+                    let job = Job::new(ANSWER, &never);
+                    if workload.is_stopped(&job)? {
+                        workload.scale(0, workload.replicas, &job)?;
+                    }
                 }
                 forget(&scaling.record)
             }
@@ -163,7 +166,7 @@ impl Scaling {
                 Some(0) => {}
                 Some(now) if now == workload.replicas => workload.scale(now, 0, &job)?,
                 now => {
-                    let now = now.map_or("is gone".to_owned(), |now| format!("has {now} pods"));
+                    let now = now.map_or("is gone".to_owned(), |now| format!("went to {now} pods"));
                     return Err(Error::Refused {
                         why: format!("{workload} {now} since the plan was made"),
                         remedy: "make another".into(),
@@ -174,15 +177,6 @@ impl Scaling {
         let claim = self.claim.as_ref();
         kube::wait(&self.workloads, claim, &Job::new(self.wait, cancel))
     }
-}
-
-/// Scales a workload back to what it was, if it is at nothing; whether that was so.
-fn start(workload: &kube::Workload, job: &Job<'_>) -> Result<bool> {
-    let has_none = workload.replicas > 0 && workload.now(job)? == Some(0);
-    if has_none {
-        workload.scale(0, workload.replicas, job)?;
-    }
-    Ok(has_none)
 }
 
 /// Starts what swaps that were cut off have stopped, where the volume is in its place again. To be
@@ -223,15 +217,22 @@ fn restart_one(config: &Config, cancel: &AtomicBool, path: &Path) -> Result<Vec<
     let text = fs::read(path).map_err(Error::io(format!("reading {}", what())))?;
     let record: Record =
         serde_json::from_slice(&text).map_err(|error| Error::bad(what(), error.to_string()))?;
-    crate::snapshots::is_in_place(config, cancel, &record.volume)?;
-    let mut started = Vec::new();
-    for workload in &record.workloads {
-        if start(workload, &Job::new(ANSWER, cancel))? {
-            let replicas = workload.replicas;
-            started.push(format!(
-                "{workload} was stopped for a restore that was cut off: scaled from 0 to {replicas}"
-            ));
+    let mut stopped = Vec::new();
+    for workload in record.workloads {
+        if workload.is_stopped(&Job::new(ANSWER, cancel))? {
+            stopped.push(workload);
         }
+    }
+    if !stopped.is_empty() {
+        crate::snapshots::is_in_place(config, cancel, &record.volume)?;
+    }
+    let mut started = Vec::new();
+    for workload in stopped {
+        workload.scale(0, workload.replicas, &Job::new(ANSWER, cancel))?;
+        started.push(format!(
+            "{workload} was stopped for a restore that was cut off: scaled from 0 to {}",
+            workload.replicas
+        ));
     }
     forget(path)?;
     Ok(started)

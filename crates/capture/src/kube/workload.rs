@@ -121,6 +121,11 @@ impl Workload {
         Ok(is_same.then(|| found.replicas()))
     }
 
+    /// Whether it has to be started to be as it was seen. Errors: the API does not say.
+    pub fn is_stopped(&self, job: &Job<'_>) -> Result<bool> {
+        Ok(self.replicas > 0 && self.now(job)? == Some(0))
+    }
+
     /// Scales it from `from` pods to `to`. Errors: it has another number meanwhile, or the API
     /// refuses.
     pub fn scale(&self, from: u32, to: u32, job: &Job<'_>) -> Result<()> {
