@@ -30,7 +30,9 @@ struct State {
     refuses: Option<u16>,
     /// Pods are not ended, whatever is scaled.
     keeps_pods: bool,
-    /// Scaling is answered with a conflict.
+    /// Volumes stay attached to their nodes, though no pod uses them.
+    keeps_attached: bool,
+    /// Scaling is forbidden.
     refuses_scale: bool,
     uids: u64,
 }
@@ -106,6 +108,11 @@ impl KubeApi {
     /// Whether pods stay, whatever is scaled.
     pub fn keep_pods(&self, keep: bool) {
         lock(&self.state).keeps_pods = keep;
+    }
+
+    /// Whether volumes stay attached, though no pod uses them.
+    pub fn keep_attached(&self, keep: bool) {
+        lock(&self.state).keeps_attached = keep;
     }
 
     /// Whether scaling is refused.
@@ -330,6 +337,7 @@ fn run_pods(state: &mut State, path: &str, name: &str, object: &Value, keeps: bo
         spec["name"] == claim.as_str() && spec["namespace"] == namespace
     });
     let volumes: Vec<String> = volumes.map(|(name, _)| name.clone()).collect();
+    let keeps = keeps || state.keeps_attached;
     let is_over = wanted == 0 && !keeps && had == state.objects[&at(namespace, "pods")].len();
     let attachments = state.objects.entry(ATTACHMENTS.to_owned()).or_default();
     for volume in volumes {

@@ -505,7 +505,7 @@ fn r03_a_step_that_fails_scales_the_workload_back() -> Result<()> {
 fn r09_pods_that_do_not_end_are_waited_for_and_no_longer() -> Result<()> {
     let cluster = nextcloud!("deployments", 2);
     cluster.api.keep_pods(true);
-    let words = [&RESTORE[..4], &["--wait=2", "--yes"]].concat();
+    let words = [&RESTORE[..4], &["--wait=4", "--yes"]].concat();
     let outcome = cluster.run(&words)?;
     ensure!(outcome.code != Some(0), "{outcome}");
     for text in ["waiting until pod web/nextcloud-5d4f-", "as it was before"] {
@@ -517,6 +517,24 @@ fn r09_pods_that_do_not_end_are_waited_for_and_no_longer() -> Result<()> {
         cluster.log()?
     );
     cluster.is_as_before("deployments", 2)?;
+    // The pods are gone, and the volume is still in their machine.
+    cluster.api.keep_pods(false);
+    cluster.api.keep_attached(true);
+    let outcome = cluster.run(&words)?;
+    ensure!(
+        outcome
+            .stderr
+            .contains("waiting until pvc-11aa is detached"),
+        "{outcome}"
+    );
+    ensure!(
+        cluster.log()?.is_empty(),
+        "the volume was touched: {}",
+        cluster.log()?
+    );
+    cluster.is_as_before("deployments", 2)?;
+    cluster.api.keep_attached(false);
+    cluster.api.keep_pods(true);
     // Ctrl-C ends the wait.
     let running = Running::spawn(&mut cluster.command(&RESTORE))?;
     let deadline = Instant::now() + Duration::from_secs(60);

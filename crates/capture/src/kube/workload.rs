@@ -68,7 +68,7 @@ impl Workload {
         let parts: Vec<&str> = words.split('/').collect();
         let plain = |word: &&str| !word.is_empty() && !word.starts_with('-');
         match parts.as_slice() {
-            [namespace, kind, name] if parts.iter().all(|part| plain(&part)) => {
+            [namespace, kind, name] if parts.iter().all(plain) => {
                 let kind = WorkloadKind::of(kind).ok_or_else(|| cannot(words, "is no such kind"));
                 Self::get(namespace, kind?, name, job)
             }
