@@ -320,10 +320,8 @@ fn run_pods(state: &mut State, path: &str, name: &str, object: &Value, keeps: bo
     let of = |number: u64| format!("{name}-{number}");
     for number in 0..wanted {
         let name = of(number);
-        if !pods.contains_key(&name) {
-            let pod = pod(&name, namespace, &owner, &claim);
-            pods.insert(name, pod);
-        }
+        let pod = pod(&name, namespace, &owner, &claim);
+        pods.entry(name).or_insert(pod);
     }
     // Nine are more than any test has.
     let ended: Vec<String> = (wanted..9).map(of).collect();

@@ -27,6 +27,9 @@ macro_rules! cluster {
     };
 }
 
+/// A volume, and the name of its dataset, if it has one.
+type Called = (String, Option<String>);
+
 /// A machine with a volume group, and a Kubernetes beside it.
 struct Cluster {
     world: World,
@@ -108,7 +111,7 @@ impl Cluster {
     }
 
     /// What `thrice check` calls each volume, and its whole answer.
-    fn checked(&self) -> Result<(Vec<(String, Option<String>)>, Value)> {
+    fn checked(&self) -> Result<(Vec<Called>, Value)> {
         let outcome = self.run(&["check", "--json"])?;
         let checked: Value = serde_json::from_str(&outcome.stdout).context(outcome.to_string())?;
         let lines = checked["paths"].as_array().context("no paths")?;
