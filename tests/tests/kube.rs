@@ -602,6 +602,11 @@ fn r03_a_restore_that_is_killed_is_undone_by_the_next_run() -> Result<()> {
         cluster.cut(&RESTORE, || hanging.exists())?;
         cluster.lvm("hangs", "")?;
         std::fs::remove_file(&hanging)?;
+        let outcome = cluster.run(&RESTORE)?;
+        ensure!(
+            outcome.stderr.contains("`thrice run` puts right"),
+            "{outcome}"
+        );
         ensure!(cluster.replicas("deployments") == Some(0), "{pattern}");
         let outcome = cluster.run(&["run"])?;
         ensure!(

@@ -138,7 +138,13 @@ fn find(
 /// Whether a volume is there, and no swap of it is under way. Errors: it is not, or LVM cannot be
 /// asked.
 pub(crate) fn is_in_place(config: &Config, cancel: &AtomicBool, name: &str) -> capture::Result<()> {
-    find(config, cancel, name).map(drop)
+    match find(config, cancel, name) {
+        Err(capture::Error::Refused { .. }) => Err(capture::Error::Refused {
+            why: format!("`{name}` is not there, or a restore of it was cut off"),
+            remedy: "`thrice run` puts right what such a restore has left".into(),
+        }),
+        found => found.map(drop),
+    }
 }
 
 /// Starts the workloads that restores which were cut off have stopped, by volume.
