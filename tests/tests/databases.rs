@@ -896,6 +896,72 @@ fn a_vault_snapshot_is_fetched_and_checked() -> Result<()> {
     desk.fails(&none, &["token_file"])
 }
 
+/// Answers one request with these bytes, and hangs up.
+fn answers_once(answer: Vec<u8>) -> Result<(String, std::thread::JoinHandle<()>)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; 4096];
+        let _ = stream.read(&mut head).unwrap();
+        stream.write_all(&answer).unwrap();
+    });
+    Ok((url, server))
+}
+
+/// As Vault answers when it is sealed, when it fails, and when the connection is cut in the middle.
+#[test]
+fn r07_a_vault_that_gives_no_whole_snapshot_is_a_failure() -> Result<()> {
+    if Command::new("curl").arg("--version").output().is_err() {
+        return skip("curl is not installed");
+    }
+    let desk = Desk::new()?;
+    let token = desk.dir.path().join("token");
+    std::fs::write(&token, "s.token\n")?;
+    let mut spec = desk.spec(DatabaseEngine::Vault, "");
+    spec.secret = Some(Secret::File(token));
+    let error = |status: &str, body: &str| {
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+             Connection: close\r\n\r\n"
+        );
+        [head.as_bytes(), body.as_bytes()].concat()
+    };
+    let good = snapshot(desk.dir.path(), false)?;
+    let whole = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/gzip\r\nContent-Length: {}\r\n\r\n",
+        good.len()
+    );
+    let cut = [whole.as_bytes(), &good[..good.len() / 2]].concat();
+    for (answer, why) in [
+        (
+            error(
+                "503 Service Unavailable",
+                r#"{"errors":["Vault is sealed"]}"#,
+            ),
+            "503",
+        ),
+        (
+            error(
+                "500 Internal Server Error",
+                r#"{"errors":["internal error"]}"#,
+            ),
+            "500",
+        ),
+        (cut, "remaining"),
+    ] {
+        let (url, server) = answers_once(answer)?;
+        let bad = DatabaseSpec {
+            url,
+            ..spec.clone()
+        };
+        desk.fails(&bad, &["Vault at", why])?;
+        ensure!(server.join().is_ok(), "the server failed");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_tool_that_is_missing_is_named_with_its_package() -> Result<()> {
     if Command::new("mongodump").arg("--version").output().is_ok() {

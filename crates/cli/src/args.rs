@@ -133,6 +133,25 @@ pub enum SnapshotCommand {
         /// A shell command that starts it again
         #[arg(long, value_name = "COMMAND")]
         start: Option<String>,
+        /// Scale what uses the volume to nothing and back: found by its claim, or the workload
+        /// that is named
+        #[arg(
+            long,
+            value_name = "NAMESPACE/KIND/NAME",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "",
+            conflicts_with_all = ["stop", "start"]
+        )]
+        kubernetes: Option<String>,
+        /// How many seconds its pods may take to end
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            default_value_t = 600,
+            requires = "kubernetes"
+        )]
+        wait: u64,
         /// Do what the plan says
         #[arg(long)]
         yes: bool,

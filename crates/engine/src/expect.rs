@@ -35,11 +35,13 @@ pub struct Expectation {
 
 /// What became of a dataset that was backed up from `path`.
 fn became(coverage: &Coverage, path: &Path) -> String {
-    let whole = coverage.datasets.iter().find(|dataset| {
-        let Source::Tree { base, scope } = &dataset.source else {
-            return false;
-        };
-        base == path && scope.only.is_none() && !scope.loose_files_only
+    let mut datasets = coverage.datasets.iter();
+    let whole = datasets.find(|dataset| match &dataset.source {
+        Source::Tree { base, scope } => {
+            base == path && scope.only.is_none() && !scope.loose_files_only
+        }
+        Source::Volume(volume, _) => volume.place() == path,
+        Source::Made(_) => false,
     });
     let path = shown(path);
     match whole {
@@ -66,7 +68,7 @@ impl Expectation {
             known.insert(row.name.clone(), row.source);
             routes.insert(row.name, (stores, staleness));
         }
-        let coverage = policy::resolve(config, &crate::volumes::look(config), &known);
+        let coverage = policy::resolve(config, &crate::volumes::look(config, &known), &known);
         let held: BTreeMap<&str, &str> = coverage
             .held
             .iter()

@@ -205,6 +205,23 @@ impl<'a> Findings<'a> {
         Ok(())
     }
 
+    /// Workloads that a restore has stopped and nothing could start again, by volume, and why.
+    pub(crate) fn stopped(&self, now: &BTreeMap<String, String>) -> Result<()> {
+        let kind = "workload-stopped";
+        for (volume, why) in now {
+            let message = format!("a restore that was cut off has stopped what uses it; {why}");
+            let remedy = "put that right; the next run starts it, or do it by hand";
+            self.raise(Severity::S1, kind, volume, message, remedy)?;
+        }
+        for row in self.catalog.findings(true)? {
+            let finding = &row.finding;
+            if finding.kind == kind && !now.contains_key(&finding.subject) {
+                self.clear(kind, &finding.subject)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Other file systems mounted inside a dataset: nothing of them is in any copy.
     /// `all`: no others are.
     pub(crate) fn not_entered(&self, dataset: &str, paths: &[RelPath], all: bool) -> Result<()> {

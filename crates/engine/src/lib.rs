@@ -3,6 +3,7 @@
 //! proof is durable. It knows nothing of screens.
 
 mod brake;
+mod claims;
 mod databases;
 mod decide;
 mod delta;
@@ -38,6 +39,7 @@ mod verify;
 mod volumes;
 mod watch;
 mod window;
+mod workload;
 
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};

@@ -22,11 +22,13 @@ pub struct Rebuilt {
 /// catalog cannot be written.
 pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebuilt>> {
     let catalog = engine.catalog;
-    let coverage = policy::resolve(
-        engine.config,
-        &crate::volumes::look(engine.config),
-        &Default::default(),
-    );
+    let known = Default::default();
+    let landscape = crate::volumes::look(engine.config, &known);
+    let coverage = policy::resolve(engine.config, &landscape, &known);
+    for warning in &coverage.warnings {
+        let (dataset, message) = (None, warning.message.clone());
+        engine.observer.notice(&Notice::Note { dataset, message });
+    }
     let mut done = Vec::new();
     let mut routes: Vec<(String, Vec<String>)> = Vec::new();
     for spec in &engine.config.stores {

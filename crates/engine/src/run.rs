@@ -31,7 +31,7 @@ use crate::stores::{self, Opened, Pool, Purpose};
 use crate::volumes::{self, Groups, Mounted};
 use crate::watch::{self, Watch};
 use crate::window::{self, Window};
-use crate::{moves, prune, sync};
+use crate::{moves, prune, sync, workload};
 
 /// Rows that an outbox holds for one replica before they collapse into "reconcile".
 pub const OUTBOX_ROWS_MAX: u64 = 500_000;
@@ -239,6 +239,13 @@ impl Run<'_, '_> {
             });
         }
         self.groups.sweep(self.engine, &self.findings)?;
+        let is_started = self.restart()?;
+        for warning in &expectation.coverage.warnings {
+            self.engine.observer.notice(&Notice::Note {
+                dataset: None,
+                message: warning.message.clone(),
+            });
+        }
         self.findings.coverage(&expectation.coverage)?;
         let chosen: Vec<&Expected> = expectation
             .stalest_first()
@@ -259,7 +266,26 @@ impl Run<'_, '_> {
         if self.options.step("prune") && (!self.cancelled() || self.out_of_time().is_some()) {
             self.prune(&chosen)?;
         }
-        self.conclude(&chosen, !expectation.coverage.errors.is_empty())
+        let in_order = expectation.coverage.errors.is_empty() && is_started;
+        self.conclude(&chosen, !in_order)
+    }
+
+    /// Starts what restores that were cut off have stopped; whether that came to pass.
+    fn restart(&mut self) -> Result<bool> {
+        let mut failed = BTreeMap::new();
+        for (volume, outcome) in workload::restart(self.engine.config, self.engine.cancel) {
+            match outcome {
+                Ok(lines) => lines.into_iter().for_each(|message| {
+                    let dataset = None;
+                    self.engine
+                        .observer
+                        .notice(&Notice::Note { dataset, message });
+                }),
+                Err(error) => drop(failed.insert(volume, error.to_string())),
+            }
+        }
+        self.findings.stopped(&failed)?;
+        Ok(failed.is_empty())
     }
 
     fn legs(&mut self, chosen: &[&Expected]) -> Result<()> {

@@ -2,7 +2,6 @@
 //! they are of, and no copies.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -11,11 +10,10 @@ use capture::snapshot::{self, Action, Kind, Lvm, Select, Snapshot, Storage, Swap
 use policy::{Config, VolumeGroup};
 
 use crate::volumes::{floor_of, owner};
+pub use crate::workload::Workload;
 
 /// The longest that LVM may take for one volume.
 const ALLOWED: Duration = Duration::from_secs(600);
-/// The longest that a workload may take to stop or to start.
-const WORKLOAD: Duration = Duration::from_secs(1800);
 
 /// What came of one volume or snapshot, by its name.
 pub type Outcomes<T> = Vec<(String, capture::Result<T>)>;
@@ -140,6 +138,23 @@ fn find(
     Ok((lvm, volume, snapshots))
 }
 
+/// Whether a volume is there, and no swap of it is under way. Errors: it is not, or LVM cannot be
+/// asked.
+pub(crate) fn is_in_place(config: &Config, cancel: &AtomicBool, name: &str) -> capture::Result<()> {
+    match find(config, cancel, name) {
+        Err(capture::Error::Refused { .. }) => Err(capture::Error::Refused {
+            why: format!("`{name}` is not there, or a restore of it was cut off"),
+            remedy: "`thrice run` puts right what such a restore has left".into(),
+        }),
+        found => found.map(drop),
+    }
+}
+
+/// Starts the workloads that restores which were cut off have stopped, by volume.
+pub fn restart(config: &Config, cancel: &AtomicBool) -> Outcomes<Vec<String>> {
+    crate::workload::restart(config, cancel)
+}
+
 /// Plans to put a snapshot in the place of its volume. `number`: of the snapshot; `None`: the
 /// newest that is kept. Nothing is touched.
 ///
@@ -180,8 +195,8 @@ pub fn swap(
 }
 
 impl Swap {
-    /// Does it; `stop` and `start` are commands for a shell. A step that fails has all others taken
-    /// back. What was there stays under another name until it is released.
+    /// Does it. A step that fails has all others taken back. What was there stays under another
+    /// name until it is released. `cancel` ends the wait for the workload's end, and nothing else.
     ///
     /// On the way back, a workload that did not start may not be there to be stopped: that its
     /// `stop` fails then is no obstacle, for LVM does not let go of a volume that is in use.
@@ -190,8 +205,8 @@ impl Swap {
     /// What failed, and what came of going back.
     pub fn run(
         &self,
-        stop: Option<&str>,
-        start: Option<&str>,
+        workload: &Workload,
+        cancel: &AtomicBool,
         say: &dyn Fn(&Action),
     ) -> Result<(), Box<snapshot::Failed>> {
         // What was begun is brought to its end, or back.
@@ -199,37 +214,18 @@ impl Swap {
         let mut goes_back = false;
         snapshot::run(&self.plan.steps, &mut |action| {
             say(action);
-            let done = self.act(action, stop, start, &never);
+            let done = match action {
+                Action::Stop if goes_back => workload.stop(&never),
+                Action::Stop => workload.stop(cancel),
+                Action::Start => workload.start(),
+                Action::Lvm { .. } => self.lvm.act(action, &Job::new(ALLOWED, &never)),
+            };
             if goes_back && *action == Action::Stop {
                 return Ok(());
             }
             goes_back |= done.is_err();
             done
         })
-    }
-
-    fn act(
-        &self,
-        action: &Action,
-        stop: Option<&str>,
-        start: Option<&str>,
-        never: &AtomicBool,
-    ) -> capture::Result<()> {
-        let command = match action {
-            Action::Stop => stop,
-            Action::Start => start,
-            Action::Lvm { .. } => return self.lvm.act(action, &Job::new(ALLOWED, never)),
-        };
-        let Some(command) = command else {
-            return Ok(());
-        };
-        let mut shell = Command::new("sh");
-        shell.args(["-c", command]);
-        let job = Job::new(WORKLOAD, never);
-        match action {
-            Action::Start => job.start(&mut shell),
-            _ => job.run_quietly(&mut shell),
-        }
     }
 }
 

@@ -39,14 +39,15 @@ const ALLOWED: Duration = Duration::from_secs(600);
 /// Why there is no snapshot of a volume.
 const NOT_THIN: &str = "it is not thin: a snapshot of it would need space of its own";
 
-/// What lies on disk and in volume groups.
-pub fn look(config: &Config) -> Landscape {
+/// What lies on disk and in volume groups. `known`: as [`policy::resolve`] takes it.
+pub fn look(config: &Config, known: &BTreeMap<String, PathBuf>) -> Landscape {
     let mut landscape = policy::look(config);
     for root in &config.roots {
         let Some(group) = &root.group else { continue };
         let seen = volumes_of(config, group).map_err(|error| error.to_string());
         landscape.volumes.insert(root.path.clone(), seen);
     }
+    landscape.claims = crate::claims::ask(config, &landscape, known);
     landscape
 }
 

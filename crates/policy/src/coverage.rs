@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use tree::{RelPath, escape};
 
+use crate::claim::{Claimed, NAME_BYTES_MAX, volume_name};
 use crate::diagnostic::{Diagnostic, Mark};
 use crate::look::{Entry, Landscape, Seen};
 use crate::made::{InventorySpec, Made, Making};
@@ -374,18 +375,21 @@ impl<'a> Proof<'a> {
                     (asked, _) => asked,
                 },
             };
-            let (place, name) = (spec.place(), name_from(volume.name.as_bytes()));
+            let (place, own) = (spec.place(), name_from(volume.name.as_bytes()));
             let unreadable = volume.unreadable.as_ref();
             let owner = match unreadable.filter(|_| spec.image != Images::All) {
-                None => {
-                    let shape = Shape::Volume(Box::new(spec));
-                    self.draft(automatic(root, route, name, place.clone(), shape))
-                }
+                None => match self.name_volume(group, &place, &own) {
+                    Ok(name) => {
+                        let shape = Shape::Volume(Box::new(spec));
+                        self.draft(automatic(root, route, name, place.clone(), shape))
+                    }
+                    Err((why, remedy)) => Owner::Nobody(why, remedy),
+                },
                 Some(why) => Owner::Nobody(
                     why.clone(),
                     format!(
                         "write `image = \"unreadable\"` for images of such volumes; or \
-                         `[dataset.{name}]` with `volume = \"{}/{}\"`, `route = []` and \
+                         `[dataset.{own}]` with `volume = \"{}/{}\"`, `route = []` and \
                          `why`, and back up what is on it from where it is used",
                         group.name, volume.name
                     ),
@@ -393,6 +397,33 @@ impl<'a> Proof<'a> {
             };
             self.claim(place, Rank::Folder, true, owner);
         }
+        if let Some(Err(why)) = self.landscape.claims.as_ref().filter(|_| group.claims) {
+            let message = format!("Kubernetes does not say whose volumes these are: {why}");
+            let warning = Diagnostic::error(message, Some(root.mark.clone())).warning();
+            let remedy = "those that are new get their own names for good; let it answer first";
+            self.coverage.warnings.push(warning.remedy(remedy));
+        }
+    }
+
+    /// The name of a volume's dataset, or why it is not known and what to do.
+    fn name_volume(
+        &self,
+        group: &VolumeGroup,
+        place: &Path,
+        own: &str,
+    ) -> Result<String, (String, String)> {
+        if !group.claims {
+            return Ok(own.to_owned());
+        }
+        let claimed = match &self.landscape.claims {
+            Some(Ok(claims)) => claims
+                .get(place)
+                .map_or(Claimed::Not, |name| Claimed::By(name)),
+            Some(Err(why)) => Claimed::Unknown(why),
+            None => Claimed::Not,
+        };
+        let is_free = |name: &str| self.config.datasets.iter().all(|d| d.name != name);
+        volume_name(place, own, claimed, self.known, &is_free)
     }
 
     fn claim_root(&mut self, root: &'a Root) {
@@ -912,9 +943,6 @@ fn inventory(draft: &Draft<'_>, refetch: &Refetch, source: &Source) -> Option<Da
 pub fn inventory_name(dataset: &str) -> String {
     format!("{dataset}-inventory")
 }
-
-/// Longest name that a directory can have, in bytes: `NAME_MAX` of Linux.
-const NAME_BYTES_MAX: usize = 255;
 
 fn below(base: &Path, path: &Path) -> RelPath {
     path.strip_prefix(base)

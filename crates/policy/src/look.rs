@@ -25,6 +25,9 @@ pub struct Landscape {
     /// By the root's path, of each that is a volume group. Filled by who can ask for it; a group
     /// that nobody asked is one that cannot be listed.
     pub volumes: BTreeMap<PathBuf, Result<Vec<VolumeSeen>, String>>,
+    /// How Kubernetes calls volumes that it has claimed, by their place: `NAMESPACE.CLAIM`. An
+    /// error says why it did not answer; `None`: it was not asked.
+    pub claims: Option<Result<BTreeMap<PathBuf, String>, String>>,
     /// Thrice's own places inside roots and datasets, as these lead to them: where a link is on
     /// the way, the configuration calls them otherwise.
     pub own: BTreeSet<PathBuf>,

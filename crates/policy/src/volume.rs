@@ -23,6 +23,8 @@ pub struct VolumeGroup {
     /// Of the snapshots that are kept on the same disk. Default the last 7 days.
     pub keep: Keep,
     pub image: Images,
+    /// Whether a volume that Kubernetes has claimed is called by its claim.
+    pub claims: bool,
 }
 
 /// Which volumes are captured block by block, in place of their files.

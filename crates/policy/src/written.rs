@@ -553,6 +553,13 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
     let patterns = fields.strings("volumes", true);
     let patterns = patterns.map(|list| list.value).unwrap_or_default();
     let luks_key = fields.parsed("luks_key", clean_path);
+    let names = fields.parsed("names", |text| match text {
+        "kubernetes" => Ok(true),
+        "own" => Ok(false),
+        _ => Err(format!(
+            "`names` must be `own` or `kubernetes`, not `{text}`"
+        )),
+    });
     Some(VolumeGroup {
         name: name.ok()?,
         pool: pool.map(|pool| pool.value),
@@ -567,6 +574,7 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
             }
         },
         image: read_image(fields),
+        claims: names.is_some_and(|names| names.value),
     })
 }
 
@@ -637,6 +645,7 @@ fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
                 floor,
                 keep: volume::KEEP,
                 image,
+                claims: false,
             },
             volume: value.1,
             image,

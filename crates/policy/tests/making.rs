@@ -141,6 +141,10 @@ fn what_makes_no_sense_is_refused_with_its_place() {
     }
     let said = refused("[root.\"vg:pve\"]\neach = \"dir\"\nroute = [\"sda\"]\n");
     assert!(said.contains("must be `volume`"), "{said}");
+    let said = refused("[root.\"vg:pve\"]\neach = \"volume\"\nnames = \"dns\"\n");
+    assert!(said.contains("must be `own` or `kubernetes`"), "{said}");
+    let said = refused("[root.\"/srv/x\"]\neach = \"dir\"\nnames = \"kubernetes\"\n");
+    assert!(said.contains("`names`"), "{said}");
 }
 
 #[test]
@@ -215,7 +219,7 @@ fn images_are_of_all_volumes_or_of_those_that_cannot_be_read() {
         landscape.volumes.insert("vg:pve".into(), Ok(all));
         let coverage = policy::resolve(&config, &landscape, &[].into());
         let image = |source: &Source| match source {
-            Source::Volume(volume) => volume.image,
+            Source::Volume(volume, _) => volume.image,
             other => panic!("{other:?}"),
         };
         let found = coverage.datasets.iter();
@@ -308,4 +312,46 @@ fn a_guest_has_a_number_and_a_day_of_time() {
         let said = refused(&format!("[dataset.a]\n{text}\n"));
         assert!(said.contains(expected), "{text}: {said}");
     }
+}
+
+#[test]
+fn a_volume_is_named_after_its_claim_where_that_is_asked_for() {
+    let names = |names: &str, claims: Option<Result<&[(&str, &str)], &str>>| {
+        let mut config = config(&format!(
+            "[root.\"vg:pve\"]\neach = \"volume\"\nroute = [\"sda\"]\n{names}\n"
+        ));
+        config.roots.retain(|root| root.group.is_some());
+        let mut landscape = policy::look(&config);
+        let volumes = ["one", "two"].map(|name| VolumeSeen {
+            name: name.into(),
+            unreadable: None,
+        });
+        landscape
+            .volumes
+            .insert("vg:pve".into(), Ok(volumes.into()));
+        landscape.claims = claims.map(|claims| match claims {
+            Ok(claims) => Ok(claims
+                .iter()
+                .map(|(place, name)| ((*place).into(), (*name).to_owned()))
+                .collect()),
+            Err(why) => Err(why.to_owned()),
+        });
+        let coverage = policy::resolve(&config, &landscape, &[].into());
+        let datasets = coverage.datasets.iter();
+        let datasets: Vec<_> = datasets.map(|dataset| dataset.name.clone()).collect();
+        let warnings = coverage.warnings.iter();
+        let warnings: Vec<_> = warnings.map(|one| one.message.clone()).collect();
+        (datasets.join(" "), warnings.join(" "))
+    };
+    let claims: &[(&str, &str)] = &[("vg:pve/two", "web.data")];
+    let kubernetes = "names = \"kubernetes\"";
+    let said = names(kubernetes, Some(Ok(claims)));
+    assert_eq!(said, ("one web.data".into(), String::new()));
+    for own in ["", "names = \"own\""] {
+        let said = names(own, Some(Ok(claims)));
+        assert_eq!(said, ("one two".into(), String::new()));
+    }
+    let (datasets, warning) = names(kubernetes, Some(Err("refused")));
+    assert_eq!(datasets, "one two");
+    assert!(warning.contains("refused"), "{warning}");
 }

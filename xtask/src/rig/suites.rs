@@ -53,7 +53,7 @@ pub const SUITES: &[Suite] = &[
         disks: &[1024, 512],
         binaries: &[],
         seconds_max: 420,
-        in_gate: false,
+        stage: Some(RIG),
     },
 ];
 

@@ -16,6 +16,7 @@ use policy::DatabaseEngine;
 
 use crate::error::Error;
 use crate::job::Job;
+use crate::kube::{self, Claim};
 
 pub use propose::propose;
 
@@ -97,25 +98,6 @@ pub struct Container {
     pub folders: Vec<PathBuf>,
 }
 
-/// A persistent volume of Kubernetes, with what claims it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    pub namespace: String,
-    pub name: String,
-    pub place: ClaimPlace,
-}
-
-/// Where a claim's data lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClaimPlace {
-    /// In a folder of the node.
-    Folder(PathBuf),
-    /// Where a driver put it: driver and handle.
-    Driver(String, String),
-    /// Elsewhere, in Kubernetes' words.
-    Other(String),
-}
-
 impl Machine {
     /// Looks at this machine. It never fails: what cannot be seen is in [`Machine::notes`].
     pub fn look(job: &Job<'_>) -> Self {
@@ -136,9 +118,10 @@ impl Machine {
             machine.zvols = read::lines(&text);
         }
         machine.containers(job);
-        let claims = ["get", "pv", "--output=json", "--request-timeout=4s"];
+        let mut claims = vec!["--request-timeout=4s"];
+        claims.extend(kube::CLAIMS);
         if let Some(text) = machine.ask(job, "kubectl", &claims) {
-            machine.claims = machine.read("kubectl", read::claims(&text));
+            machine.claims = machine.read("kubectl", kube::read_claims(&text));
         }
         for path in FOLDERS {
             let entries = std::fs::read_dir(path);

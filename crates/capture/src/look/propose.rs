@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use policy::DatabaseEngine;
 
-use super::{ClaimPlace, Machine, Mount, Server, Volume};
+use super::{Machine, Mount, Server, Volume};
+use crate::kube::ClaimPlace;
 
 /// File systems that hold data of this machine.
 const DATA: [&str; 14] = [
@@ -521,6 +522,9 @@ mod tests {
         let claim = |name: &str, place| Claim {
             namespace: "apps".into(),
             name: name.into(),
+            uid: String::new(),
+            volume: String::new(),
+            is_bound: true,
             place,
         };
         Machine {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use policy::DatabaseEngine;
 use serde::Deserialize;
 
-use super::{Claim, ClaimPlace, Container, Mount, Server, Volume};
+use super::{Container, Mount, Server, Volume};
 
 /// What `lvs` is asked.
 pub(super) const LVS: &[&str] = &[
@@ -288,72 +288,6 @@ pub(super) fn containers(text: &[u8]) -> serde_json::Result<Vec<Container>> {
     Ok(containers.collect())
 }
 
-#[derive(Deserialize)]
-struct Volumes {
-    items: Vec<PersistentVolume>,
-}
-
-#[derive(Deserialize)]
-struct PersistentVolume {
-    spec: VolumeSpec,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct VolumeSpec {
-    claim_ref: Option<ClaimRef>,
-    local: Option<InFolder>,
-    host_path: Option<InFolder>,
-    csi: Option<Csi>,
-    nfs: Option<Nfs>,
-}
-
-#[derive(Deserialize)]
-struct ClaimRef {
-    namespace: String,
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct InFolder {
-    path: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Csi {
-    driver: String,
-    volume_handle: String,
-}
-
-#[derive(Deserialize)]
-struct Nfs {
-    server: String,
-    path: String,
-}
-
-/// `kubectl get pv --output json`.
-pub(super) fn claims(text: &[u8]) -> serde_json::Result<Vec<Claim>> {
-    let answer: Volumes = serde_json::from_slice(text)?;
-    let claims = answer.items.into_iter().filter_map(|volume| {
-        let spec = volume.spec;
-        let claim = spec.claim_ref?;
-        let folder = spec.local.or(spec.host_path).map(|at| at.path);
-        let place = match (folder, spec.csi, spec.nfs) {
-            (Some(path), _, _) => ClaimPlace::Folder(path),
-            (_, Some(csi), _) => ClaimPlace::Driver(csi.driver, csi.volume_handle),
-            (_, _, Some(nfs)) => ClaimPlace::Other(format!("{}:{}", nfs.server, nfs.path)),
-            _ => ClaimPlace::Other("a kind of volume that is not known here".into()),
-        };
-        Some(Claim {
-            namespace: claim.namespace,
-            name: claim.name,
-            place,
-        })
-    });
-    Ok(claims.collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,16 +369,5 @@ mod tests {
         let found = containers(docker).unwrap();
         assert_eq!(found[0].name, "web");
         assert_eq!(found[0].folders, [Path::new("/srv/web")]);
-        let pv = br#"{"items":[
-            {"spec":{"claimRef":{"namespace":"a","name":"b"},"local":{"path":"/data/b"}}},
-            {"spec":{"claimRef":{"namespace":"a","name":"c"},
-                "csi":{"driver":"csi.x","volumeHandle":"r/z/s/vm-1"}}},
-            {"spec":{}}]}"#;
-        let found = claims(pv).unwrap();
-        assert_eq!(found.len(), 2);
-        assert_eq!(found[0].place, ClaimPlace::Folder("/data/b".into()));
-        let driver = ClaimPlace::Driver("csi.x".into(), "r/z/s/vm-1".into());
-        assert_eq!(found[1].place, driver);
-        assert!(claims(b"error").is_err());
     }
 }

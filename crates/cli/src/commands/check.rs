@@ -49,7 +49,7 @@ pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
         Err(catalog::Error::Absent(_)) => BTreeMap::new(),
         Err(error) => return Err(error.into()),
     };
-    let coverage = policy::resolve(&config, &engine::look(&config), &known);
+    let coverage = policy::resolve(&config, &engine::look(&config, &known), &known);
     let ok = coverage.unrouted.is_empty() && coverage.errors.is_empty();
     if printer.is_json() {
         printer.json(&as_json(&coverage, ok));

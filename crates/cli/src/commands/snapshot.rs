@@ -1,7 +1,11 @@
 //! `thrice snapshot`: points on the same disk to go back to.
 
-use anyhow::Result;
-use engine::snapshots::{self, Outcomes};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use engine::snapshots::{self, Outcomes, Swap, Workload};
+use policy::Config;
 use serde::Serialize;
 
 use crate::args::{Global, SnapshotCommand};
@@ -51,27 +55,26 @@ pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -
             number,
             stop,
             start,
+            kubernetes,
+            wait,
             yes,
         } => {
+            if *yes {
+                restart(printer, &config, cancel, volume)?;
+            }
+            let workload = match kubernetes.as_deref() {
+                Some(named) => {
+                    let named = Some(named).filter(|named| !named.is_empty());
+                    let wait = Duration::from_secs(*wait);
+                    Workload::kubernetes(&config, cancel, volume, named, wait)?
+                }
+                None => Workload::Commands {
+                    stop: stop.clone(),
+                    start: start.clone(),
+                },
+            };
             let swap = snapshots::swap(&config, cancel, volume, *number)?;
-            printer.line(&format!("to bring `{volume}` back:"));
-            for (at, step) in swap.plan.steps.iter().enumerate() {
-                printer.line(&format!("  {}. {}", at + 1, step.does));
-            }
-            if !yes {
-                printer.say("nothing was done; --yes does it");
-                return Ok(exit::OK);
-            }
-            let say = |action: &capture::snapshot::Action| printer.say(&format!("{action}"));
-            if let Err(failed) = swap.run(stop.as_deref(), start.as_deref(), &say) {
-                printer.error(&failed.to_string());
-                return Ok(exit::PARTIAL);
-            }
-            printer.say(&format!(
-                "done; what was there is kept as `{}` until: thrice snapshot release {volume}",
-                swap.plan.old
-            ));
-            Ok(exit::OK)
+            restore(printer, cancel, volume, &swap, &workload, *yes)
         }
         SnapshotCommand::Release { volume } => {
             let released = snapshots::release(&config, cancel, volume)?;
@@ -82,6 +85,49 @@ pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -
             Ok(exit::OK)
         }
     }
+}
+
+/// What earlier restores have stopped is started before another begins. One of the same volume must
+/// be over; others are not in its way.
+fn restart(printer: &Printer, config: &Config, cancel: &AtomicBool, wanted: &str) -> Result<()> {
+    for (volume, outcome) in snapshots::restart(config, cancel) {
+        let what = format!("starting what an earlier restore of `{volume}` has stopped");
+        match outcome {
+            Ok(lines) => lines.iter().for_each(|line| printer.say(line)),
+            Err(error) if volume == wanted => return Err(error).context(what),
+            Err(error) => printer.error(&format!("{what}: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// Shows the plan, and does it when that is wanted.
+fn restore(
+    printer: &Printer,
+    cancel: &AtomicBool,
+    volume: &str,
+    swap: &Swap,
+    workload: &Workload,
+    yes: bool,
+) -> Result<u8> {
+    printer.line(&format!("to bring `{volume}` back:"));
+    for (at, step) in swap.plan.steps.iter().enumerate() {
+        printer.line(&format!("  {}. {}", at + 1, workload.shown(&step.does)));
+    }
+    if !yes {
+        printer.say("nothing was done; --yes does it");
+        return Ok(exit::OK);
+    }
+    let say = |action: &capture::snapshot::Action| printer.say(&workload.shown(action));
+    if let Err(failed) = swap.run(workload, cancel, &say) {
+        printer.error(&failed.to_string());
+        return Ok(exit::PARTIAL);
+    }
+    printer.say(&format!(
+        "done; what was there is kept as `{}` until: thrice snapshot release {volume}",
+        swap.plan.old
+    ));
+    Ok(exit::OK)
 }
 
 fn list(printer: &Printer, outcomes: Outcomes<Vec<capture::snapshot::Snapshot>>) -> u8 {

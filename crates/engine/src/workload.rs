@@ -1,0 +1,280 @@
+//! What uses a volume, stopped while the volume is swapped, and started again whatever happens.
+//!
+//! Before a workload is scaled down, a record of it is made durable in the state directory; it goes
+//! when the workload has been started. A cut between any two steps leaves the record, and the next
+//! run, which puts the volume right first, starts what it names. What somebody has started
+//! meanwhile is left as it is.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use capture::kube::{self, Claim};
+use capture::snapshot::Action;
+use capture::{Error, Job, Result};
+use policy::Config;
+use serde::{Deserialize, Serialize};
+
+/// The longest that a command of the user's may take to stop or to start a workload.
+const COMMAND: Duration = Duration::from_secs(1800);
+/// The longest that Kubernetes may take to say or to begin something.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Where the records lie, in the state directory.
+const RECORDS: &str = "stopped";
+
+/// What uses a volume.
+pub enum Workload {
+    /// Stopped and started by commands for a shell.
+    Commands {
+        stop: Option<String>,
+        start: Option<String>,
+    },
+    /// Scaled to nothing and back.
+    Kubernetes(Scaling),
+}
+
+/// Workloads of Kubernetes, as they were when the plan was made.
+pub struct Scaling {
+    volume: String,
+    workloads: Vec<kube::Workload>,
+    claim: Option<Claim>,
+    wait: Duration,
+    record: PathBuf,
+}
+
+/// What has been stopped, and why.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// `GROUP/VOLUME`.
+    volume: String,
+    workloads: Vec<kube::Workload>,
+}
+
+impl Workload {
+    /// What Kubernetes runs on a volume (`GROUP/VOLUME`): `named` as `NAMESPACE/KIND/NAME`, or the
+    /// pods that use the claim whose volume it is. `wait`: how long pods may take to end. Nothing
+    /// is touched.
+    ///
+    /// # Errors
+    /// When it is no claim's, something uses it that cannot be scaled, or the API does not answer.
+    pub fn kubernetes(
+        config: &Config,
+        cancel: &AtomicBool,
+        volume: &str,
+        named: Option<&str>,
+        wait: Duration,
+    ) -> Result<Self> {
+        let job = Job::new(ANSWER, cancel);
+        let claims = kube::claims(&job)?;
+        let node = kube::node()?;
+        let disk = volume.rsplit('/').next().unwrap_or_default();
+        let found = kube::by_disk(&claims, &node, [((), disk)]);
+        let claim = found.into_values().next().cloned();
+        let workloads = match (named, &claim) {
+            (Some(named), _) => vec![kube::Workload::named(named, &job)?],
+            (None, Some(claim)) => kube::workloads_of(claim, &job)?,
+            (None, None) => {
+                return Err(Error::Refused {
+                    why: format!("`{volume}` is the volume of no claim that Kubernetes has"),
+                    remedy: "name its workload: `--kubernetes=NAMESPACE/KIND/NAME`".into(),
+                });
+            }
+        };
+        Ok(Self::Kubernetes(Scaling {
+            volume: volume.to_owned(),
+            workloads,
+            claim,
+            wait,
+            record: record_of(config, volume),
+        }))
+    }
+
+    /// What an action of a plan does, for people.
+    pub fn shown(&self, action: &Action) -> String {
+        let Self::Kubernetes(scaling) = self else {
+            return action.to_string();
+        };
+        let each = |say: &dyn Fn(&kube::Workload) -> String| {
+            let all: Vec<String> = scaling.workloads.iter().map(say).collect();
+            all.join(", ")
+        };
+        match action {
+            Action::Lvm { .. } => action.to_string(),
+            _ if scaling.workloads.is_empty() => format!("{action}: no pod uses the volume"),
+            Action::Stop => format!(
+                "{action}: scale {}; wait until the pods are gone",
+                each(&|one| format!("{one} from {} to 0", one.replicas))
+            ),
+            Action::Start => format!(
+                "{action}: scale {}",
+                each(&|one| format!("{one} from 0 to {}", one.replicas))
+            ),
+        }
+    }
+
+    /// Stops it, and waits until it has let go of the volume.
+    pub(crate) fn stop(&self, cancel: &AtomicBool) -> Result<()> {
+        match self {
+            Self::Commands { stop, .. } => match shell(stop.as_deref()) {
+                Some(mut shell) => Job::new(COMMAND, cancel).run_quietly(&mut shell),
+                None => Ok(()),
+            },
+            Self::Kubernetes(scaling) => scaling.stop(cancel),
+        }
+    }
+
+    /// Starts it again.
+    pub(crate) fn start(&self) -> Result<()> {
+        let never = AtomicBool::new(false);
+        match self {
+            Self::Commands { start, .. } => match shell(start.as_deref()) {
+                Some(mut shell) => Job::new(COMMAND, &never).start(&mut shell),
+                None => Ok(()),
+            },
+            Self::Kubernetes(scaling) => {
+                for workload in &scaling.workloads {
+                    let job = Job::new(ANSWER, &never);
+                    if workload.is_stopped(&job)? {
+                        workload.scale(0, workload.replicas, &job)?;
+                    }
+                }
+                forget(&scaling.record)
+            }
+        }
+    }
+}
+
+fn shell(command: Option<&str>) -> Option<Command> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command?]);
+    Some(shell)
+}
+
+impl Scaling {
+    fn stop(&self, cancel: &AtomicBool) -> Result<()> {
+        let record = Record {
+            volume: self.volume.clone(),
+            workloads: self.workloads.clone(),
+        };
+        write(&self.record, &record)?;
+        for workload in &self.workloads {
+            let job = Job::new(ANSWER, cancel);
+            match workload.now(&job)? {
+                Some(0) => {}
+                Some(now) if now == workload.replicas => workload.scale(now, 0, &job)?,
+                now => {
+                    let now = now.map_or("is gone".to_owned(), |now| format!("went to {now} pods"));
+                    return Err(Error::Refused {
+                        why: format!("{workload} {now} since the plan was made"),
+                        remedy: "make another".into(),
+                    });
+                }
+            }
+        }
+        let claim = self.claim.as_ref();
+        kube::wait(&self.workloads, claim, &Job::new(self.wait, cancel))
+    }
+}
+
+/// Starts what swaps that were cut off have stopped, where the volume is in its place again. To be
+/// called by who alone may run, after the sweep. By volume: what was done, or why not; what could
+/// not be started is tried again next time.
+pub(crate) fn restart(config: &Config, cancel: &AtomicBool) -> Vec<(String, Result<Vec<String>>)> {
+    let dir = config.host.state.join(RECORDS);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            let doing = format!("reading `{}`", crate::expect::shown(&dir));
+            return vec![(String::new(), Err(Error::io(doing)(error)))];
+        }
+    };
+    let mut done = Vec::new();
+    for entry in entries {
+        let path = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                let error = Error::io("listing what was stopped")(error);
+                done.push((String::new(), Err(error)));
+                continue;
+            }
+        };
+        // One that has not got its name yet: nothing was stopped.
+        if path.extension().is_some_and(|end| end == "json") {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let volume = stem.replacen('@', "/", 1);
+            done.push((volume, restart_one(config, cancel, &path)));
+        }
+    }
+    done
+}
+
+fn restart_one(config: &Config, cancel: &AtomicBool, path: &Path) -> Result<Vec<String>> {
+    let what = || format!("`{}`", crate::expect::shown(path));
+    let text = fs::read(path).map_err(Error::io(format!("reading {}", what())))?;
+    let record: Record =
+        serde_json::from_slice(&text).map_err(|error| Error::bad(what(), error.to_string()))?;
+    let mut stopped = Vec::new();
+    for workload in record.workloads {
+        if workload.is_stopped(&Job::new(ANSWER, cancel))? {
+            stopped.push(workload);
+        }
+    }
+    if !stopped.is_empty() {
+        crate::snapshots::is_in_place(config, cancel, &record.volume)?;
+    }
+    let mut started = Vec::new();
+    for workload in stopped {
+        workload.scale(0, workload.replicas, &Job::new(ANSWER, cancel))?;
+        started.push(format!(
+            "{workload} was stopped for a restore that was cut off: scaled from 0 to {}",
+            workload.replicas
+        ));
+    }
+    forget(path)?;
+    Ok(started)
+}
+
+/// No name of LVM's has `@` in it.
+fn record_of(config: &Config, volume: &str) -> PathBuf {
+    let name = format!("{}.json", volume.replacen('/', "@", 1));
+    config.host.state.join(RECORDS).join(name)
+}
+
+/// Durable when it returns.
+fn write(path: &Path, record: &Record) -> Result<()> {
+    let doing = format!("writing `{}`", crate::expect::shown(path));
+    let text = serde_json::to_vec_pretty(record)
+        .map_err(|error| Error::bad(doing.clone(), error.to_string()))?;
+    let dir = path.parent().unwrap_or(path);
+    let written = || -> std::io::Result<()> {
+        fs::create_dir_all(dir)?;
+        if let Some(state) = dir.parent() {
+            File::open(state)?.sync_all()?;
+        }
+        let partial = path.with_extension("partial");
+        let mut file = File::create(&partial)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)?;
+        File::open(dir)?.sync_all()
+    };
+    written().map_err(Error::io(doing))
+}
+
+fn forget(path: &Path) -> Result<()> {
+    let gone = match fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| {
+            let dir = path.parent().unwrap_or(path);
+            File::open(dir)?.sync_all()
+        }),
+    };
+    gone.map_err(Error::io(format!(
+        "removing `{}`",
+        crate::expect::shown(path)
+    )))
+}
