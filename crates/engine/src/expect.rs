@@ -40,7 +40,7 @@ fn became(coverage: &Coverage, path: &Path) -> String {
         Source::Tree { base, scope } => {
             base == path && scope.only.is_none() && !scope.loose_files_only
         }
-        Source::Volume(volume, _) => volume.place() == path,
+        Source::Volume(..) | Source::Device(_) => dataset.source.place() == path,
         Source::Made(_) => false,
     });
     let path = shown(path);
