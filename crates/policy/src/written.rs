@@ -664,7 +664,7 @@ fn read_dataset(
     let volume = read_volume(&mut fields);
     let database = read_database(&mut fields);
     let made = making::read(sink, &name, &mut fields);
-    let device = fields.has("device");
+    let device = fields.get("device").is_some();
     let device = device.then(|| fields.parsed("device", clean_path));
     if volume.is_none()
         && let Some(span) = fields.special("image")

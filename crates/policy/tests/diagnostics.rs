@@ -906,7 +906,7 @@ route = ["\u001b[2J"]
     12 | "\u001b[1m" = 1
        | ^^^^^^^^^^^
        |
-       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, path, match, route, why, exclude, max_change, min_change, cross_mounts, refetch, inventory
+       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, guest, device, path, match, route, why, exclude, max_change, min_change, cross_mounts, refetch, inventory
     "#);
 }
 
