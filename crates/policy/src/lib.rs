@@ -4,6 +4,7 @@
 //! I/O is reading the configuration ([`load`], [`find`]) and [`look`]; what lies on disk comes
 //! into the proof ([`resolve`]) as a value ([`Landscape`]), so the proof is pure.
 
+mod bundle;
 mod coverage;
 mod diagnostic;
 mod fields;
@@ -20,6 +21,7 @@ mod units;
 mod volume;
 mod written;
 
+pub use bundle::{Bundle, Member};
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
 pub use look::{Entry, Landscape, Seen, look};

@@ -175,6 +175,7 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
         stores: written.stores.iter().map(|at| at.value.clone()).collect(),
         roots,
         datasets,
+        bundles: written.bundles,
         metrics: written.metrics,
         schedule: written.schedule,
     };
