@@ -65,12 +65,23 @@ pub struct DatasetOutcome {
     pub legs: Vec<Leg>,
 }
 
+/// What came of a bundle.
+#[derive(Clone, Debug, Serialize)]
+pub struct BundleOutcome {
+    pub name: String,
+    /// The time that the versions of this run have in common; `None`: none was captured.
+    pub point: Option<String>,
+    /// Members without a good version of it.
+    pub missing: Vec<String>,
+}
+
 /// What the run came to: the last line of `thrice run --json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     pub run: String,
     pub status: Status,
     pub datasets: Vec<DatasetOutcome>,
+    pub bundles: Vec<BundleOutcome>,
     pub files_changed: u64,
     pub files_renamed: u64,
     pub files_deleted: u64,
@@ -93,6 +104,7 @@ impl Summary {
             run,
             status: Status::Ok,
             datasets: Vec::new(),
+            bundles: Vec::new(),
             files_changed: 0,
             files_renamed: 0,
             files_deleted: 0,

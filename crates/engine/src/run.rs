@@ -1,5 +1,7 @@
 //! A run: every dataset along its route, each on its own, none forgotten.
 
+mod bundle;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +33,8 @@ use crate::volumes::{self, Mounted};
 use crate::watch::{self, Watch};
 use crate::window::{self, Window};
 use crate::{moves, prune, sync};
+
+use bundle::Unit;
 
 /// Rows that an outbox holds for one replica before they collapse into "reconcile".
 pub const OUTBOX_ROWS_MAX: u64 = 500_000;
@@ -99,6 +103,18 @@ struct Run<'a, 'e> {
     retired: BTreeSet<String>,
     /// Datasets whose change a guard was told to let pass: what it is for one store it is for all.
     passed: BTreeSet<String>,
+    /// The moment that the versions sealed now belong to, while a bundle is captured.
+    point: Option<Timestamp>,
+    /// Whether an application may still be paused.
+    undo_owed: bool,
+}
+
+/// A leg under way.
+struct Begun<'m> {
+    step: &'static str,
+    expected: &'m Expected,
+    store: String,
+    replica: Replica,
 }
 
 /// Which guards were told to let something pass.
@@ -156,6 +172,8 @@ impl Engine<'_> {
             pace: Pace::new(self.config.host.pace.brake, self.cancel),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
+            point: None,
+            undo_owed: false,
         };
         if run.pace.is_blind() {
             self.observer.notice(&Notice::Note {
@@ -235,20 +253,18 @@ impl Run<'_, '_> {
             });
         }
         volumes::sweep(self.engine);
+        self.pay_all()?;
         self.findings.coverage(&expectation.coverage)?;
-        let chosen: Vec<&Expected> = expectation
-            .stalest_first()
-            .into_iter()
-            .filter(|e| self.options.datasets.is_empty() || self.options.datasets.contains(&e.name))
-            .collect();
+        let units = self.units(expectation);
+        let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
         // Where the time is short, what is stalest comes to its last store before anything else
         // begins: else the first legs could take every window, and the last ones never start.
         let at_once = if self.window.is_some() {
             1
         } else {
-            chosen.len().max(1)
+            units.len().max(1)
         };
-        for some in chosen.chunks(at_once) {
+        for some in units.chunks(at_once) {
             self.legs(some)?;
         }
         // Pruning goes on when the time is over: it makes the room for the next run (R17).
@@ -258,17 +274,44 @@ impl Run<'_, '_> {
         self.conclude(&chosen, !expectation.coverage.errors.is_empty())
     }
 
-    fn legs(&mut self, chosen: &[&Expected]) -> Result<()> {
+    /// What is to be done, what was backed up longest ago first. A dataset that is asked for comes
+    /// with its bundle where it is captured.
+    fn units<'x>(&self, expectation: &'x Expectation) -> Vec<Unit<'x>>
+    where
+        Self: 'x,
+    {
+        let all = expectation.stalest_first();
+        let asked = &self.options.datasets;
         if self.options.step("backup") {
-            for expected in chosen {
+            return bundle::units(&self.engine.config.bundles, &all, asked);
+        }
+        let wanted = all.into_iter().filter(|e| asked.is_empty() || asked.contains(&e.name));
+        let alone = |expected| Unit {
+            bundle: None,
+            members: vec![expected],
+        };
+        wanted.map(alone).collect()
+    }
+
+    fn legs(&mut self, units: &[Unit<'_>]) -> Result<()> {
+        if self.options.step("backup") {
+            for unit in units {
                 if self.cancelled() {
                     break;
                 }
-                self.first_leg(expected)?;
+                match unit.bundle {
+                    Some(bundle) => self.bundle(bundle, &unit.members)?,
+                    None => {
+                        for expected in &unit.members {
+                            self.first_leg(expected)?;
+                        }
+                    }
+                }
             }
         }
         if self.options.step("offsite") {
-            self.later_legs(chosen)?;
+            let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
+            self.later_legs(&chosen)?;
         }
         Ok(())
     }
@@ -329,7 +372,7 @@ impl Run<'_, '_> {
             Status::Failed | Status::Aborted if any_done => Status::Partial,
             Status::Aborted => Status::Failed,
             // What has no route for now is in no dataset, and not done either.
-            Status::Ok if contradictions => Status::Partial,
+            Status::Ok if contradictions || self.undo_owed => Status::Partial,
             other => other,
         };
         for (name, opened) in self.pool.opened() {
@@ -364,6 +407,21 @@ impl Run<'_, '_> {
         position: usize,
         work: fn(&mut Self, &Expected, &Replica) -> Result<Done>,
     ) -> Result<()> {
+        let (begun, stop) = self.begin_leg(step, expected, position)?;
+        let result = match stop {
+            Some(stop) => Err(Error::Held(stop)),
+            None => work(self, expected, &begun.replica),
+        };
+        self.end_leg(begun, result)
+    }
+
+    /// With why it must not be done, where that is known already.
+    fn begin_leg<'m>(
+        &mut self,
+        step: &'static str,
+        expected: &'m Expected,
+        position: usize,
+    ) -> Result<(Begun<'m>, Option<Stop>)> {
         let engine = self.engine;
         let store = expected.route[position].clone();
         let moved = self.moved(expected)?;
@@ -389,10 +447,23 @@ impl Run<'_, '_> {
         engine
             .catalog
             .attempted(replica.id, RunStatus::Running, Wear::default(), now)?;
-        let result = match moved {
-            Some((_, stop)) => Err(Error::Held(stop)),
-            None => work(self, expected, &replica),
+        let begun = Begun {
+            step,
+            expected,
+            store,
+            replica,
         };
+        Ok((begun, moved.map(|(_, stop)| stop)))
+    }
+
+    fn end_leg(&mut self, begun: Begun<'_>, result: Result<Done>) -> Result<()> {
+        let engine = self.engine;
+        let Begun {
+            step,
+            expected,
+            store,
+            replica,
+        } = begun;
         let (leg, problems) = self.judge(expected, &store, result)?;
         let (now, wear) = ((engine.now)(), self.wear.take());
         engine
@@ -534,15 +605,41 @@ impl Run<'_, '_> {
 
     /// Leg one: live data to the first store.
     fn backup(&mut self, expected: &Expected, replica: &Replica) -> Result<Done> {
+        let ready = self.capture(expected, replica)?;
+        self.bring(expected, replica, ready)
+    }
+
+    /// The dataset's data as it is now; `None` when there is no dataset any more.
+    fn capture<'m>(
+        &self,
+        expected: &'m Expected,
+        replica: &Replica,
+    ) -> Result<Option<Ready<'m>>> {
+        let dataset = self.may_run(expected)?;
+        let accepted = self.accepted(expected, &dataset);
+        let Some(meant) = &expected.dataset else {
+            return Ok(None);
+        };
+        let source = shown(&expected.source_path);
+        self.view(meant, &source, &dataset, &accepted, replica)
+            .map(Some)
+    }
+
+    /// Brings what was captured to the first store.
+    fn bring(
+        &mut self,
+        expected: &Expected,
+        replica: &Replica,
+        ready: Option<Ready<'_>>,
+    ) -> Result<Done> {
         let engine = self.engine;
         let catalog = engine.catalog;
         let dataset = self.may_run(expected)?;
         let accepted = self.accepted(expected, &dataset);
-        let Some(meant) = &expected.dataset else {
+        let (Some(meant), Some(view)) = (&expected.dataset, ready) else {
             return self.source_gone(expected, dataset.id, &accepted);
         };
         let source = shown(&expected.source_path);
-        let view = self.view(meant, &source, &dataset, &accepted, replica)?;
         let store_name = &expected.route[0];
         self.open(store_name)?;
         self.look_for_open_files()?;
@@ -922,10 +1019,11 @@ impl Run<'_, '_> {
     ) -> Result<Option<Seal>> {
         let catalog = self.engine.catalog;
         let now = catalog.replica(replica.id)?;
-        if now.open_records == 0 {
+        // Of a point there is a version of every member, also of one that has not changed.
+        if now.open_records == 0 && self.point.is_none() {
             return Ok(None);
         }
-        let at = (self.engine.now)();
+        let at = self.point.unwrap_or_else(self.engine.now);
         let whole = shipped.problems.is_empty();
         let seal = Seal {
             version: format!("{number:06}-{}", at.strftime("%Y%m%dT%H%M%SZ")),
@@ -935,7 +1033,10 @@ impl Run<'_, '_> {
             } else {
                 SealStatus::Partial
             },
-            sealed_at: crate::time::rfc3339(at),
+            sealed_at: match self.point {
+                Some(at) => crate::time::exact(at),
+                None => crate::time::rfc3339(at),
+            },
             received_at: String::new(),
             files: now.files,
             bytes: now.bytes,
