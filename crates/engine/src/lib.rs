@@ -32,6 +32,7 @@ mod scan;
 mod ship;
 pub mod snapshots;
 mod source;
+mod stir;
 mod stores;
 mod sync;
 mod time;

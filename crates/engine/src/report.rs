@@ -85,6 +85,10 @@ pub struct Summary {
     pub files_changed: u64,
     pub files_renamed: u64,
     pub files_deleted: u64,
+    /// Paths that moved or vanished before they were read.
+    pub files_vanished: u64,
+    /// Files that changed each time that they were read; they are marked.
+    pub files_unsettled: u64,
     pub bytes_read: u64,
     /// By store: bytes of content written.
     pub bytes_written: BTreeMap<String, u64>,
@@ -108,6 +112,8 @@ impl Summary {
             files_changed: 0,
             files_renamed: 0,
             files_deleted: 0,
+            files_vanished: 0,
+            files_unsettled: 0,
             bytes_read: 0,
             bytes_written: BTreeMap::new(),
             bytes_changed: BTreeMap::new(),

@@ -28,6 +28,7 @@ use crate::relay;
 use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summary};
 use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
+use crate::stir::Stir;
 use crate::stores::{self, Opened, Pool, Purpose};
 use crate::volumes::{self, Mounted};
 use crate::watch::{self, Watch};
@@ -98,6 +99,7 @@ struct Run<'a, 'e> {
     open: Option<Vec<OpenFile>>,
     /// Of the leg under way.
     wear: WearCount,
+    stir: Stir,
     pace: Pace,
     /// Datasets that this run has let go of.
     retired: BTreeSet<String>,
@@ -169,6 +171,7 @@ impl Engine<'_> {
             feed: Tracked::new(&self.config.host.state),
             open: None,
             wear: WearCount::default(),
+            stir: Stir::default(),
             pace: Pace::new(self.config.host.pace.brake, self.cancel),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
@@ -464,6 +467,14 @@ impl Run<'_, '_> {
             store,
             replica,
         } = begun;
+        let met = self.stir.take();
+        let (vanished, unsettled) = met.counts();
+        self.summary.files_vanished += vanished;
+        self.summary.files_unsettled += unsettled;
+        if let Some(message) = met.words() {
+            let dataset = Some(expected.name.clone());
+            engine.observer.notice(&Notice::Note { dataset, message });
+        }
         let (leg, problems) = self.judge(expected, &store, result)?;
         let (now, wear) = ((engine.now)(), self.wear.take());
         engine
@@ -1003,6 +1014,7 @@ impl Run<'_, '_> {
             corrupt: Corrupt::open(self.engine.catalog, dataset, to, (self.engine.now)())?,
             workers: stores::workers(&opened.spec),
             wear: &self.wear,
+            stir: &self.stir,
             pace: Arc::new(self.pace.towards(&opened.spec)),
             cancel: self.engine.cancel,
             observer: self.engine.observer,

@@ -23,8 +23,8 @@ pub fn check(
     printer: &Printer,
     interrupt: &Interrupt,
     args: &RestoreArgs,
+    name: &str,
 ) -> Result<u8> {
-    let name = args.target.to_string_lossy();
     let engine = Engine {
         config,
         catalog,

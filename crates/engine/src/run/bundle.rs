@@ -92,7 +92,7 @@ impl<'e> Run<'_, '_> {
         let state = &self.engine.config.host.state;
         let noted = owed::read(state, bundle);
         if matches!(noted, Ok(None)) {
-            return Ok(());
+            return self.findings.undone(bundle);
         }
         let done = self.undo(bundle, &noted);
         let Err(error) = done.and_then(|()| owed::forget(state, bundle)) else {
