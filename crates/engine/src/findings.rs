@@ -317,7 +317,10 @@ impl<'a> Findings<'a> {
         if missing.is_empty() {
             return self.clear(kind, bundle);
         }
-        let message = format!("its newest point is not complete: without {}", missing.join(", "));
+        let message = format!(
+            "its newest point is not complete: without {}",
+            missing.join(", ")
+        );
         let remedy = format!(
             "mend what keeps them from being captured; earlier points stay: \
              thrice restore --bundle {bundle} --to DIR"

@@ -51,7 +51,9 @@ pub use process::{boot_id, is_alive, set_io_class};
 pub use prune::{Pruned, note_append_only, prune};
 pub use rebuild::{Rebuilt, rebuild};
 pub use refetch::{Refetched, is_refetched, refetched};
-pub use report::{BundleOutcome, DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary};
+pub use report::{
+    BundleOutcome, DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary,
+};
 pub use restore::{RestoreOptions, Restored, level, restore};
 pub use retire::{Leaving, RetireOptions, retire};
 pub use run::{Engine, OUTBOX_ROWS_MAX, RunOptions};

@@ -288,7 +288,9 @@ impl Run<'_, '_> {
         if self.options.step("backup") {
             return bundle::units(&self.engine.config.bundles, &all, asked);
         }
-        let wanted = all.into_iter().filter(|e| asked.is_empty() || asked.contains(&e.name));
+        let wanted = all
+            .into_iter()
+            .filter(|e| asked.is_empty() || asked.contains(&e.name));
         let alone = |expected| Unit {
             bundle: None,
             members: vec![expected],
@@ -621,11 +623,7 @@ impl Run<'_, '_> {
     }
 
     /// The dataset's data as it is now; `None` when there is no dataset any more.
-    fn capture<'m>(
-        &self,
-        expected: &'m Expected,
-        replica: &Replica,
-    ) -> Result<Option<Ready<'m>>> {
+    fn capture<'m>(&self, expected: &'m Expected, replica: &Replica) -> Result<Option<Ready<'m>>> {
         let dataset = self.may_run(expected)?;
         let accepted = self.accepted(expected, &dataset);
         let Some(meant) = &expected.dataset else {

@@ -117,7 +117,9 @@ mod tests {
         assert_eq!(met.counts(), (4, 1));
         let words = met.words().unwrap();
         assert!(words.starts_with("1 file changed"), "{words}");
-        assert!(words.ends_with("4 paths moved or vanished before they were read: `a`, `b`, `c`, …"));
+        assert!(
+            words.ends_with("4 paths moved or vanished before they were read: `a`, `b`, `c`, …")
+        );
         assert_eq!(stir.take().counts(), (0, 0));
     }
 }

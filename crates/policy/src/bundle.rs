@@ -156,7 +156,10 @@ pub(crate) fn missing_members(bundles: &[Bundle], datasets: &[Dataset]) -> Vec<D
                     ("is no dataset", near.unwrap_or_else(declare))
                 }
             };
-            let message = format!("`{shown}`, a member of the bundle `{}`, {what}", bundle.name);
+            let message = format!(
+                "`{shown}`, a member of the bundle `{}`, {what}",
+                bundle.name
+            );
             let error = Diagnostic::error(message, Some(mark.clone()));
             missing.push(error.remedy(remedy));
         }

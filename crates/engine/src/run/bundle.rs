@@ -237,10 +237,7 @@ impl<'e> Run<'_, '_> {
 
     /// Captures the members in their order. Returns those whose views hold still from now on and
     /// are still to be copied.
-    fn capture_all<'m>(
-        &mut self,
-        members: &[&'m Expected],
-    ) -> Result<Vec<(Begun<'m>, Ready<'m>)>> {
+    fn capture_all<'m>(&mut self, members: &[&'m Expected]) -> Result<Vec<(Begun<'m>, Ready<'m>)>> {
         self.point = Some(self.new_point(members)?);
         let mut still = Vec::new();
         for &member in members {
