@@ -52,7 +52,8 @@ fn configure(world: &World, before: &str, after: &str, more: &str) -> Result<()>
         world.live().display()
     );
     text += &format!(
-        "[bundle.app]\nmembers = [\"list\", \"files\", \"keys\"]\nbefore = {}\nafter = {}\n{more}\n",
+        "[bundle.app]\nmembers = [\"list\", \"files\", \"keys\"]\n\
+         before = {}\nafter = {}\n{more}\n",
         shell(before),
         shell(after)
     );
@@ -427,8 +428,8 @@ fn r10_a_database_and_its_files_agree_in_every_point() -> Result<()> {
         ensure!(outcome.code == Some(0), "{outcome}");
         let copy = Connection::open(to.join("db/app.db"))?;
         let rows = "SELECT count(*), max(n) FROM t";
-        let rows: (usize, usize) = copy.query_row(rows, [], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        let there = std::fs::read_dir(to.join("files"))?.count();
+        let rows: (i64, i64) = copy.query_row(rows, [], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        let there = i64::try_from(std::fs::read_dir(to.join("files"))?.count())?;
         ensure!(
             rows == (there, there),
             "{turn}: rows {rows:?}, files {there}"

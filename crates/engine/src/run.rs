@@ -715,14 +715,7 @@ impl Run<'_, '_> {
         let setting = self.setting(&meant.name, None, store_name, &replica, number, opened)?;
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         self.unread(meant, &replica, &scan, view.problems(), &mut shipped)?;
-        catalog.atomically(|| {
-            let (corrupt, problems) = (&shipped.corrupt, &shipped.problems);
-            for path in self.findings.databases(&meant.name, corrupt, problems)? {
-                // What it was is still beside it: the next run takes that away, walk or not.
-                ship::note_path(catalog, dataset.id, &replica, &databases::aside(&path))?;
-            }
-            Ok::<_, Error>(())
-        })?;
+        self.note_databases(meant, &replica, &shipped)?;
         self.findings
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
         if let Data::Made(made) = &view.data {
@@ -738,6 +731,19 @@ impl Run<'_, '_> {
         let later = |stop: &str| stop == guard::RELAY_CHANGE && expected.route.len() > 1;
         self.settle_guards(&dataset, &|stop| !later(stop))?;
         Ok((shipped, seal))
+    }
+
+    /// Says which databases are corrupt, and which are so no more.
+    fn note_databases(&self, meant: &Dataset, replica: &Replica, shipped: &Shipped) -> Result<()> {
+        let catalog = self.engine.catalog;
+        catalog.atomically(|| {
+            let (corrupt, problems) = (&shipped.corrupt, &shipped.problems);
+            for path in self.findings.databases(&meant.name, corrupt, problems)? {
+                // What it was is still beside it: the next run takes that away, walk or not.
+                ship::note_path(catalog, replica.dataset, replica, &databases::aside(&path))?;
+            }
+            Ok(())
+        })
     }
 
     /// What could not be read or made is a problem of the leg.

@@ -598,7 +598,8 @@ mod tests {
         #[test]
         fn no_value_breaks_the_decoder(
             table in "(host|store\\.a|root\\.\"/r\"|dataset\\.d|bundle\\.b|metrics|schedule)",
-            key in "(name|state|pace|kind|path|match|route|why|keep|full|limit|exclude|backup|members|before|after)",
+            key in "(name|state|pace|kind|path|match|route|why|keep|full|limit|exclude|backup|\
+                    members|before|after|at)",
             value in "(1|-1|1.5|true|\"\"|\"/\"|\"a\"|\\[\\]|\\[1\\]|\\{\\}|\\{a=1\\}|1979-05-27)",
         ) {
             let text = format!("[{table}]\n{key} = {value}\n");
