@@ -740,6 +740,17 @@ fn mail_that_is_read_costs_renames() -> Result<()> {
     Ok(())
 }
 
+/// How many files lie there, at any depth; what vanishes meanwhile does not count.
+fn files_below(dir: &std::path::Path) -> usize {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let count = |entry: std::fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+        Ok(_) => 1,
+        Err(_) => 0,
+    };
+    entries.map(count).sum()
+}
+
 /// What the log of a run says beside its summary.
 fn notes(outcome: &blackbox::Outcome) -> Result<Vec<String>> {
     let notes = outcome.events()?.into_iter();
@@ -751,11 +762,15 @@ fn notes(outcome: &blackbox::Outcome) -> Result<Vec<String>> {
 #[test]
 fn r02_mail_that_moves_while_it_is_read_is_said_and_none_is_lost() -> Result<()> {
     let world = World::one_store()?;
+    // So slow that most of what is listed has still to be read when it moves.
+    edit(
+        &world,
+        "\nkind = \"disk\"\n",
+        "\nkind = \"disk\"\nlimit = { up = \"2MB/s\" }\n",
+    )?;
     deliver(&world)?;
     let running = world.spawn(&["run", "--json"])?;
-    let staged = world.path("sda/.thrice/tmp");
-    let any = || std::fs::read_dir(&staged).is_ok_and(|mut names| names.next().is_some());
-    while !any() {
+    while files_below(&world.path("sda/.thrice/tmp")) < 20 {
         std::thread::yield_now();
     }
     for number in (0..MESSAGES).rev() {
