@@ -439,3 +439,40 @@ fn r10_a_database_and_its_files_agree_in_every_point() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_point_is_known_from_any_store_alone() -> Result<()> {
+    let world = app()?;
+    let text = std::fs::read_to_string(world.path("thrice.toml"))?;
+    let nas = format!(
+        "[store.nas]\nkind = \"disk\"\npath = \"{}\"\n\n[dataset.list]",
+        world.path("nas").display()
+    );
+    let text = text.replacen("[dataset.list]", &nas, 1);
+    world.configure(&text.replace("route = [\"sda\"]", "route = [\"sda\", \"nas\"]"))?;
+    world.expect(&["run"], 0)?;
+    // Of three members one changes.
+    world.write("a", "second")?;
+    world.expect(&["run"], 0)?;
+    for member in ["list", "files", "keys"] {
+        let versions = versions(&world, member)?;
+        ensure!(versions.len() == 2, "{member}: {versions:?}");
+        let stores = serde_json::json!(["sda", "nas"]);
+        ensure!(versions.iter().all(|version| version["stores"] == stores));
+    }
+    world.expect(&["verify"], 0)?;
+    std::fs::remove_dir_all(world.path("state"))?;
+    std::fs::create_dir(world.path("state"))?;
+    world.expect(&["catalog", "rebuild"], 0)?;
+    for store in ["sda", "nas"] {
+        let to = world.path("out").join(store);
+        let target = to.to_string_lossy();
+        let arguments = [
+            "restore", "--bundle", "app", "--from", store, "--to", &target,
+        ];
+        world.expect(&arguments, 0)?;
+        ensure!(std::fs::read_to_string(to.join("files/a"))? == "second");
+        ensure!(std::fs::read_to_string(to.join("list/list"))? == "list");
+    }
+    Ok(())
+}
