@@ -788,9 +788,13 @@ fn r02_mail_that_moves_while_it_is_read_is_said_and_none_is_lost() -> Result<()>
     let summary = run(&world)?;
     ensure!(summary["files_vanished"] == 0, "{summary:#}");
     same(&world.live().join("mail"), &world.path("sda/mail"))?;
-    // Each was written once, whichever run met it.
+    // Each was written once, whichever run met it; but for those that moved in the very moment in
+    // which a worker read them, which were staged and thrown away.
     let all = first + written(&summary, "sda");
-    ensure!(all <= (MESSAGES * MESSAGE) as u64, "{all} {summary:#}");
+    ensure!(
+        all <= ((MESSAGES + 8) * MESSAGE) as u64,
+        "{all} {summary:#}"
+    );
     Ok(())
 }
 
