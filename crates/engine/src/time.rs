@@ -19,7 +19,7 @@ mod tests {
         let at = jiff::Timestamp::new(1_764_000_000, 999_999_999).unwrap();
         assert_eq!(super::rfc3339(at), "2025-11-24T16:00:00Z");
         assert_eq!(super::exact(at), "2025-11-24T16:00:00.999999999Z");
-        assert_eq!(super::exact(at).parse(), Ok(at));
+        assert_eq!(super::exact(at).parse::<jiff::Timestamp>().unwrap(), at);
         let whole = jiff::Timestamp::new(1_764_000_000, 0).unwrap();
         assert_eq!(super::exact(whole), "2025-11-24T16:00:00.000000000Z");
     }
