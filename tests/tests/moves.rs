@@ -683,3 +683,185 @@ fn r14_a_cut_while_content_is_taken_from_another_dataset_loses_nothing() -> Resu
     }
     Ok(())
 }
+
+/// Messages in a Maildir, and bytes in each.
+const MESSAGES: usize = 3000;
+const MESSAGE: usize = 2000;
+
+/// As mail servers name them.
+fn message(number: usize) -> String {
+    format!(
+        "1795410{number:06}.M{number}P42.box,S={MESSAGE},W={}",
+        MESSAGE + 40
+    )
+}
+
+fn deliver(world: &World) -> Result<()> {
+    for folder in ["cur", "tmp"] {
+        std::fs::create_dir_all(world.live().join("mail").join(folder))?;
+    }
+    for number in 0..MESSAGES {
+        let mut text = format!("Message-ID: <{number}@box>\n").into_bytes();
+        text.resize(MESSAGE, b'x');
+        world.write(&format!("mail/new/{}", message(number)), text)?;
+    }
+    Ok(())
+}
+
+/// Somebody reads a message: it leaves `new`, or gets another flag.
+fn read_mail(world: &World, number: usize, from: &str, to: &str) -> Result<()> {
+    let at = |place: &str| {
+        world
+            .live()
+            .join(format!("mail/{}", place.replace('@', &message(number))))
+    };
+    Ok(std::fs::rename(at(from), at(to))?)
+}
+
+#[test]
+fn mail_that_is_read_costs_renames() -> Result<()> {
+    let world = two_legs!();
+    deliver(&world)?;
+    run(&world)?;
+    for (from, to) in [("new/@", "cur/@:2,S"), ("cur/@:2,S", "cur/@:2,RS")] {
+        for number in 0..MESSAGES {
+            read_mail(&world, number, from, to)?;
+        }
+        let summary = run(&world)?;
+        ensure!(summary["files_renamed"] == MESSAGES, "{summary:#}");
+        ensure!(written(&summary, "sda") == 0, "{summary:#}");
+        ensure!(written(&summary, "nas") == 0, "{summary:#}");
+        // Names and attributes alone, each some hundred bytes before they are compressed.
+        ensure!(sent(&summary) < (MESSAGES * 400) as u64, "{summary:#}");
+        for store in ["sda", "nas"] {
+            same(&world.live().join("mail"), &world.path(store).join("mail"))?;
+        }
+    }
+    Ok(())
+}
+
+/// How many files lie there, at any depth; what vanishes meanwhile does not count.
+fn files_below(dir: &std::path::Path) -> usize {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let count = |entry: std::fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+        Ok(_) => 1,
+        Err(_) => 0,
+    };
+    entries.map(count).sum()
+}
+
+/// What the log of a run says beside its summary.
+fn notes(outcome: &blackbox::Outcome) -> Result<Vec<String>> {
+    let notes = outcome.events()?.into_iter();
+    let notes = notes.filter(|event| event["event"] == "note");
+    let text = |event: Value| event["message"].as_str().map(str::to_owned);
+    Ok(notes.filter_map(text).collect())
+}
+
+#[test]
+fn r02_mail_that_moves_while_it_is_read_is_said_and_none_is_lost() -> Result<()> {
+    let world = World::one_store()?;
+    // So slow that most of what is listed has still to be read when it moves.
+    edit(
+        &world,
+        "\nkind = \"disk\"\n",
+        "\nkind = \"disk\"\nlimit = { up = \"2MB/s\" }\n",
+    )?;
+    deliver(&world)?;
+    let running = world.spawn(&["run", "--json"])?;
+    while files_below(&world.path("sda/.thrice/tmp")) < 20 {
+        std::thread::yield_now();
+    }
+    for number in (0..MESSAGES).rev() {
+        read_mail(&world, number, "new/@", "cur/@:2,S")?;
+    }
+    let outcome = running.wait()?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    let vanished = outcome.summary()?["files_vanished"].as_u64().unwrap_or(0);
+    ensure!(vanished > 0, "{outcome}");
+    let said = notes(&outcome)?;
+    let words = format!("{vanished} paths moved or vanished before they were read");
+    ensure!(said.iter().any(|note| note.contains(&words)), "{said:?}");
+    let first = written(&outcome.summary()?, "sda");
+
+    let summary = run(&world)?;
+    ensure!(summary["files_vanished"] == 0, "{summary:#}");
+    same(&world.live().join("mail"), &world.path("sda/mail"))?;
+    // Each was written once, whichever run met it; but for those that moved in the very moment in
+    // which a worker read them, which were staged and thrown away.
+    let all = first + written(&summary, "sda");
+    ensure!(
+        all <= ((MESSAGES + 8) * MESSAGE) as u64,
+        "{all} {summary:#}"
+    );
+    Ok(())
+}
+
+#[test]
+fn mail_that_is_held_and_moves_during_runs_is_written_once() -> Result<()> {
+    let world = World::one_store()?;
+    deliver(&world)?;
+    let mut all = written(&run(&world)?, "sda");
+    for turn in 0..6 {
+        let running = world.spawn(&["run", "--json"])?;
+        for number in (0..MESSAGES).filter(|number| number % 6 == turn) {
+            read_mail(&world, number, "new/@", "cur/@:2,S")?;
+        }
+        let outcome = running.wait()?;
+        ensure!(outcome.code == Some(0), "{outcome}");
+        all += written(&outcome.summary()?, "sda");
+    }
+    let summary = run(&world)?;
+    all += written(&summary, "sda");
+    same(&world.live().join("mail"), &world.path("sda/mail"))?;
+    ensure!(all == (MESSAGES * MESSAGE) as u64, "{all} {summary:#}");
+    Ok(())
+}
+
+#[test]
+fn what_would_not_hold_still_is_said() -> Result<()> {
+    let world = World::one_store()?;
+    world.write("docs/log", noise(1, 16 << 20))?;
+    world.write("docs/still", "still")?;
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let path = docs(&world).join("log");
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| -> Result<()> {
+            use std::os::unix::fs::FileExt;
+            let file = std::fs::File::options().write(true).open(&path)?;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                file.write_all_at(b"x", 0)?;
+                std::thread::sleep(std::time::Duration::from_micros(200));
+            }
+            Ok(())
+        });
+        let outcome = world.expect(&["run", "--json"], 0);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        outcome
+    })?;
+    ensure!(outcome.summary()?["files_unsettled"] == 1, "{outcome}");
+    let said = notes(&outcome)?;
+    let told = |note: &String| note.starts_with("1 file changed while") && note.contains("`log`");
+    ensure!(said.iter().any(told), "{said:?}");
+    let summary = run(&world)?;
+    ensure!(summary["files_unsettled"] == 0, "{summary:#}");
+    same(&docs(&world), &world.path("sda/docs"))
+}
+
+#[test]
+fn what_is_deleted_or_moved_between_runs_is_nothing_to_speak_of() -> Result<()> {
+    let world = World::one_store()?;
+    fill(&world, "docs")?;
+    run(&world)?;
+    std::fs::remove_dir_all(docs(&world).join("d0"))?;
+    mv(&world, "docs/d1", "docs/d2")?;
+    std::fs::remove_file(docs(&world).join("small1"))?;
+    let outcome = world.expect(&["run", "--json"], 0)?;
+    let summary = outcome.summary()?;
+    ensure!(
+        summary["files_vanished"] == 0 && summary["files_unsettled"] == 0,
+        "{outcome}"
+    );
+    Ok(())
+}

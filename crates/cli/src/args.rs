@@ -277,7 +277,11 @@ pub struct DiffArgs {
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// DATASET or DATASET:PATH
-    pub target: OsString,
+    #[arg(required_unless_present = "bundle")]
+    pub target: Option<OsString>,
+    /// All members of this bundle at one point in time, each into a folder of its name
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["target", "in_place"])]
+    pub bundle: Option<String>,
     /// The folder to restore into; made if it is not there, must be empty
     #[arg(long, value_name = "DIR", required_unless_present = "in_place")]
     pub to: Option<PathBuf>,

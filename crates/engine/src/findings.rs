@@ -19,6 +19,9 @@ const CORRUPT: &str = "copy-corrupt";
 /// The same of something that only past versions need.
 const CORRUPT_PAST: &str = "history-corrupt";
 
+/// A bundle whose `before` is not undone.
+const UNDO: &str = "bundle-undo";
+
 /// What a finding about a copy is about.
 fn copy(dataset: &str, store: &str, path: &RelPath) -> String {
     format!("{dataset}:{path} in {store}")
@@ -329,6 +332,35 @@ impl<'a> Findings<'a> {
         let remedy = "run more often, give `audit` in [host] a longer period, or stop \
                       `thrice watch` for one run, which then looks at everything";
         self.raise(Severity::S2, kind, dataset, message, remedy)
+    }
+
+    /// The undo of a bundle's `before` failed: it is owed still.
+    pub(crate) fn not_undone(&self, bundle: &str, message: &str, failures: u64) -> Result<()> {
+        let message = format!("the application may still be paused ({failures} tries): {message}");
+        let remedy = "undo it by hand if it is urgent, and mend the command; every run tries again";
+        self.raise(Severity::S1, UNDO, bundle, message, remedy)
+    }
+
+    /// It is not any more.
+    pub(crate) fn undone(&self, bundle: &str) -> Result<()> {
+        self.clear(UNDO, bundle)
+    }
+
+    /// Members of a bundle that have no good version of the newest point.
+    pub(crate) fn incomplete(&self, bundle: &str, missing: &[String]) -> Result<()> {
+        let kind = "bundle-incomplete";
+        if missing.is_empty() {
+            return self.clear(kind, bundle);
+        }
+        let message = format!(
+            "its newest point is not complete: without {}",
+            missing.join(", ")
+        );
+        let remedy = format!(
+            "mend what keeps them from being captured; earlier points stay: \
+             thrice restore --bundle {bundle} --to DIR"
+        );
+        self.raise(Severity::S2, kind, bundle, message, remedy)
     }
 
     /// What a leg came to.

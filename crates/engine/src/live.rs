@@ -237,6 +237,17 @@ impl Live {
         Ok(self.stat(path)?.map(|(_, _, stat)| stat.kind))
     }
 
+    /// Whether nothing is there at all; else something is that is not the dataset's.
+    pub(crate) fn has_vanished(&mut self, path: &RelPath) -> io::Result<bool> {
+        let Some((dir, name)) = self.at(path)? else {
+            return Ok(true);
+        };
+        match dir.stat(name) {
+            Err(error) if is_gone(&error) => Ok(true),
+            other => other.map(|_| false),
+        }
+    }
+
     /// The node at a path, without content; `None` when nothing is there.
     pub(crate) fn node(&mut self, path: &RelPath) -> io::Result<Option<Node>> {
         match self.stat(path)? {

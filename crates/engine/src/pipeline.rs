@@ -23,6 +23,7 @@ use crate::live::{Live, Look, Trouble};
 use crate::pace::{self, Pace};
 use crate::relay::Carrier;
 use crate::report::{Notice, Observer, Problem};
+use crate::stir::Stir;
 
 /// Bundles of tasks and of answers that wait at most.
 const QUEUE: usize = 16;
@@ -216,6 +217,7 @@ pub(crate) struct Setting<'a> {
     pub(crate) corrupt: Corrupt,
     pub(crate) workers: usize,
     pub(crate) wear: &'a WearCount,
+    pub(crate) stir: &'a Stir,
     pub(crate) pace: Arc<Pace>,
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) observer: &'a dyn Observer,
@@ -306,6 +308,7 @@ pub(crate) fn run<'a, T>(
                 written: &written,
                 wrote: None,
                 wear: setting.wear,
+                stir: setting.stir,
                 pace: &setting.pace,
             };
             let done = done_tx.clone();
@@ -707,6 +710,7 @@ struct Worker<'a> {
     /// The directory noted last in `written`.
     wrote: Option<RelPath>,
     wear: &'a WearCount,
+    stir: &'a Stir,
     pace: &'a Pace,
 }
 
@@ -845,7 +849,14 @@ impl Worker<'_> {
             Origin::Store(carrier) => carrier.bring(&self.target, &at.path, held, want)?,
         };
         match look {
-            Look::Gone => self.gone(at, held),
+            Look::Gone => {
+                if let Origin::Live(live) = &mut self.origin
+                    && live.has_vanished(&at.path)?
+                {
+                    self.stir.vanished(&at.path);
+                }
+                self.gone(at, held)
+            }
             Look::Linked(stat) => Ok(Done::IsLink(Box::new(Name {
                 at: at.clone(),
                 ino: stat.ino,
@@ -875,6 +886,9 @@ impl Worker<'_> {
                 staged,
                 bytes_read,
             } => {
+                if node.unsettled && matches!(self.origin, Origin::Live(_)) {
+                    self.stir.unsettled(&at.path);
+                }
                 let wear = wear_of(staged.as_ref());
                 let old = self.old(held);
                 if let Some(op) = decide::operation(need, at.path.clone(), *node, old) {

@@ -65,15 +65,30 @@ pub struct DatasetOutcome {
     pub legs: Vec<Leg>,
 }
 
+/// What came of a bundle.
+#[derive(Clone, Debug, Serialize)]
+pub struct BundleOutcome {
+    pub name: String,
+    /// The time that the versions of this run have in common; `None`: none was captured.
+    pub point: Option<String>,
+    /// Members without a good version of it.
+    pub missing: Vec<String>,
+}
+
 /// What the run came to: the last line of `thrice run --json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     pub run: String,
     pub status: Status,
     pub datasets: Vec<DatasetOutcome>,
+    pub bundles: Vec<BundleOutcome>,
     pub files_changed: u64,
     pub files_renamed: u64,
     pub files_deleted: u64,
+    /// Paths that moved or vanished before they were read.
+    pub files_vanished: u64,
+    /// Files that changed each time that they were read; they are marked.
+    pub files_unsettled: u64,
     pub bytes_read: u64,
     /// By store: bytes of content written.
     pub bytes_written: BTreeMap<String, u64>,
@@ -95,9 +110,12 @@ impl Summary {
             run,
             status: Status::Ok,
             datasets: Vec::new(),
+            bundles: Vec::new(),
             files_changed: 0,
             files_renamed: 0,
             files_deleted: 0,
+            files_vanished: 0,
+            files_unsettled: 0,
             bytes_read: 0,
             bytes_written: BTreeMap::new(),
             bytes_changed: BTreeMap::new(),

@@ -1,5 +1,7 @@
 //! A run: every dataset along its route, each on its own, none forgotten.
 
+mod bundle;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,11 +29,14 @@ use crate::relay;
 use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summary};
 use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
+use crate::stir::Stir;
 use crate::stores::{self, Opened, Pool, Purpose};
 use crate::volumes::{self, Groups, Mounted};
 use crate::watch::{self, Watch};
 use crate::window::{self, Window};
 use crate::{moves, prune, sync, workload};
+
+use bundle::Unit;
 
 /// Rows that an outbox holds for one replica before they collapse into "reconcile".
 pub const OUTBOX_ROWS_MAX: u64 = 500_000;
@@ -95,6 +100,7 @@ struct Run<'a, 'e> {
     open: Option<Vec<OpenFile>>,
     /// Of the leg under way.
     wear: WearCount,
+    stir: Stir,
     pace: Pace,
     /// Datasets that this run has let go of.
     retired: BTreeSet<String>,
@@ -102,6 +108,18 @@ struct Run<'a, 'e> {
     passed: BTreeSet<String>,
     /// Volume groups, as this run found them.
     groups: Groups,
+    /// The moment that the versions sealed now belong to, while a bundle is captured.
+    point: Option<Timestamp>,
+    /// Whether an application may still be paused.
+    undo_owed: bool,
+}
+
+/// A leg under way.
+struct Begun<'m> {
+    step: &'static str,
+    expected: &'m Expected,
+    store: String,
+    replica: Replica,
 }
 
 /// Which guards were told to let something pass.
@@ -156,10 +174,13 @@ impl Engine<'_> {
             feed: Tracked::new(&self.config.host.state),
             open: None,
             wear: WearCount::default(),
+            stir: Stir::default(),
             pace: Pace::new(self.config.host.pace.brake, self.cancel),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
             groups: Groups::default(),
+            point: None,
+            undo_owed: false,
         };
         if run.pace.is_blind() {
             self.observer.notice(&Notice::Note {
@@ -240,6 +261,7 @@ impl Run<'_, '_> {
         }
         self.groups.sweep(self.engine, &self.findings)?;
         let is_started = self.restart()?;
+        self.pay_all()?;
         for warning in &expectation.coverage.warnings {
             self.engine.observer.notice(&Notice::Note {
                 dataset: None,
@@ -247,19 +269,16 @@ impl Run<'_, '_> {
             });
         }
         self.findings.coverage(&expectation.coverage)?;
-        let chosen: Vec<&Expected> = expectation
-            .stalest_first()
-            .into_iter()
-            .filter(|e| self.options.datasets.is_empty() || self.options.datasets.contains(&e.name))
-            .collect();
+        let units = self.units(expectation);
+        let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
         // Where the time is short, what is stalest comes to its last store before anything else
         // begins: else the first legs could take every window, and the last ones never start.
         let at_once = if self.window.is_some() {
             1
         } else {
-            chosen.len().max(1)
+            units.len().max(1)
         };
-        for some in chosen.chunks(at_once) {
+        for some in units.chunks(at_once) {
             self.legs(some)?;
         }
         // Pruning goes on when the time is over: it makes the room for the next run (R17).
@@ -288,17 +307,46 @@ impl Run<'_, '_> {
         Ok(failed.is_empty())
     }
 
-    fn legs(&mut self, chosen: &[&Expected]) -> Result<()> {
+    /// What is to be done, what was backed up longest ago first. A dataset that is asked for comes
+    /// with its bundle where it is captured.
+    fn units<'x>(&self, expectation: &'x Expectation) -> Vec<Unit<'x>>
+    where
+        Self: 'x,
+    {
+        let all = expectation.stalest_first();
+        let asked = &self.options.datasets;
         if self.options.step("backup") {
-            for expected in chosen {
+            return bundle::units(&self.engine.config.bundles, &all, asked);
+        }
+        let wanted = all
+            .into_iter()
+            .filter(|e| asked.is_empty() || asked.contains(&e.name));
+        let alone = |expected| Unit {
+            bundle: None,
+            members: vec![expected],
+        };
+        wanted.map(alone).collect()
+    }
+
+    fn legs(&mut self, units: &[Unit<'_>]) -> Result<()> {
+        if self.options.step("backup") {
+            for unit in units {
                 if self.cancelled() {
                     break;
                 }
-                self.first_leg(expected)?;
+                match unit.bundle {
+                    Some(bundle) => self.bundle(bundle, &unit.members)?,
+                    None => {
+                        for expected in &unit.members {
+                            self.first_leg(expected)?;
+                        }
+                    }
+                }
             }
         }
         if self.options.step("offsite") {
-            self.later_legs(chosen)?;
+            let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
+            self.later_legs(&chosen)?;
         }
         Ok(())
     }
@@ -359,7 +407,7 @@ impl Run<'_, '_> {
             Status::Failed | Status::Aborted if any_done => Status::Partial,
             Status::Aborted => Status::Failed,
             // What has no route for now is in no dataset, and not done either.
-            Status::Ok if contradictions => Status::Partial,
+            Status::Ok if contradictions || self.undo_owed => Status::Partial,
             other => other,
         };
         for (name, opened) in self.pool.opened() {
@@ -394,6 +442,21 @@ impl Run<'_, '_> {
         position: usize,
         work: fn(&mut Self, &Expected, &Replica) -> Result<Done>,
     ) -> Result<()> {
+        let (begun, stop) = self.begin_leg(step, expected, position)?;
+        let result = match stop {
+            Some(stop) => Err(Error::Held(stop)),
+            None => work(self, expected, &begun.replica),
+        };
+        self.end_leg(begun, result)
+    }
+
+    /// With why it must not be done, where that is known already.
+    fn begin_leg<'m>(
+        &mut self,
+        step: &'static str,
+        expected: &'m Expected,
+        position: usize,
+    ) -> Result<(Begun<'m>, Option<Stop>)> {
         let engine = self.engine;
         let store = expected.route[position].clone();
         let moved = self.moved(expected)?;
@@ -419,10 +482,31 @@ impl Run<'_, '_> {
         engine
             .catalog
             .attempted(replica.id, RunStatus::Running, Wear::default(), now)?;
-        let result = match moved {
-            Some((_, stop)) => Err(Error::Held(stop)),
-            None => work(self, expected, &replica),
+        let begun = Begun {
+            step,
+            expected,
+            store,
+            replica,
         };
+        Ok((begun, moved.map(|(_, stop)| stop)))
+    }
+
+    fn end_leg(&mut self, begun: Begun<'_>, result: Result<Done>) -> Result<()> {
+        let engine = self.engine;
+        let Begun {
+            step,
+            expected,
+            store,
+            replica,
+        } = begun;
+        let met = self.stir.take();
+        let (vanished, unsettled) = met.counts();
+        self.summary.files_vanished += vanished;
+        self.summary.files_unsettled += unsettled;
+        if let Some(message) = met.words() {
+            let dataset = Some(expected.name.clone());
+            engine.observer.notice(&Notice::Note { dataset, message });
+        }
         let (leg, problems) = self.judge(expected, &store, result)?;
         let (now, wear) = ((engine.now)(), self.wear.take());
         engine
@@ -564,19 +648,49 @@ impl Run<'_, '_> {
 
     /// Leg one: live data to the first store.
     fn backup(&mut self, expected: &Expected, replica: &Replica) -> Result<Done> {
+        let dataset = self.may_run(expected)?;
+        let accepted = self.accepted(expected, &dataset);
+        if let Some(meant) = &expected.dataset
+            && self.is_unwritten(expected, meant, &accepted, replica)?
+        {
+            self.settle_first(expected, &dataset)?;
+            return Ok((Shipped::default(), None));
+        }
+        let ready = self.capture(expected, replica)?;
+        self.bring(expected, replica, ready)
+    }
+
+    /// The dataset's data as it is now; `None` when there is no dataset any more.
+    fn capture<'m>(
+        &mut self,
+        expected: &'m Expected,
+        replica: &Replica,
+    ) -> Result<Option<Ready<'m>>> {
+        let dataset = self.may_run(expected)?;
+        let accepted = self.accepted(expected, &dataset);
+        let Some(meant) = &expected.dataset else {
+            return Ok(None);
+        };
+        let source = shown(&expected.source_path);
+        self.view(meant, &source, &dataset, &accepted, replica)
+            .map(Some)
+    }
+
+    /// Brings what was captured to the first store.
+    fn bring(
+        &mut self,
+        expected: &Expected,
+        replica: &Replica,
+        ready: Option<Ready<'_>>,
+    ) -> Result<Done> {
         let engine = self.engine;
         let catalog = engine.catalog;
         let dataset = self.may_run(expected)?;
         let accepted = self.accepted(expected, &dataset);
-        let Some(meant) = &expected.dataset else {
+        let (Some(meant), Some(view)) = (&expected.dataset, ready) else {
             return self.source_gone(expected, dataset.id, &accepted);
         };
-        if self.is_unwritten(expected, meant, &accepted, replica)? {
-            self.settle_first(expected, &dataset)?;
-            return Ok((Shipped::default(), None));
-        }
         let source = shown(&expected.source_path);
-        let view = self.view(meant, &source, &dataset, &accepted, replica)?;
         let store_name = &expected.route[0];
         self.open(store_name)?;
         self.look_for_open_files()?;
@@ -644,14 +758,7 @@ impl Run<'_, '_> {
         let setting = self.setting(&meant.name, None, store_name, &replica, number, opened)?;
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         self.unread(meant, &replica, &scan, view.problems(), &mut shipped)?;
-        catalog.atomically(|| {
-            let (corrupt, problems) = (&shipped.corrupt, &shipped.problems);
-            for path in self.findings.databases(&meant.name, corrupt, problems)? {
-                // What it was is still beside it: the next run takes that away, walk or not.
-                ship::note_path(catalog, dataset.id, &replica, &databases::aside(&path))?;
-            }
-            Ok::<_, Error>(())
-        })?;
+        self.note_databases(meant, &replica, &shipped)?;
         self.findings
             .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
         if let Data::Made(made) = &view.data {
@@ -708,6 +815,19 @@ impl Run<'_, '_> {
         self.summary.scanned(None);
         self.summary.unwritten += 1;
         Ok(true)
+    }
+
+    /// Says which databases are corrupt, and which are so no more.
+    fn note_databases(&self, meant: &Dataset, replica: &Replica, shipped: &Shipped) -> Result<()> {
+        let catalog = self.engine.catalog;
+        catalog.atomically(|| {
+            let (corrupt, problems) = (&shipped.corrupt, &shipped.problems);
+            for path in self.findings.databases(&meant.name, corrupt, problems)? {
+                // What it was is still beside it: the next run takes that away, walk or not.
+                ship::note_path(catalog, replica.dataset, replica, &databases::aside(&path))?;
+            }
+            Ok(())
+        })
     }
 
     /// What could not be read or made is a problem of the leg.
@@ -1000,6 +1120,7 @@ impl Run<'_, '_> {
             corrupt: Corrupt::open(self.engine.catalog, dataset, to, (self.engine.now)())?,
             workers: stores::workers(&opened.spec),
             wear: &self.wear,
+            stir: &self.stir,
             pace: Arc::new(self.pace.towards(&opened.spec)),
             cancel: self.engine.cancel,
             observer: self.engine.observer,
@@ -1016,10 +1137,11 @@ impl Run<'_, '_> {
     ) -> Result<Option<Seal>> {
         let catalog = self.engine.catalog;
         let now = catalog.replica(replica.id)?;
-        if now.open_records == 0 {
+        // Of a point there is a version of every member, also of one that has not changed.
+        if now.open_records == 0 && self.point.is_none() {
             return Ok(None);
         }
-        let at = (self.engine.now)();
+        let at = self.point.unwrap_or_else(self.engine.now);
         let whole = shipped.problems.is_empty();
         let seal = Seal {
             version: format!("{number:06}-{}", at.strftime("%Y%m%dT%H%M%SZ")),
@@ -1029,7 +1151,10 @@ impl Run<'_, '_> {
             } else {
                 SealStatus::Partial
             },
-            sealed_at: crate::time::rfc3339(at),
+            sealed_at: match self.point {
+                Some(at) => crate::time::exact(at),
+                None => crate::time::rfc3339(at),
+            },
             received_at: String::new(),
             files: now.files,
             bytes: now.bytes,

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use tree::{RelPath, escape};
 
+use crate::bundle::missing_members;
 use crate::claim::{Claimed, NAME_BYTES_MAX, volume_name};
 use crate::diagnostic::{Diagnostic, Mark};
 use crate::look::{Entry, Landscape, Seen};
@@ -187,6 +188,8 @@ pub fn resolve(
     proof.settle_ties();
     proof.settle_names();
     proof.write_datasets();
+    let missing = missing_members(&config.bundles, &proof.coverage.datasets);
+    proof.coverage.errors.extend(missing);
     proof.write_lines();
     proof.coverage
 }

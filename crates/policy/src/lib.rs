@@ -4,6 +4,7 @@
 //! I/O is reading the configuration ([`load`], [`find`]) and [`look`]; what lies on disk comes
 //! into the proof ([`resolve`]) as a value ([`Landscape`]), so the proof is pure.
 
+mod bundle;
 mod claim;
 mod coverage;
 mod diagnostic;
@@ -21,6 +22,7 @@ mod units;
 mod volume;
 mod written;
 
+pub use bundle::{Bundle, Member};
 pub use claim::claim_name;
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};

@@ -296,7 +296,7 @@ fn read_secret(
 }
 
 /// `at`: where the programs run. `None`: an error has been reported.
-fn read_place(fields: &mut Fields<'_, '_>) -> Option<Place> {
+pub(crate) fn read_place(fields: &mut Fields<'_, '_>) -> Option<Place> {
     let given = fields.has("at");
     let at = fields.parsed("at", parse_place);
     let config = match given {
@@ -591,7 +591,11 @@ fn read_command(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Opt
 }
 
 /// A program and its arguments.
-fn words(sink: &Sink<'_>, fields: &mut Fields<'_, '_>, key: &'static str) -> Option<Vec<String>> {
+pub(crate) fn words(
+    sink: &Sink<'_>,
+    fields: &mut Fields<'_, '_>,
+    key: &'static str,
+) -> Option<Vec<String>> {
     let list = fields.strings(key, false)?;
     let empty = list
         .value

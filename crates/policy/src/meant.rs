@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::bundle::Bundle;
 use crate::diagnostic::Mark;
 use crate::made::Made;
 use crate::pattern::Pattern;
@@ -22,6 +23,8 @@ pub struct Config {
     pub roots: Vec<Root>,
     /// `[dataset.NAME]`, in the order of the file.
     pub datasets: Vec<Declared>,
+    /// `[bundle.NAME]`, in the order of the file.
+    pub bundles: Vec<Bundle>,
     pub metrics: Metrics,
     pub schedule: Schedule,
 }

@@ -175,6 +175,7 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
         stores: written.stores.iter().map(|at| at.value.clone()).collect(),
         roots,
         datasets,
+        bundles: written.bundles,
         metrics: written.metrics,
         schedule: written.schedule,
     };
@@ -600,8 +601,9 @@ mod tests {
 
         #[test]
         fn no_value_breaks_the_decoder(
-            table in "(host|store\\.a|root\\.\"/r\"|dataset\\.d|metrics|schedule)",
-            key in "(name|state|pace|kind|path|match|route|why|keep|full|limit|exclude|backup)",
+            table in "(host|store\\.a|root\\.\"/r\"|dataset\\.d|bundle\\.b|metrics|schedule)",
+            key in "(name|state|pace|kind|path|match|route|why|keep|full|limit|exclude|backup|\
+                    members|before|after|at)",
             value in "(1|-1|1.5|true|\"\"|\"/\"|\"a\"|\\[\\]|\\[1\\]|\\{\\}|\\{a=1\\}|1979-05-27)",
         ) {
             let text = format!("[{table}]\n{key} = {value}\n");

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::bundle::{self, Bundle};
 use crate::fields::{At, Fields, Sink};
 use crate::made::Made;
 pub(crate) use crate::making::Refetch;
@@ -29,6 +30,7 @@ pub(crate) struct Written {
     pub commons: Vec<Common>,
     pub roots: Vec<WrittenRoot>,
     pub datasets: Vec<WrittenDataset>,
+    pub bundles: Vec<Bundle>,
     pub metrics: Metrics,
     pub schedule: Schedule,
 }
@@ -115,6 +117,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
     let datasets = datasets
         .filter_map(|(name, fields)| read_dataset(sink, name, fields, &mut commons))
         .collect();
+    let bundles = bundle::read(sink, top.tables("bundle"));
     let metrics = top.table("metrics", "[metrics]".into());
     let metrics = metrics.map(read_metrics).unwrap_or_default();
     let schedule = top.table("schedule", "[schedule]".into());
@@ -133,6 +136,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
         commons,
         roots,
         datasets,
+        bundles,
         metrics,
         schedule,
     }
@@ -211,7 +215,7 @@ fn check_name(name: &str) -> Result<String, String> {
     Ok(name.into())
 }
 
-fn report_name(sink: &Sink<'_>, name: &str, span: &Range<usize>) -> bool {
+pub(crate) fn report_name(sink: &Sink<'_>, name: &str, span: &Range<usize>) -> bool {
     match check_name(name) {
         Ok(_) => true,
         Err(why) => {

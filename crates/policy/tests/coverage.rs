@@ -648,6 +648,33 @@ fn excluded(config: &Config, disk: &Disk, name: &str, path: &Path) -> bool {
     below.any(|name| name.to_str().unwrap().ends_with("bb"))
 }
 
+#[test]
+fn a_member_of_a_bundle_is_a_dataset_with_a_route() {
+    let bundle = "[dataset.keys]\npath = \"/srv/nfs/keys\"\nroute = []\nwhy = \"elsewhere\"\n\
+                  [bundle.app]\nmembers = [\"photos\", \"fotos\", \"keys\", \"zz\"]\n";
+    let text = format!("{NFS}{bundle}");
+    let coverage = cover(&text, &["/srv/nfs/photos/a", "/srv/nfs/keys/a"]);
+    let expected = [
+        "`fotos`, a member of the bundle `app`, is no dataset",
+        "`keys`, a member of the bundle `app`, is not backed up",
+        "`zz`, a member of the bundle `app`, is no dataset",
+    ];
+    assert_eq!(errors(&coverage), expected);
+    let at = coverage.errors[0]
+        .at
+        .as_ref()
+        .map(|mark| (mark.line, mark.column));
+    let line = text.lines().position(|line| line.starts_with("members"));
+    assert_eq!(
+        at.map(|(line, _)| line),
+        line.map(|at| at + 1 + STORES.lines().count())
+    );
+    let remedies = coverage.errors.iter().map(|error| error.remedy.as_deref());
+    let remedies: Vec<_> = remedies.map(Option::unwrap_or_default).collect();
+    assert_eq!(remedies[0], "did you mean `photos`?");
+    assert_eq!(remedies[2], "declare it with `[dataset.zz]`");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 1500,

@@ -1141,3 +1141,126 @@ route = ["sda"]
        |         ^^^^^^^^^^^^^^^^^^^^
     ");
 }
+
+#[test]
+fn bundles_have_members_and_what_pauses_is_undone() {
+    let text = r#"[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+
+[root."/srv"]
+each = "dir"
+route = ["sda"]
+
+[bundle.empty]
+members = []
+
+[bundle.none]
+befor = ["true"]
+
+[bundle.cloud]
+members = ["db", "files", "db"]
+before = ["occ", "on"]
+
+[bundle.other]
+members = ["files"]
+after = ["occ", "off"]
+deadline = "10m"
+
+[bundle."a/b"]
+members = ["x"]
+before = []
+after = ["true"]
+at = "there"
+"#;
+    assert_snapshot!(said(text), @r#"
+    error: `members` is empty
+      --> thrice.toml:10:11
+       |
+    10 | members = []
+       |           ^^
+       |
+       = help: write `members = ["DATASET", "DATASET"]`, in the order of their capture
+
+    error: `[bundle.none]` has no `members`
+      --> thrice.toml:12:9
+       |
+    12 | [bundle.none]
+       |         ^^^^
+       |
+       = help: write `members = ["DATASET", "DATASET"]`, in the order of their capture
+
+    error: unknown key `befor` in `[bundle.none]`
+      --> thrice.toml:13:1
+       |
+    13 | befor = ["true"]
+       | ^^^^^
+       |
+       = help: did you mean `before`?
+
+    error: nothing undoes `before` of `[bundle.cloud]`
+      --> thrice.toml:15:9
+       |
+    15 | [bundle.cloud]
+       |         ^^^^^
+       |
+       = help: write `after`; if there is nothing to undo, `after = ["true"]`
+
+    error: `db` is twice in the bundle `cloud`
+      --> thrice.toml:16:27
+       |
+    16 | members = ["db", "files", "db"]
+       |            ----           ^^^^
+       |            |
+       |            first here
+       |
+       = help: remove one of them
+
+    error: `files` is in two bundles, `cloud` and `other`
+      --> thrice.toml:20:12
+       |
+    16 | members = ["db", "files", "db"]
+       |                  ------- first here
+    ...
+    20 | members = ["files"]
+       |            ^^^^^^^
+       |
+       = help: a dataset has one point in time: make one bundle of the two, or remove it in one
+
+    error: `after` means nothing without `before`
+      --> thrice.toml:21:1
+       |
+    21 | after = ["occ", "off"]
+       | ^^^^^
+       |
+       = help: it undoes `before`: write that too, or remove it
+
+    error: `deadline` means nothing without `before`
+      --> thrice.toml:22:1
+       |
+    22 | deadline = "10m"
+       | ^^^^^^^^
+       |
+       = help: write `before` too, or remove it
+
+    error: `a/b` is not a name: letters, digits, `-`, `_`, `.`; not `-` or `.` first
+      --> thrice.toml:24:9
+       |
+    24 | [bundle."a/b"]
+       |         ^^^^^
+
+    error: `before` is empty
+      --> thrice.toml:26:10
+       |
+    26 | before = []
+       |          ^^
+       |
+       = help: write the program and its arguments, as `before = ["/usr/bin/…"]`
+
+    error: `there` is no place; write it like `ssh:root@db1` or `pod:NAMESPACE/POD`
+      --> thrice.toml:28:6
+       |
+    28 | at = "there"
+       |      ^^^^^^^
+    "#);
+}

@@ -23,8 +23,8 @@ pub fn check(
     printer: &Printer,
     interrupt: &Interrupt,
     args: &RestoreArgs,
+    name: &str,
 ) -> Result<u8> {
-    let name = args.target.to_string_lossy();
     let engine = Engine {
         config,
         catalog,
@@ -36,12 +36,12 @@ pub fn check(
         None => At::Newest,
         asked => target::at(
             catalog,
-            &target::dataset(catalog, &policy::inventory_name(&name))?,
+            &target::dataset(catalog, &policy::inventory_name(name))?,
             asked,
         )?,
     };
     let to = args.to.as_deref();
-    let found = engine::refetched(&engine, &name, to, at, args.from.as_deref())?;
+    let found = engine::refetched(&engine, name, to, at, args.from.as_deref())?;
     let code = match found.wanting() {
         0 => exit::OK,
         _ => exit::ATTENTION,

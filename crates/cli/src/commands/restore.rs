@@ -1,7 +1,10 @@
 //! `thrice restore`.
 
 use anyhow::Result;
-use engine::{Engine, RestoreOptions, Restored};
+use catalog::Catalog;
+use engine::{At, BundleOptions, Engine, RestoreOptions, Restored, Status};
+use policy::Config;
+use serde::Serialize;
 
 use super::refetch;
 use super::run::finished;
@@ -16,12 +19,15 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
     let config = session::config(global, printer)?;
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_read(&config)?;
-    if let Some(name) = args.target.to_str()
+    let Some(asked) = &args.target else {
+        return restore_bundle(&config, &catalog, printer, &interrupt, args);
+    };
+    if let Some(name) = asked.to_str()
         && engine::is_refetched(&config, name)
     {
-        return refetch::check(&config, &catalog, printer, &interrupt, args);
+        return refetch::check(&config, &catalog, printer, &interrupt, args, name);
     }
-    let Target { dataset, path } = Target::parse(&catalog, &args.target)?;
+    let Target { dataset, path } = Target::parse(&catalog, asked)?;
     let engine = Engine {
         config: &config,
         catalog: &catalog,
@@ -70,6 +76,79 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
         finished(printer, &restored);
     } else {
         conclude(printer, &restored, &options);
+    }
+    Ok(exit::of(restored.status, interrupt.code()))
+}
+
+/// What the restore of a bundle came to: the last line with `--json`.
+#[derive(Serialize)]
+struct RestoredBundle {
+    status: Status,
+    bundle: String,
+    /// The time that its members' versions have in common.
+    point: String,
+    members: Vec<Restored>,
+}
+
+/// Restores every member of a bundle at one point.
+fn restore_bundle(
+    config: &Config,
+    catalog: &Catalog,
+    printer: &Printer,
+    interrupt: &Interrupt,
+    args: &RestoreArgs,
+) -> Result<u8> {
+    let engine = Engine {
+        config,
+        catalog,
+        observer: printer,
+        cancel: interrupt.flag(),
+        now: &session::now,
+    };
+    let at = args.at.as_deref().map(|at| {
+        target::moment(at).map(At::Before).ok_or_else(|| {
+            Usage(format!(
+                "`{at}` is no time (2026-11-23 or 2026-11-23T05:00:00Z) and no age (36h, 2d)"
+            ))
+        })
+    });
+    let options = BundleOptions {
+        bundle: args.bundle.clone().unwrap_or_default(),
+        to: args.to.clone().unwrap_or_default(),
+        at: at.transpose()?.unwrap_or(At::Newest),
+        from: args.from.clone(),
+        merge: args.merge,
+        overwrite: args.overwrite,
+    };
+    let chosen = engine::choose_point(&engine, &options)?;
+    let mut restored = RestoredBundle {
+        status: Status::Ok,
+        bundle: options.bundle,
+        point: chosen.point,
+        members: Vec::new(),
+    };
+    for member in &chosen.restores {
+        let one = engine::restore(&engine, member)?;
+        if !printer.is_json() {
+            conclude(printer, &one, member);
+        }
+        restored.status = restored.status.max(one.status);
+        restored.members.push(one);
+        if restored.status == Status::Aborted {
+            break;
+        }
+    }
+    if printer.is_json() {
+        finished(printer, &restored);
+    } else {
+        printer.say(&format!(
+            "{}: {} of {} members of `{}` as they were at {}",
+            restored.status.word(),
+            restored.members.len(),
+            chosen.restores.len(),
+            restored.bundle,
+            restored.point
+        ));
     }
     Ok(exit::of(restored.status, interrupt.code()))
 }

@@ -116,7 +116,7 @@ pub fn version(catalog: &Catalog, dataset: &Dataset, text: Option<&str>) -> Resu
 }
 
 /// A time, a day (its end, here), or an age.
-fn moment(text: &str) -> Option<Timestamp> {
+pub fn moment(text: &str) -> Option<Timestamp> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Some(time);
     }
