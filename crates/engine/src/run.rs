@@ -27,6 +27,7 @@ use crate::report::{DatasetOutcome, Leg, Notice, Observer, Problem, Status, Summ
 use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
 use crate::stores::{self, Opened, Pool, Purpose};
+use crate::views::{self, Tree, Views};
 use crate::volumes::{self, Mounted};
 use crate::watch::{self, Watch};
 use crate::window::{self, Window};
@@ -99,6 +100,8 @@ struct Run<'a, 'e> {
     retired: BTreeSet<String>,
     /// Datasets whose change a guard was told to let pass: what it is for one store it is for all.
     passed: BTreeSet<String>,
+    /// Snapshots that trees are read through.
+    views: Views,
 }
 
 /// Which guards were told to let something pass.
@@ -156,6 +159,7 @@ impl Engine<'_> {
             pace: Pace::new(self.config.host.pace.brake, self.cancel),
             retired: BTreeSet::new(),
             passed: BTreeSet::new(),
+            views: Views::default(),
         };
         if run.pace.is_blind() {
             self.observer.notice(&Notice::Note {
@@ -235,6 +239,7 @@ impl Run<'_, '_> {
             });
         }
         volumes::sweep(self.engine);
+        views::sweep_all(self.engine);
         self.findings.coverage(&expectation.coverage)?;
         let chosen: Vec<&Expected> = expectation
             .stalest_first()
@@ -266,6 +271,7 @@ impl Run<'_, '_> {
                 }
                 self.first_leg(expected)?;
             }
+            self.views.close(self.engine);
         }
         if self.options.step("offsite") {
             self.later_legs(chosen)?;
@@ -617,8 +623,9 @@ impl Run<'_, '_> {
             }
             Ok::<_, Error>(())
         })?;
+        let not_entered = [&scan.not_entered[..], view.beyond()].concat();
         self.findings
-            .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
+            .not_entered(&meant.name, &not_entered, watch.why.is_some())?;
         if let Data::Made(made) = &view.data {
             made.say(catalog, &meant.name, (engine.now)())?;
         }
@@ -665,7 +672,7 @@ impl Run<'_, '_> {
 
     /// The dataset's data, ready to be scanned: a tree as it lies there, or what is made now.
     fn view<'m>(
-        &self,
+        &mut self,
         meant: &'m Dataset,
         source: &str,
         dataset: &catalog::Dataset,
@@ -675,7 +682,8 @@ impl Run<'_, '_> {
         let made = match &meant.source {
             Source::Tree { base, scope } => {
                 let view = view(base, meant, source, dataset, accepted)?;
-                let data = Data::Tree(view, base);
+                let tree = self.views.tree(self.engine, meant, view, base, scope)?;
+                let data = Data::Tree(tree);
                 return Ok(Ready { scope, data });
             }
             Source::Volume(volume) => {
@@ -1196,8 +1204,7 @@ struct Ready<'a> {
 }
 
 enum Data<'a> {
-    /// A live tree, and its base.
-    Tree(View, &'a Path),
+    Tree(Tree<'a>),
     Volume(Mounted),
     Made(Made),
 }
@@ -1205,7 +1212,7 @@ enum Data<'a> {
 impl Ready<'_> {
     fn root(&self) -> Result<&Dir> {
         match &self.data {
-            Data::Tree(view, _) => Ok(&view.root),
+            Data::Tree(tree) => Ok(tree.root()),
             Data::Volume(mounted) => mounted.root(),
             Data::Made(made) => Ok(&made.root),
         }
@@ -1216,23 +1223,34 @@ impl Ready<'_> {
         !matches!(self.data, Data::Made(_))
     }
 
-    fn base(&self) -> Option<&Path> {
+    /// Where it lies, or why it is read elsewhere.
+    fn base(&self) -> Result<&Path, &'static str> {
         match &self.data {
-            Data::Tree(_, base) => Some(base),
-            Data::Volume(_) | Data::Made(_) => None,
+            Data::Tree(tree) => tree.base(),
+            Data::Volume(_) | Data::Made(_) => Err("it is made anew for every run"),
+        }
+    }
+
+    /// What lies below it and is not in what is read.
+    fn beyond(&self) -> &[RelPath] {
+        match &self.data {
+            Data::Tree(tree) => &tree.beyond,
+            Data::Volume(_) | Data::Made(_) => &[],
         }
     }
 
     fn kept(&self) -> &[RelPath] {
         match &self.data {
-            Data::Tree(..) | Data::Volume(_) => &[],
+            Data::Tree(tree) => &tree.beyond,
+            Data::Volume(_) => &[],
             Data::Made(made) => &made.kept,
         }
     }
 
     fn problems(&self) -> &[(RelPath, String)] {
         match &self.data {
-            Data::Tree(..) | Data::Volume(_) => &[],
+            Data::Tree(tree) => &tree.problems,
+            Data::Volume(_) => &[],
             Data::Made(made) => &made.problems,
         }
     }
@@ -1240,7 +1258,7 @@ impl Ready<'_> {
     /// Of the file system that it has to lie on next time too, as JSON.
     fn identity(&self) -> Result<Option<String>> {
         let identity = match &self.data {
-            Data::Tree(view, _) => &view.identity,
+            Data::Tree(tree) => tree.identity(),
             Data::Volume(mounted) => &mounted.identity,
             Data::Made(made) => match &made.identity {
                 Some(identity) => identity,

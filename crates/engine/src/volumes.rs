@@ -20,7 +20,7 @@ use crate::report::Notice;
 use crate::run::Engine;
 
 /// The longest that LVM may take to list, make, mount or clean.
-const ALLOWED: Duration = Duration::from_secs(600);
+pub(crate) const ALLOWED: Duration = Duration::from_secs(600);
 
 /// What lies on disk and in volume groups.
 pub fn look(config: &Config) -> Landscape {
@@ -74,7 +74,7 @@ pub(crate) fn owner(config: &Config) -> capture::Result<Owner> {
     Owner::new(&hasher.finalize().to_hex()[..16])
 }
 
-fn mounts(config: &Config) -> PathBuf {
+pub(crate) fn mounts(config: &Config) -> PathBuf {
     config.host.state.join("mnt")
 }
 
