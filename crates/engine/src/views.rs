@@ -138,7 +138,10 @@ impl Views {
             match point.close() {
                 Ok(()) => drop(done.insert(backing)),
                 Err(error) => {
-                    say(engine, format!("{backing}: a snapshot is left for the next run: {error}"));
+                    say(
+                        engine,
+                        format!("{backing}: a snapshot is left for the next run: {error}"),
+                    );
                     left.insert(backing);
                 }
             }
@@ -175,8 +178,7 @@ pub(crate) fn sweep_all(engine: &Engine<'_>) {
     };
     for backing in remembered {
         let job = Job::new(ALLOWED, engine.cancel);
-        let swept = owner(config)
-            .and_then(|owner| clean(&backing, &owner, &mounts(config), &job));
+        let swept = owner(config).and_then(|owner| clean(&backing, &owner, &mounts(config), &job));
         match swept {
             Ok(swept) => {
                 swept.cleaned.into_iter().for_each(|line| say(engine, line));

@@ -507,8 +507,7 @@ fn read_snapshot(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Option<At<Snap
                     tree::escape(other.as_bytes())
                 );
                 let known = known.map(|word| format!("`\"{word}\"`")).join(", ");
-                let remedy =
-                    format!("write `true`, `false`, or one of {known}, as `\"{near}\"`");
+                let remedy = format!("write `true`, `false`, or one of {known}, as `\"{near}\"`");
                 sink.error(&span, message, remedy);
                 return None;
             }

@@ -59,7 +59,10 @@ impl Btrfs {
         let around = around.max_by_key(|sub| sub.components().count()).cloned();
         let around = around.ok_or_else(|| {
             let what = format!("the subvolume of `{}`", crate::error::shown(path));
-            Error::bad(what, "it has no id; the file system is too old for snapshots")
+            Error::bad(
+                what,
+                "it has no id; the file system is too old for snapshots",
+            )
         })?;
         subs.retain(|sub| sub.starts_with(&around) && *sub != around);
         Ok((around, subs))

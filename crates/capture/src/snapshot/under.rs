@@ -93,7 +93,10 @@ fn mount_of(dir: &Dir) -> Result<(Mounted, PathBuf)> {
     let stat = stat.map_err(|error| Error::io(doing)(error.into()))?;
     let found = table()?.into_iter().find(|one| one.id == stat.stx_mnt_id);
     let mount = found.ok_or_else(|| Error::bad(doing, "it is not in the table of mounts"))?;
-    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd(dir)));
+    let link = format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&fd(dir))
+    );
     Ok((mount, fs::read_link(link).map_err(Error::io(doing))?))
 }
 
@@ -448,7 +451,11 @@ mod tests {
         let zfs = Backing::Zfs { name };
         assert_eq!(backing(&mount("zfs"), Choice::Any).unwrap(), zfs);
         assert_eq!(backing(&mount("zfs"), Choice::Zfs).unwrap(), zfs);
-        let refused = [("zfs", Choice::Lvm), ("nfs4", Choice::Any), ("ext4", Choice::Btrfs)];
+        let refused = [
+            ("zfs", Choice::Lvm),
+            ("nfs4", Choice::Any),
+            ("ext4", Choice::Btrfs),
+        ];
         for (kind, choice) in refused {
             let found = backing(&mount(kind), choice);
             assert!(matches!(found, Err(Error::Refused { .. })), "{kind}");
