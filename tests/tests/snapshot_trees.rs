@@ -270,6 +270,27 @@ fn what_stands_in_for_a_mount_is_a_folder_in_the_first_copy() -> Result<()> {
 }
 
 #[test]
+fn a_whole_file_system_costs_nothing_when_nothing_changed() -> Result<()> {
+    let ground = ground!();
+    let world = &ground.world;
+    std::fs::write(ground.fs.path().join("file"), "top")?;
+    ground.tree(&ground.fs.path(), "snapshot = true")?;
+    world.expect(&["run"], 0)?;
+    ensure!(ground.stored("t/file")? == "top");
+    for _ in 0..2 {
+        // The folder in which the snapshots lie is another each time.
+        let summary = world.expect(&["run", "--json"], 0)?.summary()?;
+        ensure!(summary["files_changed"] == 0, "{summary:#}");
+    }
+    let versions = world.expect(&["versions", "t"], 0)?.stdout;
+    ensure!(versions.matches("-20").count() <= 2, "{versions}");
+    let status = world.run(&["status", "--json"])?.stdout;
+    ensure!(status.contains("t:vol"), "{status}");
+    ensure!(!status.contains("t:.thrice-snapshots"), "{status}");
+    ground.is_tidy()
+}
+
+#[test]
 fn a_part_that_is_mounted_elsewhere_is_found_in_its_volume() -> Result<()> {
     let ground = ground!();
     let (world, tree) = (&ground.world, ground.vol().join("a"));

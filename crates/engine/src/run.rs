@@ -1241,7 +1241,7 @@ impl Ready<'_> {
 
     fn kept(&self) -> &[RelPath] {
         match &self.data {
-            Data::Tree(tree) => &tree.beyond,
+            Data::Tree(tree) => &tree.kept,
             Data::Volume(_) => &[],
             Data::Made(made) => &made.kept,
         }

@@ -35,6 +35,8 @@ pub(crate) struct Tree<'a> {
     base: &'a Path,
     /// What lies below it and is not in the snapshot: not read, and not gone either.
     pub(crate) beyond: Vec<RelPath>,
+    /// The same, and the folder of the snapshots themselves.
+    pub(crate) kept: Vec<RelPath>,
     /// Why it is read as it lies there although a snapshot was asked for.
     pub(crate) problems: Vec<(RelPath, String)>,
 }
@@ -46,6 +48,7 @@ impl<'a> Tree<'a> {
             then: None,
             base,
             beyond: Vec::new(),
+            kept: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -67,6 +70,14 @@ impl<'a> Tree<'a> {
             Some(_) => Err(WALKED),
         }
     }
+}
+
+/// A tree in a snapshot.
+struct Seen {
+    then: Dir,
+    /// As [`Point::beyond`] and [`Point::own`] have them.
+    beyond: Vec<RelPath>,
+    own: Option<RelPath>,
 }
 
 /// The snapshots of a run.
@@ -93,11 +104,12 @@ impl Views {
             return Ok(tree);
         }
         match self.through(engine, meant.snapshot, &tree.view.root) {
-            Ok((then, beyond)) => {
+            Ok(Seen { then, beyond, own }) => {
                 tree.then = Some(then);
                 tree.beyond = beyond;
                 let skipped = |path: &RelPath| scope.judge_alone(path, true) == Verdict::Skip;
                 tree.beyond.retain(|path| !skipped(path));
+                tree.kept = tree.beyond.iter().cloned().chain(own).collect();
             }
             Err(capture::Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
@@ -113,7 +125,7 @@ impl Views {
         engine: &Engine<'_>,
         choice: Snapshot,
         live: &Dir,
-    ) -> capture::Result<(Dir, Vec<RelPath>)> {
+    ) -> capture::Result<Seen> {
         let config = engine.config;
         let under = under(live, choice)?;
         let at = match self.points.iter().position(|point| point.holds(&under)) {
@@ -125,7 +137,11 @@ impl Views {
         };
         let point = &self.points[at];
         // What is mounted is looked up after the snapshot: nothing that is in the way is missed.
-        Ok((point.tree(&under, live)?, point.beyond(&under, live)?))
+        Ok(Seen {
+            then: point.tree(&under, live)?,
+            beyond: point.beyond(&under, live)?,
+            own: point.own(&under),
+        })
     }
 
     /// Removes the snapshots; no tree of theirs may be in use. What is left is said, and the next

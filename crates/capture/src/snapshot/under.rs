@@ -3,6 +3,9 @@
 //! A tree lies on a mount, the mount shows a part of a file system, and the file system, or what is
 //! below it, makes the snapshot. Whoever reads the tree there reads it at the same path from the
 //! volume's top. What else is mounted below the tree, or is a subvolume of its own, is not in it.
+//!
+//! **Not run where the gate runs**: trees on ZFS and on LVM, beyond the suites that their storage
+//! passes by itself. The black-box tests are on btrfs.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -77,11 +80,15 @@ pub fn under(dir: &Dir, choice: Choice) -> Result<Under> {
     })
 }
 
-/// What is mounted below a tree, relative to it.
-fn mounted_below(dir: &Dir) -> Result<Vec<PathBuf>> {
+/// What is mounted below a tree, relative to it, but for what is mounted below `into`.
+fn mounted_below(dir: &Dir, into: &Path) -> Result<Vec<PathBuf>> {
     let (_, base) = mount_of(dir)?;
-    let below = |mount: Mounted| Some(mount.at.strip_prefix(&base).ok()?.to_owned());
-    let mut all: Vec<PathBuf> = table()?.into_iter().filter_map(below).collect();
+    // The table has real paths.
+    let into = fs::canonicalize(into).unwrap_or_else(|_| into.to_owned());
+    let others = table()?.into_iter().map(|mount| mount.at);
+    let others = others.filter(|at| !at.starts_with(&into));
+    let below = |at: PathBuf| Some(at.strip_prefix(&base).ok()?.to_owned());
+    let mut all: Vec<PathBuf> = others.filter_map(below).collect();
     all.retain(|path| !path.as_os_str().is_empty());
     Ok(all)
 }
@@ -219,16 +226,19 @@ enum Reach {
 
 impl Site {
     fn of(backing: &Backing, owner: &Owner, into: &Path, job: &Job<'_>) -> Result<Self> {
-        let (owner, all) = (owner.clone(), Select::default());
+        let (owner, mut select) = (owner.clone(), Select::default());
         let other = |storage| Self {
             storage: Reach::Other(storage),
             top: None,
         };
         match backing {
-            Backing::Lvm { group, .. } => Ok(other(Box::new(Lvm::new(group, owner, all)?))),
+            Backing::Lvm { group, volume } => {
+                select.patterns.push(volume.clone());
+                Ok(other(Box::new(Lvm::new(group, owner, select)?)))
+            }
             Backing::Zfs { name } => {
                 let pool = name.split('/').next().unwrap_or_default();
-                Ok(other(Box::new(Zfs::new(pool, owner, all)?)))
+                Ok(other(Box::new(Zfs::new(pool, owner, select)?)))
             }
             Backing::Btrfs { uuid } => {
                 // Two volumes of one file system may be read at once.
@@ -239,7 +249,7 @@ impl Site {
                 let options = "subvolid=5";
                 attach(&mut top, device.as_os_str(), "btrfs", options, &at, job)?;
                 Ok(Self {
-                    storage: Reach::Btrfs(Btrfs::new(at, owner, all)),
+                    storage: Reach::Btrfs(Btrfs::new(at, owner, select)),
                     top: Some(top),
                 })
             }
@@ -264,6 +274,8 @@ pub struct Point {
     opened: Option<Opened>,
     snapshot: Snapshot,
     backing: Backing,
+    /// Where it and its like are mounted.
+    into: PathBuf,
     /// What it is of: from the file system's top, empty where that is the volume.
     volume: PathBuf,
     /// Subvolumes in it, from the file system's top: empty folders in the snapshot.
@@ -307,6 +319,7 @@ impl Point {
             opened: None,
             snapshot: taken.snapshot,
             backing: under.backing.clone(),
+            into: into.to_owned(),
             volume,
             nested,
         };
@@ -352,7 +365,10 @@ impl Point {
         let nested = self.nested.iter();
         let nested = nested.filter_map(|path| path.strip_prefix(&under.path).ok());
         let mut all = Vec::new();
-        for path in nested.map(Path::to_owned).chain(mounted_below(live)?) {
+        for path in nested
+            .map(Path::to_owned)
+            .chain(mounted_below(live, &self.into)?)
+        {
             let rel = RelPath::new(path.as_os_str().as_bytes());
             let bad = |error: tree::PathError| Error::bad("a mount point", error.to_string());
             all.push(rel.map_err(bad)?);
@@ -360,6 +376,14 @@ impl Point {
         all.sort();
         all.dedup();
         Ok(all)
+    }
+
+    /// The folder below a tree in which snapshots lie: nothing of it is anybody's data.
+    pub fn own(&self, under: &Under) -> Option<RelPath> {
+        let is_top = under.path.as_os_str().is_empty();
+        let is_btrfs = matches!(self.backing, Backing::Btrfs { .. });
+        let folder = RelPath::new(btrfs::FOLDER.as_bytes());
+        folder.ok().filter(|_| is_top && is_btrfs)
     }
 
     /// What it is a snapshot in.
