@@ -78,7 +78,7 @@ colour = "blue"
     15 | colour = "blue"
        | ^^^^^^
        |
-       = help: known: each, route, why, exclude, max_change, min_change, sqlite
+       = help: known: each, route, why, exclude, max_change, min_change, snapshot, sqlite
     "#);
 }
 
@@ -719,7 +719,7 @@ snapshot = "lvm"
         "13 | snapshot = true",
         "`media` has `cross_mounts`, and what is mounted below it is in no snapshot of it",
         "`snapshot` is `true`, `false` or a word",
-        "25 | snapshot = \"lvm\"",
+        "28 | snapshot = \"lvm\"",
     ] {
         assert!(said.contains(part), "{part}\n{said}");
     }
@@ -971,7 +971,7 @@ route = ["\u001b[2J"]
     12 | "\u001b[1m" = 1
        | ^^^^^^^^^^^
        |
-       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, path, match, route, why, exclude, max_change, min_change, cross_mounts, refetch, inventory
+       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, path, match, route, why, exclude, max_change, min_change, snapshot, cross_mounts, refetch, inventory
     "#);
 }
 
