@@ -39,6 +39,7 @@ mod stores;
 mod sync;
 mod time;
 mod verify;
+mod views;
 mod volumes;
 mod watch;
 mod window;

@@ -31,6 +31,7 @@ use crate::scan::{Scan, Walk};
 use crate::ship::{self, Shipped};
 use crate::stir::Stir;
 use crate::stores::{self, Opened, Pool, Purpose};
+use crate::views::{self, Tree, Views};
 use crate::volumes::{self, Groups, Mounted};
 use crate::watch::{self, Watch};
 use crate::window::{self, Window};
@@ -108,6 +109,8 @@ struct Run<'a, 'e> {
     passed: BTreeSet<String>,
     /// Volume groups, as this run found them.
     groups: Groups,
+    /// Snapshots that trees are read through.
+    views: Views,
     /// The moment that the versions sealed now belong to, while a bundle is captured.
     point: Option<Timestamp>,
     /// Whether an application may still be paused.
@@ -181,6 +184,7 @@ impl Engine<'_> {
             groups: Groups::default(),
             point: None,
             undo_owed: false,
+            views: Views::default(),
         };
         if run.pace.is_blind() {
             self.observer.notice(&Notice::Note {
@@ -260,6 +264,7 @@ impl Run<'_, '_> {
             });
         }
         self.groups.sweep(self.engine, &self.findings)?;
+        views::sweep_all(self.engine);
         let is_started = self.restart()?;
         self.pay_all()?;
         for warning in &expectation.coverage.warnings {
@@ -343,6 +348,7 @@ impl Run<'_, '_> {
                     }
                 }
             }
+            self.views.close(self.engine);
         }
         if self.options.step("offsite") {
             let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
@@ -759,8 +765,9 @@ impl Run<'_, '_> {
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         self.unread(meant, &replica, &scan, view.problems(), &mut shipped)?;
         self.note_databases(meant, &replica, &shipped)?;
+        let not_entered = [&scan.not_entered[..], view.beyond()].concat();
         self.findings
-            .not_entered(&meant.name, &scan.not_entered, watch.why.is_some())?;
+            .not_entered(&meant.name, &not_entered, watch.why.is_some())?;
         if let Data::Made(made) = &view.data {
             made.say(catalog, &meant.name, (engine.now)())?;
         }
@@ -871,7 +878,8 @@ impl Run<'_, '_> {
         let made = match &meant.source {
             Source::Tree { base, scope } => {
                 let view = view(base, meant, source, dataset, accepted)?;
-                let data = Data::Tree(view, base);
+                let tree = self.views.tree(self.engine, meant, view, base, scope)?;
+                let data = Data::Tree(tree);
                 return Ok(Ready { scope, data });
             }
             Source::Volume(volume, scope) => {
@@ -1414,8 +1422,7 @@ struct Ready<'a> {
 }
 
 enum Data<'a> {
-    /// A live tree, and its base.
-    Tree(View, &'a Path),
+    Tree(Tree<'a>),
     Volume(Box<Mounted>),
     Image(Box<images::Ready>),
     Made(Made),
@@ -1424,7 +1431,7 @@ enum Data<'a> {
 impl Ready<'_> {
     fn root(&self) -> Result<&Dir> {
         match &self.data {
-            Data::Tree(view, _) => Ok(&view.root),
+            Data::Tree(tree) => Ok(tree.root()),
             Data::Volume(mounted) => mounted.root(),
             Data::Image(ready) => Ok(&ready.root),
             Data::Made(made) => Ok(&made.root),
@@ -1443,23 +1450,45 @@ impl Ready<'_> {
         }
     }
 
-    fn base(&self) -> Option<&Path> {
+    /// Where it lies, or why it is read elsewhere.
+    fn base(&self) -> Result<&Path, &'static str> {
         match &self.data {
-            Data::Tree(_, base) => Some(base),
-            Data::Volume(_) | Data::Image(_) | Data::Made(_) => None,
+            Data::Tree(tree) => tree.base(),
+            Data::Volume(_) | Data::Image(_) | Data::Made(_) => {
+                Err("it is made anew for every run")
+            }
+        }
+    }
+
+    /// Whether what is read stays as it is, whatever becomes of what it was captured of.
+    fn is_frozen(&self) -> bool {
+        match &self.data {
+            Data::Tree(tree) => tree.is_frozen(),
+            Data::Image(ready) => ready.snapshot().is_some(),
+            Data::Volume(_) | Data::Made(_) => true,
+        }
+    }
+
+    /// What lies below it and is not in what is read.
+    fn beyond(&self) -> &[RelPath] {
+        match &self.data {
+            Data::Tree(tree) => &tree.beyond,
+            Data::Volume(_) | Data::Image(_) | Data::Made(_) => &[],
         }
     }
 
     fn kept(&self) -> &[RelPath] {
         match &self.data {
-            Data::Tree(..) | Data::Volume(_) | Data::Image(_) => &[],
+            Data::Tree(tree) => &tree.kept,
+            Data::Volume(_) | Data::Image(_) => &[],
             Data::Made(made) => &made.kept,
         }
     }
 
     fn problems(&self) -> &[(RelPath, String)] {
         match &self.data {
-            Data::Tree(..) | Data::Volume(_) | Data::Image(_) => &[],
+            Data::Tree(tree) => &tree.problems,
+            Data::Volume(_) | Data::Image(_) => &[],
             Data::Made(made) => &made.problems,
         }
     }
@@ -1467,7 +1496,7 @@ impl Ready<'_> {
     /// Of the file system that it has to lie on next time too, as JSON.
     fn identity(&self) -> Result<Option<String>> {
         let identity = match &self.data {
-            Data::Tree(view, _) => Some(&view.identity),
+            Data::Tree(tree) => Some(tree.identity()),
             Data::Volume(mounted) => Some(&mounted.identity),
             Data::Image(ready) => ready.identity.as_ref(),
             Data::Made(made) => made.identity.as_ref(),

@@ -56,7 +56,8 @@ pub(crate) struct Difference<'a> {
 pub(crate) struct Walk<'a> {
     pub(crate) root: &'a Dir,
     pub(crate) scope: &'a Scope,
-    /// Paths that are not there now, and not gone either.
+    /// Paths that are not there now, and not gone either: neither is what is held below them, and
+    /// what stands in their place is none of the dataset's.
     pub(crate) kept: &'a [RelPath],
     /// How databases in it are captured; `None`: they are files like others.
     pub(crate) databases: Option<Arc<Databases>>,
@@ -93,7 +94,8 @@ impl Walk<'_> {
         sink: &mut dyn FnMut(Listing) -> Result<()>,
     ) -> Result<()> {
         let mut failure = None;
-        let (options, judge_all) = (self.options(), !self.scope.is_trivial());
+        let judge_all = !self.scope.is_trivial() || !self.kept.is_empty();
+        let options = self.options();
         let judge = |path: &RelPath, kind: Kind| self.judge(path, kind);
         let walked = tree::walk_below(
             self.root,
@@ -141,6 +143,9 @@ impl Walk<'_> {
     }
 
     fn judge(&self, path: &RelPath, kind: Kind) -> Judgement {
+        if self.kept.iter().any(|top| path != top && path.is_in(top)) {
+            return Judgement::Skip;
+        }
         match self.judged(path, kind == Kind::Dir) {
             Verdict::Take => Judgement::Take,
             Verdict::Enter => Judgement::Enter,
@@ -274,6 +279,9 @@ impl Comparison<'_, '_> {
                     continue;
                 }
                 let had = held.remove(name);
+                if had.is_some() && self.stands_in(path, name) {
+                    continue;
+                }
                 let log = logs.states.remove(name);
                 differs |= self.entry(id, path, name, stat, had, log)?;
             }
@@ -302,6 +310,12 @@ impl Comparison<'_, '_> {
         self.scan.unreadable.extend(problems);
         self.scan.not_entered.extend(not_entered);
         Ok(())
+    }
+
+    /// Whether a name is only what a snapshot has in place of something else: of that it tells
+    /// nothing, and a subvolume's has the time at which it is looked at.
+    fn stands_in(&self, dir: &RelPath, name: &[u8]) -> bool {
+        !self.kept.is_empty() && self.kept.contains(&dir.join(name))
     }
 
     /// Whether a file was listed only because it might have been a database's log.

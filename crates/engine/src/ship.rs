@@ -177,6 +177,18 @@ pub(crate) enum Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// Whether what is pending there is of something that is not to be seen now. Where nothing is
+    /// held, what stands in its place may be brought.
+    fn waits_for(&self, row: &Pending) -> bool {
+        let Self::Live { kept, .. } = self else {
+            return false;
+        };
+        let path = || row.path();
+        !kept.is_empty()
+            && is_in_any(kept, &path())
+            && (row.held.is_some() || !kept.contains(&path()))
+    }
+
     fn chunk(
         &self,
         catalog: &Catalog,
@@ -206,10 +218,7 @@ impl Rows<'_> {
             };
             after = Some(last.key());
             for row in rows {
-                if let Self::Live { kept, .. } = self
-                    && !kept.is_empty()
-                    && is_in_any(kept, &row.path())
-                {
+                if self.waits_for(&row) {
                     continue;
                 }
                 if pipeline.is_cancelled() {

@@ -34,7 +34,7 @@ use crate::report::Notice;
 use crate::run::Engine;
 
 /// The longest that LVM may take to list, make, mount or clean.
-const ALLOWED: Duration = Duration::from_secs(600);
+pub(crate) const ALLOWED: Duration = Duration::from_secs(600);
 
 /// Why there is no snapshot of a volume.
 const NOT_THIN: &str = "it is not thin: a snapshot of it would need space of its own";
@@ -101,7 +101,7 @@ pub(crate) fn owner(config: &Config) -> capture::Result<Owner> {
     Owner::new(&hasher.finalize().to_hex()[..16])
 }
 
-fn mounts(config: &Config) -> PathBuf {
+pub(crate) fn mounts(config: &Config) -> PathBuf {
     config.host.state.join("mnt")
 }
 

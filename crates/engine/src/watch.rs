@@ -54,13 +54,14 @@ pub(crate) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// Asks the feed, of a tree with this base. All that was done before is in its answer, or in
-    /// the walk that follows. What is made anew has no base, and all of it is looked at.
+    /// the walk that follows. What is not read where it lies has no base but a reason, and all of
+    /// it is looked at.
     #[expect(clippy::too_many_arguments, reason = "all that a scan goes by")]
     pub(crate) fn ask(
         catalog: &Catalog,
         feed: &'a dyn Feed,
         walk: &'a Walk<'a>,
-        base: Option<&Path>,
+        base: Result<&Path, &str>,
         audit: Duration,
         replica: &Replica,
         open: &[OpenFile],
@@ -79,8 +80,8 @@ impl<'a> Watch<'a> {
         let mark = mark.transpose().ok().flatten();
         let since = mark.as_ref().map(|mark| &mark.position);
         let answer = match base {
-            Some(_) => feed.look(walk.root, walk.cross_mounts, since),
-            None => Answer::walk("it is made anew for every run"),
+            Ok(_) => feed.look(walk.root, walk.cross_mounts, since),
+            Err(why) => Answer::walk(why),
         };
         let changed = mark.as_ref().is_some_and(|mark| mark.context != context);
         let why = match (&replica.reconcile, &answer.coverage) {
@@ -101,8 +102,8 @@ impl<'a> Watch<'a> {
         );
         let doubtful = catalog.open_files(dataset)?;
         let open = match base {
-            Some(base) => crate::dirty::in_dataset(walk, base, catalog, replica, open)?,
-            None => Vec::new(),
+            Ok(base) => crate::dirty::in_dataset(walk, base, catalog, replica, open)?,
+            Err(_) => Vec::new(),
         };
         Ok(Self {
             feed,

@@ -19,7 +19,8 @@ use crate::diagnostic::{Diagnostic, Mark};
 use crate::look::{Entry, Landscape, Seen};
 use crate::made::{InventorySpec, Made, Making};
 use crate::meant::{
-    Config, Dataset, Declared, DeclaredSource, Guard, Refetch, Root, RootEach, Source, StoreKind,
+    Config, Dataset, Declared, DeclaredSource, Guard, Refetch, Root, RootEach, Snapshot, Source,
+    StoreKind,
 };
 use crate::name::name_from;
 use crate::pattern::Pattern;
@@ -137,6 +138,7 @@ struct Draft<'a> {
     exclude: &'a ExcludeSet,
     cross_mounts: bool,
     sqlite: bool,
+    snapshot: Snapshot,
     refetch: Option<&'a Refetch>,
     because: Because,
     mark: &'a Mark,
@@ -217,6 +219,7 @@ impl<'a> Proof<'a> {
             exclude: &declared.exclude,
             cross_mounts: declared.cross_mounts,
             sqlite: declared.sqlite,
+            snapshot: declared.snapshot,
             refetch: declared.refetch.as_ref(),
             because: Because::Declared {
                 line: declared.mark.line,
@@ -683,6 +686,7 @@ impl<'a> Proof<'a> {
                 guard: draft.guard,
                 cross_mounts: draft.cross_mounts,
                 sqlite: draft.sqlite,
+                snapshot: draft.snapshot,
             });
             let first = datasets.len() - 1;
             datasets.extend(inventory);
@@ -906,6 +910,7 @@ fn automatic<'a>(
         exclude: &root.exclude,
         cross_mounts: false,
         sqlite: root.sqlite,
+        snapshot: root.snapshot,
         refetch: None,
         because: Because::Each {
             line: root.mark.line,
@@ -939,6 +944,7 @@ fn inventory(draft: &Draft<'_>, refetch: &Refetch, source: &Source) -> Option<Da
         guard: Guard::default(),
         cross_mounts: false,
         sqlite: false,
+        snapshot: Snapshot::None,
     })
 }
 

@@ -33,7 +33,7 @@ pub use made::{
 };
 pub use meant::{
     Config, Dataset, Declared, DeclaredSource, Guard, Host, IoClass, Keep, Metrics, Pace, Refetch,
-    Root, RootEach, Schedule, Source, StoreKind, StoreSpec,
+    Root, RootEach, Schedule, Snapshot, Source, StoreKind, StoreSpec,
 };
 pub use name::name_from;
 pub use parse::{CONFIG_BYTES_MAX, NotFound, find, load, parse};

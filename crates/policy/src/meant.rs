@@ -155,6 +155,7 @@ pub struct Root {
     pub guard: Guard,
     /// Whether SQLite databases in it are captured consistently. Default yes.
     pub sqlite: bool,
+    pub snapshot: Snapshot,
     /// Where it is declared.
     pub mark: Mark,
 }
@@ -183,6 +184,7 @@ pub struct Declared {
     pub cross_mounts: bool,
     /// Whether SQLite databases in it are captured consistently.
     pub sqlite: bool,
+    pub snapshot: Snapshot,
     /// How it can be fetched again, where it has no route but an inventory.
     pub refetch: Option<Refetch>,
     /// Where it is declared.
@@ -262,6 +264,24 @@ pub struct Dataset {
     pub cross_mounts: bool,
     /// Whether SQLite databases in it are captured consistently.
     pub sqlite: bool,
+    /// Of a tree.
+    pub snapshot: Snapshot,
+}
+
+/// `snapshot`: through what a tree is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Snapshot {
+    /// As it lies there.
+    #[default]
+    None,
+    /// A snapshot of whatever it lies on.
+    Any,
+    /// A snapshot of the thin volume that it lies on.
+    Lvm,
+    /// A snapshot of the subvolume that it lies in.
+    Btrfs,
+    /// A snapshot of the ZFS file system that it lies on.
+    Zfs,
 }
 
 /// Where a dataset's live data lies.

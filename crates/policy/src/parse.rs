@@ -9,7 +9,8 @@ use toml::de::DeTable;
 use crate::diagnostic::{Diagnostic, Report, nearest};
 use crate::fields::{At, Fields, Sink};
 use crate::meant::{
-    Config, Declared, DeclaredSource, Guard, Host, Refetch, Root, RootEach, StoreKind, StoreSpec,
+    Config, Declared, DeclaredSource, Guard, Host, Refetch, Root, RootEach, Snapshot, StoreKind,
+    StoreSpec,
 };
 use crate::written::{self, Common, Written, WrittenDataset, WrittenRoot, WrittenSource};
 
@@ -378,6 +379,7 @@ fn mean_root(sink: &Sink<'_>, root: &WrittenRoot) -> Root {
         exclude: root.common.exclude.clone(),
         guard: guard(&root.common, Guard::default()),
         sqlite: root.common.sqlite.unwrap_or(true),
+        snapshot: snapshot_of(&root.common, None),
         mark: sink.mark(&root.path.span),
     }
 }
@@ -429,6 +431,11 @@ fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) ->
         Some(written) => Some(mean_refetch(sink, dataset, written, &route, root)?),
         None => None,
     };
+    let snapshot = match what {
+        DeclaredSource::Volume(_) | DeclaredSource::Made(_) => Snapshot::None,
+        _ => snapshot_of(common, root.map(|root| &root.common)),
+    };
+    check_snapshot(sink, dataset, &what, snapshot);
     let sqlite = common.sqlite.or(root.and_then(|root| root.common.sqlite));
     Some(Declared {
         name: dataset.name.value.clone(),
@@ -439,9 +446,41 @@ fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) ->
         guard: guard(common, default),
         cross_mounts: dataset.cross_mounts,
         sqlite: sqlite.unwrap_or(true),
+        snapshot,
         refetch,
         mark: sink.mark(&dataset.name.span),
     })
+}
+
+fn snapshot_of(common: &Common, root: Option<&Common>) -> Snapshot {
+    let own = common.snapshot.as_ref();
+    let given = own.or(root.and_then(|root| root.snapshot.as_ref()));
+    given.map(|given| given.value).unwrap_or_default()
+}
+
+/// What is no tree has no snapshot of its own to choose, and what is mounted below a tree is in no
+/// snapshot of it.
+fn check_snapshot(
+    sink: &Sink<'_>,
+    dataset: &WrittenDataset,
+    what: &DeclaredSource,
+    snapshot: Snapshot,
+) {
+    let own = dataset.common.snapshot.as_ref();
+    let is_tree = !matches!(what, DeclaredSource::Volume(_) | DeclaredSource::Made(_));
+    if let Some(own) = own.filter(|_| !is_tree) {
+        let remedy = "remove it: a volume is always read through one, and what is made by none";
+        sink.error(&own.span, "`snapshot` is for trees", remedy);
+    }
+    if dataset.cross_mounts && snapshot != Snapshot::None {
+        let span = own.map_or(&dataset.name.span, |own| &own.span);
+        let message = format!(
+            "`{}` has `cross_mounts`, and what is mounted below it is in no snapshot of it",
+            dataset.name.value
+        );
+        let remedy = "write `snapshot = false`, or make a dataset of what is mounted there";
+        sink.error(span, message, remedy);
+    }
 }
 
 fn has_stops(common: &Common) -> bool {

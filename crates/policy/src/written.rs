@@ -5,12 +5,16 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use toml::de::DeValue;
+
 use crate::bundle::{self, Bundle};
 use crate::fields::{At, Fields, Sink};
 use crate::made::Made;
 pub(crate) use crate::making::Refetch;
 use crate::making::{self, Found};
-use crate::meant::{IoClass, Keep, Metrics, Pace, RootEach, Schedule, StoreKind, StoreSpec};
+use crate::meant::{
+    IoClass, Keep, Metrics, Pace, RootEach, Schedule, Snapshot, StoreKind, StoreSpec,
+};
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
 use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse_when};
@@ -44,6 +48,7 @@ pub(crate) struct Common {
     pub share: Option<f64>,
     pub files: Option<u64>,
     pub sqlite: Option<bool>,
+    pub snapshot: Option<At<Snapshot>>,
 }
 
 pub(crate) struct WrittenRoot {
@@ -469,14 +474,7 @@ fn read_common(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Common {
         _ => parse_percent(text).map_err(|why| format!("{why}, or `off`")),
     });
     let files = fields.integer("min_change");
-    if let Some(span) = fields.special("snapshot") {
-        unsupported(
-            sink,
-            &span,
-            "`snapshot` is",
-            "remove it; live files are read as they are, and what changes meanwhile is marked",
-        );
-    }
+    let snapshot = read_snapshot(sink, fields);
     let is_file = fields
         .get("sqlite")
         .is_some_and(|(_, value)| value.get_ref().is_str());
@@ -491,7 +489,45 @@ fn read_common(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Common {
         share: share.map(|share| share.value),
         files: files.map(|files| files.value),
         sqlite: sqlite.map(|yes| yes.value),
+        snapshot,
     }
+}
+
+/// `snapshot = true`, or the storage that has to make it.
+fn read_snapshot(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Option<At<Snapshot>> {
+    let (_, value) = fields.get("snapshot")?;
+    let span = value.span();
+    let known = ["lvm", "btrfs", "zfs", "none"];
+    let snapshot = match value.get_ref() {
+        DeValue::Boolean(true) => Snapshot::Any,
+        DeValue::Boolean(false) => Snapshot::None,
+        DeValue::String(word) => match &**word {
+            "lvm" => Snapshot::Lvm,
+            "btrfs" => Snapshot::Btrfs,
+            "zfs" => Snapshot::Zfs,
+            "none" => Snapshot::None,
+            other => {
+                let near = crate::diagnostic::nearest(other, known).unwrap_or("none");
+                let message = format!(
+                    "`{}` makes no snapshots that are known here",
+                    tree::escape(other.as_bytes())
+                );
+                let known = known.map(|word| format!("`\"{word}\"`")).join(", ");
+                let remedy = format!("write `true`, `false`, or one of {known}, as `\"{near}\"`");
+                sink.error(&span, message, remedy);
+                return None;
+            }
+        },
+        _ => {
+            let remedy = "write `true`, or the storage, as `\"btrfs\"`";
+            sink.error(&span, "`snapshot` is `true`, `false` or a word", remedy);
+            return None;
+        }
+    };
+    Some(At {
+        value: snapshot,
+        span,
+    })
 }
 
 fn read_root(
@@ -512,6 +548,10 @@ fn read_root(
     });
     let group = group.map(|name| read_group(sink, name, &mut fields));
     let common = read_common(sink, &mut fields);
+    if let Some(snapshot) = common.snapshot.as_ref().filter(|_| group.is_some()) {
+        let remedy = "remove it: volumes are always read through one";
+        sink.error(&snapshot.span, "`snapshot` is for trees", remedy);
+    }
     commons.push(common.clone());
     let image = group
         .as_ref()

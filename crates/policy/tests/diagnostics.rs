@@ -78,7 +78,7 @@ colour = "blue"
     15 | colour = "blue"
        | ^^^^^^
        |
-       = help: known: each, route, why, exclude, max_change, min_change, sqlite
+       = help: known: each, route, why, exclude, max_change, min_change, snapshot, sqlite
     "#);
 }
 
@@ -661,7 +661,6 @@ ssh = "nas"
 [root."/srv"]
 each = "dir"
 route = ["repo", "nas"]
-snapshot = "lvm"
 "#;
     assert_snapshot!(said(text), @r#"
     error: stores of kind `repository` are not supported by this version (0.1)
@@ -679,15 +678,81 @@ snapshot = "lvm"
       |        ^^^^^^^
       |
       = help: use `kind = "agent"`, with `thrice` on the far side
-
-    error: `snapshot` is not supported by this version (0.1)
-      --> thrice.toml:12:1
-       |
-    12 | snapshot = "lvm"
-       | ^^^^^^^^
-       |
-       = help: remove it; live files are read as they are, and what changes meanwhile is marked
     "#);
+}
+
+#[test]
+fn a_snapshot_is_chosen_for_trees_and_has_nothing_mounted_below() {
+    let text = r#"[store.sda]
+kind = "disk"
+path = "/mnt/sda"
+
+[root."/srv"]
+each = "dir"
+route = ["sda"]
+snapshot = "btrsf"
+
+[root."vg:pve"]
+each = "volume"
+route = ["sda"]
+snapshot = true
+
+[dataset.media]
+path = "/data/media"
+route = ["sda"]
+snapshot = true
+cross_mounts = true
+
+[dataset.mail]
+path = "/data/mail"
+route = ["sda"]
+snapshot = 3
+
+[dataset.host]
+host = true
+snapshot = "lvm"
+"#;
+    let said = said(text);
+    for part in [
+        "`btrsf` makes no snapshots that are known here",
+        "as `\"btrfs\"`",
+        "13 | snapshot = true",
+        "`media` has `cross_mounts`, and what is mounted below it is in no snapshot of it",
+        "`snapshot` is `true`, `false` or a word",
+        "28 | snapshot = \"lvm\"",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    assert_eq!(said.matches("error: ").count(), 5, "{said}");
+}
+
+#[test]
+fn a_dataset_takes_the_snapshot_of_its_root_unless_it_has_its_own() {
+    let text = r#"[store.sda]
+kind = "disk"
+path = "/mnt/sda"
+
+[root."/srv"]
+each = "dir"
+route = ["sda"]
+snapshot = "btrfs"
+
+[dataset.a]
+path = "/srv/a"
+
+[dataset.b]
+path = "/srv/b"
+snapshot = false
+
+[dataset.c]
+path = "/data/c"
+route = ["sda"]
+"#;
+    let (config, _) = policy::parse(Path::new("thrice.toml"), text).expect("it is good");
+    let chosen: Vec<policy::Snapshot> = config.datasets.iter().map(|one| one.snapshot).collect();
+    use policy::Snapshot::{Btrfs, None};
+    assert_eq!(chosen, [Btrfs, None, None]);
+    assert_eq!(config.roots[0].snapshot, Btrfs);
 }
 
 #[test]
@@ -906,7 +971,7 @@ route = ["\u001b[2J"]
     12 | "\u001b[1m" = 1
        | ^^^^^^^^^^^
        |
-       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, guest, device, path, match, route, why, exclude, max_change, min_change, cross_mounts, refetch, inventory
+       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, guest, device, path, match, route, why, exclude, max_change, min_change, snapshot, cross_mounts, refetch, inventory
     "#);
 }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::{Error, Job, Result};
 
 /// Where snapshots lie, at the top of the file system; in it a folder for each owner.
-const FOLDER: &str = ".thrice-snapshots";
+pub(super) const FOLDER: &str = ".thrice-snapshots";
 /// The id of the subvolume that is the file system's top.
 const TOP: u64 = 5;
 
@@ -48,6 +48,24 @@ impl Btrfs {
             owner,
             select,
         }
+    }
+
+    /// The subvolume that `path` lies in, and those nested below it: all from the top. Neither is
+    /// ever one of the snapshots.
+    pub(super) fn around(&self, path: &Path, job: &Job<'_>) -> Result<(PathBuf, Vec<PathBuf>)> {
+        let subs = self.all(job)?.into_iter().map(|sub| sub.path);
+        let mut subs: Vec<PathBuf> = subs.filter(|sub| !sub.starts_with(FOLDER)).collect();
+        let around = subs.iter().filter(|sub| path.starts_with(sub));
+        let around = around.max_by_key(|sub| sub.components().count()).cloned();
+        let around = around.ok_or_else(|| {
+            let what = format!("the subvolume of `{}`", crate::error::shown(path));
+            Error::bad(
+                what,
+                "it has no id; the file system is too old for snapshots",
+            )
+        })?;
+        subs.retain(|sub| sub.starts_with(&around) && *sub != around);
+        Ok((around, subs))
     }
 
     fn folder(&self) -> PathBuf {
@@ -255,7 +273,7 @@ impl Storage for Btrfs {
     }
 }
 
-fn shown(path: &Path) -> String {
+pub(super) fn shown(path: &Path) -> String {
     match path.as_os_str().as_bytes() {
         b"" => "/".to_owned(),
         bytes => tree::escape(bytes).into_owned(),

@@ -19,6 +19,7 @@ mod probe;
 mod prune;
 mod swap;
 mod tools;
+mod under;
 mod zfs;
 
 use std::ops::Range;
@@ -34,6 +35,7 @@ pub use mount::Opened;
 pub use probe::{Content, probe};
 pub use prune::prune;
 pub use swap::{Action, Failed, Step, SwapPlan, run};
+pub use under::{Backing, Point, Under, clean, sweep, under};
 pub use zfs::Zfs;
 
 /// One kind of storage that makes snapshots, at one place: a volume group, a file system, a pool.

@@ -135,9 +135,15 @@ pub(super) fn remove_folders(into: &Path, ours: impl Fn(&[u8]) -> bool) {
 /// What is mounted somewhere.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mounted {
+    /// As `statx(2)` has it.
+    pub(super) id: u64,
     /// Major and minor.
     pub(super) device: (u32, u32),
+    /// What of the file system is mounted, from its top.
+    pub(super) root: PathBuf,
     pub(super) at: PathBuf,
+    /// The file system's type.
+    pub(super) kind: Vec<u8>,
     pub(super) source: Vec<u8>,
 }
 
@@ -180,13 +186,19 @@ fn parse(text: &[u8]) -> Vec<Mounted> {
 
 fn line(line: &[u8]) -> Option<Mounted> {
     let mut words = line.split(|byte| *byte == b' ');
-    let device = std::str::from_utf8(words.nth(2)?).ok()?;
+    let id = std::str::from_utf8(words.next()?).ok()?;
+    let device = std::str::from_utf8(words.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
-    let at = words.nth(1)?;
-    let source = words.skip_while(|word| *word != b"-").nth(2)?;
+    let (root, at) = (words.next()?, words.next()?);
+    let mut rest = words.skip_while(|word| *word != b"-").skip(1);
+    let (kind, source) = (rest.next()?, rest.next()?);
+    let path = |word| PathBuf::from(std::ffi::OsString::from_vec(unescape(word)));
     Some(Mounted {
+        id: id.parse().ok()?,
         device: (major.parse().ok()?, minor.parse().ok()?),
-        at: PathBuf::from(std::ffi::OsString::from_vec(unescape(at))),
+        root: path(root),
+        at: path(at),
+        kind: kind.to_vec(),
         source: unescape(source),
     })
 }
@@ -228,6 +240,8 @@ mod tests {
         assert_eq!(found[0].device, (253, 4));
         assert_eq!(found[0].at, Path::new("/run/a b\nc\\"));
         assert_eq!(found[1].source, b"pool/a@b c");
+        assert_eq!((found[1].id, &*found[1].kind), (37, &b"btrfs"[..]));
+        assert_eq!(found[1].root, Path::new("/@"));
         assert!(!table().unwrap().is_empty());
     }
 }

@@ -1,7 +1,8 @@
 //! Bundles: members one after the other, between a command and its undo.
 //!
-//! What is made or is a volume has its view when its dump or snapshot is made, and is copied after
-//! the undo; the view of a live tree is the tree, so the undo waits until it has been read.
+//! What is made or has a snapshot has its view when its dump or snapshot is made, and is copied
+//! after the undo; the view of a live tree or device is itself, so the undo waits until it has been
+//! read.
 //! Versions of one point have its time, to the nanosecond, as the time of their seal: so which
 //! belong together is known from the stores alone.
 
@@ -15,7 +16,7 @@ use catalog::Replica;
 use jiff::{SignedDuration, Timestamp};
 use policy::Bundle;
 
-use super::{Begun, Data, Ready, Run};
+use super::{Begun, Ready, Run};
 use crate::error::{Error, Result};
 use crate::expect::Expected;
 use crate::owed::{self, Owed};
@@ -190,6 +191,8 @@ impl<'e> Run<'_, '_> {
         if let Some(why) = self.no_store(&wanted)? {
             return self.fail_all(&wanted, &format!("bundle `{}`: {why}", bundle.name));
         }
+        // A snapshot that was made before is not of this point.
+        self.views.close(self.engine);
         let held = self.hold_still(bundle);
         let captured = match held {
             Ok(()) => self.capture_all(&wanted),
@@ -250,7 +253,7 @@ impl<'e> Run<'_, '_> {
                 None => self.capture(member, &begun.replica),
             };
             let done = match ready {
-                Ok(Some(ready)) if !matches!(ready.data, Data::Tree(..)) => {
+                Ok(Some(ready)) if ready.is_frozen() => {
                     still.push((begun, ready));
                     continue;
                 }

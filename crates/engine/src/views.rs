@@ -1,0 +1,277 @@
+//! Trees: read as they lie there, or through a snapshot of what lies under them.
+//!
+//! One snapshot serves all trees of a run that lie in it. It is made when the first of them is
+//! read, and removed after the last. Before one is made it is written down where: whatever the
+//! configuration says by then, the next run looks there for what a cut has left.
+//!
+//! Where none can be made the tree is read as it lies there, and that is a problem of the leg:
+//! a copy that is not of one moment is worth more than none.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use capture::snapshot::{Backing, Point, Under, clean, sweep, under};
+use capture::{Job, View};
+use policy::{Config, Dataset, Scope, Snapshot, Verdict};
+use tree::{Dir, RelPath};
+
+use crate::error::{Error, Result};
+use crate::report::Notice;
+use crate::run::Engine;
+use crate::volumes::{ALLOWED, mounts, owner};
+
+/// What is said of a scan that reads a snapshot: the tracker tells of what lives, up to now, and
+/// the snapshot may be older than that.
+pub(crate) const WALKED: &str = "it is read from a snapshot";
+
+/// A tree, ready to be read.
+pub(crate) struct Tree<'a> {
+    /// The live one.
+    view: View,
+    /// As it was, where it is read from a snapshot.
+    then: Option<Dir>,
+    base: &'a Path,
+    /// What lies below it and is not in the snapshot: not read, and not gone either.
+    pub(crate) beyond: Vec<RelPath>,
+    /// The same, and the folder of the snapshots themselves.
+    pub(crate) kept: Vec<RelPath>,
+    /// Why it is read as it lies there although a snapshot was asked for.
+    pub(crate) problems: Vec<(RelPath, String)>,
+}
+
+impl<'a> Tree<'a> {
+    fn live(view: View, base: &'a Path) -> Self {
+        Self {
+            view,
+            then: None,
+            base,
+            beyond: Vec::new(),
+            kept: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// What is to be read.
+    pub(crate) fn root(&self) -> &Dir {
+        self.then.as_ref().unwrap_or(&self.view.root)
+    }
+
+    /// Whether that is a snapshot.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.then.is_some()
+    }
+
+    /// Of the live tree, whatever is read.
+    pub(crate) fn identity(&self) -> &tree::FsIdentity {
+        &self.view.identity
+    }
+
+    /// Where it lies, if that is what is read.
+    pub(crate) fn base(&self) -> Result<&Path, &'static str> {
+        match self.then {
+            None => Ok(self.base),
+            Some(_) => Err(WALKED),
+        }
+    }
+}
+
+/// A tree in a snapshot.
+struct Seen {
+    then: Dir,
+    /// As [`Point::beyond`] and [`Point::own`] have them.
+    beyond: Vec<RelPath>,
+    own: Option<RelPath>,
+}
+
+/// The snapshots of a run.
+#[derive(Default)]
+pub(crate) struct Views {
+    points: Vec<Point>,
+}
+
+impl Views {
+    /// The tree, through a snapshot if `meant` asks for one and one can be made.
+    ///
+    /// # Errors
+    /// When the run is to end. All else is a problem of the tree.
+    pub(crate) fn tree<'a>(
+        &mut self,
+        engine: &Engine<'_>,
+        meant: &Dataset,
+        view: View,
+        base: &'a Path,
+        scope: &Scope,
+    ) -> Result<Tree<'a>> {
+        let mut tree = Tree::live(view, base);
+        if meant.snapshot == Snapshot::None {
+            return Ok(tree);
+        }
+        match self.through(engine, meant.snapshot, &tree.view.root) {
+            Ok(Seen { then, beyond, own }) => {
+                tree.then = Some(then);
+                tree.beyond = beyond;
+                let skipped = |path: &RelPath| scope.judge_alone(path, true) == Verdict::Skip;
+                tree.beyond.retain(|path| !skipped(path));
+                tree.kept = tree.beyond.iter().cloned().chain(own).collect();
+            }
+            Err(capture::Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => {
+                let why = format!("read as it lies there, not at one moment: {error}");
+                tree.problems.push((RelPath::root(), why));
+            }
+        }
+        Ok(tree)
+    }
+
+    fn through(
+        &mut self,
+        engine: &Engine<'_>,
+        choice: Snapshot,
+        live: &Dir,
+    ) -> capture::Result<Seen> {
+        let config = engine.config;
+        let under = under(live, choice)?;
+        let at = match self.points.iter().position(|point| point.holds(&under)) {
+            Some(at) => at,
+            None => {
+                self.points.push(take(config, engine, &under)?);
+                self.points.len() - 1
+            }
+        };
+        let point = &self.points[at];
+        // What is mounted is looked up after the snapshot: nothing that is in the way is missed.
+        Ok(Seen {
+            then: point.tree(&under, live)?,
+            beyond: point.beyond(&under, live)?,
+            own: point.own(&under),
+        })
+    }
+
+    /// Removes the snapshots; no tree of theirs may be in use. What is left is said, and the next
+    /// run removes it.
+    pub(crate) fn close(&mut self, engine: &Engine<'_>) {
+        let mut left = BTreeSet::new();
+        let mut done = BTreeSet::new();
+        for point in self.points.drain(..) {
+            let backing = point.backing().clone();
+            match point.close() {
+                Ok(()) => drop(done.insert(backing)),
+                Err(error) => {
+                    say(
+                        engine,
+                        format!("{backing}: a snapshot is left for the next run: {error}"),
+                    );
+                    left.insert(backing);
+                }
+            }
+        }
+        for backing in done.difference(&left) {
+            if let Err(error) = forget(engine.config, backing) {
+                say(engine, error.to_string());
+            }
+        }
+    }
+}
+
+fn take(config: &Config, engine: &Engine<'_>, under: &Under) -> capture::Result<Point> {
+    let job = Job::new(ALLOWED, engine.cancel);
+    remember(config, &under.backing)?;
+    Point::take(under, &owner(config)?, &mounts(config), &job)
+}
+
+fn say(engine: &Engine<'_>, message: String) {
+    let dataset = None;
+    engine.observer.notice(&Notice::Note { dataset, message });
+}
+
+/// Removes what runs that were cut off have left. To be called by who alone may run.
+pub(crate) fn sweep_all(engine: &Engine<'_>) {
+    let config = engine.config;
+    let job = Job::new(ALLOWED, engine.cancel);
+    if let Err(error) = sweep(&mounts(config), &job) {
+        say(engine, error.to_string());
+    }
+    let remembered = match remembered(config) {
+        Ok(remembered) => remembered,
+        Err(error) => return say(engine, error.to_string()),
+    };
+    for backing in remembered {
+        let job = Job::new(ALLOWED, engine.cancel);
+        let swept = owner(config).and_then(|owner| clean(&backing, &owner, &mounts(config), &job));
+        match swept {
+            Ok(swept) => {
+                swept.cleaned.into_iter().for_each(|line| say(engine, line));
+                let is_clean = swept.failed.is_empty();
+                for (name, error) in swept.failed {
+                    say(engine, format!("`{name}` is left: {error}"));
+                }
+                if is_clean && let Err(error) = forget(config, &backing) {
+                    say(engine, error.to_string());
+                }
+            }
+            Err(error) => say(engine, format!("{backing}: {error}")),
+        }
+    }
+}
+
+/// Where it is written down which storage snapshots were made in.
+fn records(config: &Config) -> PathBuf {
+    config.host.state.join("points")
+}
+
+fn record(config: &Config, backing: &Backing) -> PathBuf {
+    let digest = blake3::hash(backing.to_string().as_bytes()).to_hex();
+    records(config).join(&digest[..32])
+}
+
+fn remember(config: &Config, backing: &Backing) -> capture::Result<()> {
+    let (folder, path) = (records(config), record(config, backing));
+    let doing = format!("writing `{}`", crate::expect::shown(&path));
+    let json = serde_json::to_vec(backing);
+    let json = json.map_err(|error| capture::Error::bad(&*doing, error.to_string()))?;
+    let new = path.with_extension("new");
+    let write = || {
+        fs::create_dir_all(&folder)?;
+        let mut file = fs::File::create(&new)?;
+        io::Write::write_all(&mut file, &json)?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        fs::File::open(&folder)?.sync_all()
+    };
+    write().map_err(capture::Error::io(doing))
+}
+
+fn forget(config: &Config, backing: &Backing) -> capture::Result<()> {
+    let path = record(config, backing);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => {
+            let doing = format!("removing `{}`", crate::expect::shown(&path));
+            removed.map_err(capture::Error::io(doing))
+        }
+    }
+}
+
+fn remembered(config: &Config) -> capture::Result<Vec<Backing>> {
+    let folder = records(config);
+    let doing = || format!("reading `{}`", crate::expect::shown(&folder));
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(capture::Error::io(doing()))?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(capture::Error::io(doing()))?.path();
+        if path.extension().is_some() {
+            // A cut came before its rename, and so before any snapshot.
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(capture::Error::io(doing()))?;
+        let backing = serde_json::from_slice(&bytes);
+        all.push(backing.map_err(|error| capture::Error::bad(doing(), error.to_string()))?);
+    }
+    all.sort();
+    Ok(all)
+}
