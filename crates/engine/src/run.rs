@@ -623,9 +623,8 @@ impl Run<'_, '_> {
             }
             Ok::<_, Error>(())
         })?;
-        let not_entered = [&scan.not_entered[..], view.beyond()].concat();
         self.findings
-            .not_entered(&meant.name, &not_entered, watch.why.is_some())?;
+            .not_entered(&meant.name, &view.not_entered(&scan), watch.why.is_some())?;
         if let Data::Made(made) = &view.data {
             made.say(catalog, &meant.name, (engine.now)())?;
         }
@@ -1231,12 +1230,13 @@ impl Ready<'_> {
         }
     }
 
-    /// What lies below it and is not in what is read.
-    fn beyond(&self) -> &[RelPath] {
-        match &self.data {
-            Data::Tree(tree) => &tree.beyond,
+    /// What lies below it and was not read: the walk did not enter it, or it is in no snapshot.
+    fn not_entered(&self, scan: &Scan) -> Vec<RelPath> {
+        let beyond = match &self.data {
+            Data::Tree(tree) => &tree.beyond[..],
             Data::Volume(_) | Data::Made(_) => &[],
-        }
+        };
+        [&scan.not_entered, beyond].concat()
     }
 
     fn kept(&self) -> &[RelPath] {
