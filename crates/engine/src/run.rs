@@ -765,9 +765,8 @@ impl Run<'_, '_> {
         let mut shipped = ship::ship(&setting, catalog, dataset.id, session.as_ref(), &walk)?;
         self.unread(meant, &replica, &scan, view.problems(), &mut shipped)?;
         self.note_databases(meant, &replica, &shipped)?;
-        let not_entered = [&scan.not_entered[..], view.beyond()].concat();
         self.findings
-            .not_entered(&meant.name, &not_entered, watch.why.is_some())?;
+            .not_entered(&meant.name, &view.not_entered(&scan), watch.why.is_some())?;
         if let Data::Made(made) = &view.data {
             made.say(catalog, &meant.name, (engine.now)())?;
         }
@@ -1469,12 +1468,13 @@ impl Ready<'_> {
         }
     }
 
-    /// What lies below it and is not in what is read.
-    fn beyond(&self) -> &[RelPath] {
-        match &self.data {
-            Data::Tree(tree) => &tree.beyond,
+    /// What lies below it and was not read: the walk did not enter it, or it is in no snapshot.
+    fn not_entered(&self, scan: &Scan) -> Vec<RelPath> {
+        let beyond = match &self.data {
+            Data::Tree(tree) => &tree.beyond[..],
             Data::Volume(_) | Data::Image(_) | Data::Made(_) => &[],
-        }
+        };
+        [&scan.not_entered, beyond].concat()
     }
 
     fn kept(&self) -> &[RelPath] {
