@@ -154,28 +154,28 @@ fn restored(world: &World, from: &str, version: &str, name: &str) -> Result<Path
     Ok(to.join("disk.img"))
 }
 
-fn two_stores(device: &Device, world: &mut World, route: &str) -> Result<Option<Sshd>> {
-    let sshd = match Sshd::start(&world.path("ssh")) {
-        Ok(sshd) => sshd,
-        Err(reason) if reason.to_string().contains("not installed") => return Ok(None),
-        Err(error) => return Err(error),
+/// `let sshd = sshd!(&world);`: skips the test where there is none.
+macro_rules! sshd {
+    ($world:expr) => {
+        match Sshd::start(&$world.path("ssh")) {
+            Ok(sshd) => sshd,
+            Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
+            Err(error) => return Err(error),
+        }
     };
-    configure(world, &world.nas(&sshd), device, route)?;
-    Ok(Some(sshd))
 }
 
 #[test]
 fn an_image_is_the_device_and_its_zeros_are_holes() -> Result<()> {
-    let mut world = World::new()?;
+    let world = World::new()?;
     // No multiple of a page, and of nothing larger.
     let size = 64 * MIB + 3 * 512;
     let device = device!(&world.path("backing"), size);
     device.write(0, &noise(1, 3 << 20))?;
     device.write(40 * MIB - 100, &noise(2, 1 << 20))?;
     device.write(size - 512, &noise(3, 512))?;
-    let Some(_sshd) = two_stores(&device, &mut world, "[\"sda\", \"nas\"]")? else {
-        return skip("sshd is not installed");
-    };
+    let sshd = sshd!(world);
+    configure(&world, &world.nas(&sshd), &device, "[\"sda\", \"nas\"]")?;
     run(&world)?;
     for store in ["sda", "nas"] {
         is_copy(&device, &copy(&world, store), 5 * MIB)?;
@@ -213,13 +213,12 @@ fn an_image_is_the_device_and_its_zeros_are_holes() -> Result<()> {
 
 #[test]
 fn a_hundredth_changed_costs_a_hundredth() -> Result<()> {
-    let mut world = World::new()?;
+    let world = World::new()?;
     let device = device!(&world.path("backing"), 64 * MIB + 512);
     device.write(0, &noise(1, 48 << 20))?;
+    let sshd = sshd!(world);
     for route in ["[\"nas\"]", "[\"sda\", \"nas\"]"] {
-        let Some(_sshd) = two_stores(&device, &mut world, route)? else {
-            return skip("sshd is not installed");
-        };
+        configure(&world, &world.nas(&sshd), &device, route)?;
         run(&world)?;
         // The first change asks the store what it has; the second knows.
         for seed in [2, 3] {
