@@ -16,6 +16,7 @@ mod images;
 mod live;
 mod made;
 mod moves;
+mod note;
 mod owed;
 mod pace;
 mod pipeline;

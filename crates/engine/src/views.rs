@@ -8,9 +8,7 @@
 //! a copy that is not of one moment is worth more than none.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use capture::snapshot::{Backing, Point, Under, clean, sweep, under};
 use capture::{Job, View};
@@ -18,6 +16,7 @@ use policy::{Config, Dataset, Scope, Snapshot, Verdict};
 use tree::{Dir, RelPath};
 
 use crate::error::{Error, Result};
+use crate::note::Notes;
 use crate::report::Notice;
 use crate::run::Engine;
 use crate::volumes::{ALLOWED, mounts, owner};
@@ -177,7 +176,7 @@ impl Views {
 
 fn take(config: &Config, engine: &Engine<'_>, under: &Under) -> capture::Result<Point> {
     let job = Job::new(ALLOWED, engine.cancel);
-    remember(config, &under.backing)?;
+    points(config).write(&name_of(&under.backing), &under.backing)?;
     Point::take(under, &owner(config)?, &mounts(config), &job)
 }
 
@@ -216,61 +215,25 @@ pub(crate) fn sweep_all(engine: &Engine<'_>) {
     }
 }
 
-/// Where it is written down which storage snapshots were made in.
-fn records(config: &Config) -> PathBuf {
-    config.host.state.join("points")
+/// The notes of which storage snapshots were made in.
+fn points(config: &Config) -> Notes {
+    Notes::new(&config.host.state, "points")
 }
 
-fn record(config: &Config, backing: &Backing) -> PathBuf {
-    let digest = blake3::hash(backing.to_string().as_bytes()).to_hex();
-    records(config).join(&digest[..32])
-}
-
-fn remember(config: &Config, backing: &Backing) -> capture::Result<()> {
-    let (folder, path) = (records(config), record(config, backing));
-    let doing = format!("writing `{}`", crate::expect::shown(&path));
-    let json = serde_json::to_vec(backing);
-    let json = json.map_err(|error| capture::Error::bad(&*doing, error.to_string()))?;
-    let new = path.with_extension("new");
-    let write = || {
-        fs::create_dir_all(&folder)?;
-        let mut file = fs::File::create(&new)?;
-        io::Write::write_all(&mut file, &json)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        fs::File::open(&folder)?.sync_all()
-    };
-    write().map_err(capture::Error::io(doing))
+/// The name of a storage's note.
+fn name_of(backing: &Backing) -> String {
+    blake3::hash(backing.to_string().as_bytes()).to_hex()[..32].to_owned()
 }
 
 fn forget(config: &Config, backing: &Backing) -> capture::Result<()> {
-    let path = record(config, backing);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => {
-            let doing = format!("removing `{}`", crate::expect::shown(&path));
-            removed.map_err(capture::Error::io(doing))
-        }
-    }
+    points(config).remove(&name_of(backing))
 }
 
 fn remembered(config: &Config) -> capture::Result<Vec<Backing>> {
-    let folder = records(config);
-    let doing = || format!("reading `{}`", crate::expect::shown(&folder));
-    let entries = match fs::read_dir(&folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(capture::Error::io(doing()))?,
-    };
+    let notes = points(config);
     let mut all = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(capture::Error::io(doing()))?.path();
-        if path.extension().is_some() {
-            // A cut came before its rename, and so before any snapshot.
-            continue;
-        }
-        let bytes = fs::read(&path).map_err(capture::Error::io(doing()))?;
-        let backing = serde_json::from_slice(&bytes);
-        all.push(backing.map_err(|error| capture::Error::bad(doing(), error.to_string()))?);
+    for name in notes.names()? {
+        all.extend(notes.read(&name)?);
     }
     all.sort();
     Ok(all)

@@ -5,9 +5,6 @@
 //! run, which puts the volume right first, starts what it names. What somebody has started
 //! meanwhile is left as it is.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -17,6 +14,8 @@ use capture::snapshot::Action;
 use capture::{Error, Job, Result};
 use policy::Config;
 use serde::{Deserialize, Serialize};
+
+use crate::note::Notes;
 
 /// The longest that a command of the user's may take to stop or to start a workload.
 const COMMAND: Duration = Duration::from_secs(1800);
@@ -42,7 +41,7 @@ pub struct Scaling {
     workloads: Vec<kube::Workload>,
     claim: Option<Claim>,
     wait: Duration,
-    record: PathBuf,
+    notes: Notes,
 }
 
 /// What has been stopped, and why.
@@ -88,7 +87,7 @@ impl Workload {
             workloads,
             claim,
             wait,
-            record: record_of(config, volume),
+            notes: notes(config),
         }))
     }
 
@@ -141,7 +140,7 @@ impl Workload {
                         workload.scale(0, workload.replicas, &job)?;
                     }
                 }
-                forget(&scaling.record)
+                scaling.notes.remove(&name_of(&scaling.volume))
             }
         }
     }
@@ -159,7 +158,7 @@ impl Scaling {
             volume: self.volume.clone(),
             workloads: self.workloads.clone(),
         };
-        write(&self.record, &record)?;
+        self.notes.write(&name_of(&self.volume), &record)?;
         for workload in &self.workloads {
             let job = Job::new(ANSWER, cancel);
             match workload.now(&job)? {
@@ -183,40 +182,30 @@ impl Scaling {
 /// called by who alone may run, after the sweep. By volume: what was done, or why not; what could
 /// not be started is tried again next time.
 pub(crate) fn restart(config: &Config, cancel: &AtomicBool) -> Vec<(String, Result<Vec<String>>)> {
-    let dir = config.host.state.join(RECORDS);
-    let entries = match fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => {
-            let doing = format!("reading `{}`", crate::expect::shown(&dir));
-            return vec![(String::new(), Err(Error::io(doing)(error)))];
-        }
-    };
-    let mut done = Vec::new();
-    for entry in entries {
-        let path = match entry {
-            Ok(entry) => entry.path(),
-            Err(error) => {
-                let error = Error::io("listing what was stopped")(error);
-                done.push((String::new(), Err(error)));
-                continue;
-            }
-        };
-        // One that has not got its name yet: nothing was stopped.
-        if path.extension().is_some_and(|end| end == "json") {
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            let volume = stem.replacen('@', "/", 1);
-            done.push((volume, restart_one(config, cancel, &path)));
-        }
+    let notes = notes(config);
+    match notes.names() {
+        Ok(names) => names
+            .into_iter()
+            .map(|name| {
+                (
+                    name.replacen('@', "/", 1),
+                    restart_one(config, cancel, &notes, &name),
+                )
+            })
+            .collect(),
+        Err(error) => vec![(String::new(), Err(error))],
     }
-    done
 }
 
-fn restart_one(config: &Config, cancel: &AtomicBool, path: &Path) -> Result<Vec<String>> {
-    let what = || format!("`{}`", crate::expect::shown(path));
-    let text = fs::read(path).map_err(Error::io(format!("reading {}", what())))?;
-    let record: Record =
-        serde_json::from_slice(&text).map_err(|error| Error::bad(what(), error.to_string()))?;
+fn restart_one(
+    config: &Config,
+    cancel: &AtomicBool,
+    notes: &Notes,
+    name: &str,
+) -> Result<Vec<String>> {
+    let Some(record) = notes.read::<Record>(name)? else {
+        return Ok(Vec::new());
+    };
     let mut stopped = Vec::new();
     for workload in record.workloads {
         if workload.is_stopped(&Job::new(ANSWER, cancel))? {
@@ -234,47 +223,15 @@ fn restart_one(config: &Config, cancel: &AtomicBool, path: &Path) -> Result<Vec<
             workload.replicas
         ));
     }
-    forget(path)?;
+    notes.remove(name)?;
     Ok(started)
 }
 
-/// No name of LVM's has `@` in it.
-fn record_of(config: &Config, volume: &str) -> PathBuf {
-    let name = format!("{}.json", volume.replacen('/', "@", 1));
-    config.host.state.join(RECORDS).join(name)
+fn notes(config: &Config) -> Notes {
+    Notes::new(&config.host.state, RECORDS)
 }
 
-/// Durable when it returns.
-fn write(path: &Path, record: &Record) -> Result<()> {
-    let doing = format!("writing `{}`", crate::expect::shown(path));
-    let text = serde_json::to_vec_pretty(record)
-        .map_err(|error| Error::bad(doing.clone(), error.to_string()))?;
-    let dir = path.parent().unwrap_or(path);
-    let written = || -> std::io::Result<()> {
-        fs::create_dir_all(dir)?;
-        if let Some(state) = dir.parent() {
-            File::open(state)?.sync_all()?;
-        }
-        let partial = path.with_extension("partial");
-        let mut file = File::create(&partial)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
-        File::open(dir)?.sync_all()
-    };
-    written().map_err(Error::io(doing))
-}
-
-fn forget(path: &Path) -> Result<()> {
-    let gone = match fs::remove_file(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.and_then(|()| {
-            let dir = path.parent().unwrap_or(path);
-            File::open(dir)?.sync_all()
-        }),
-    };
-    gone.map_err(Error::io(format!(
-        "removing `{}`",
-        crate::expect::shown(path)
-    )))
+/// The name of a volume's note: no name of LVM's has `@` in it.
+fn name_of(volume: &str) -> String {
+    volume.replacen('/', "@", 1)
 }

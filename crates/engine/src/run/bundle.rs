@@ -77,7 +77,7 @@ fn words_of(command: &Command) -> Result<Vec<String>> {
 impl<'e> Run<'_, '_> {
     /// Runs every undo that an earlier run has not done.
     pub(super) fn pay_all(&mut self) -> Result<()> {
-        for bundle in owed::all(&self.engine.config.host.state)? {
+        for bundle in owed::notes(&self.engine.config.host.state).names()? {
             let message = format!(
                 "the last run could not undo `before` of the bundle `{bundle}`: it is undone now"
             );
@@ -90,13 +90,13 @@ impl<'e> Run<'_, '_> {
     /// Runs the undo that is owed to a bundle, if one is, whoever wants the run to end. What fails
     /// stays owed, and is told.
     fn pay(&mut self, bundle: &str) -> Result<()> {
-        let state = &self.engine.config.host.state;
-        let noted = owed::read(state, bundle);
+        let notes = owed::notes(&self.engine.config.host.state);
+        let noted = notes.read(bundle).map_err(Error::from);
         if matches!(noted, Ok(None)) {
             return self.findings.undone(bundle);
         }
         let done = self.undo(bundle, &noted);
-        let Err(error) = done.and_then(|()| owed::forget(state, bundle)) else {
+        let Err(error) = done.and_then(|()| Ok(notes.remove(bundle)?)) else {
             return self.findings.undone(bundle);
         };
         self.undo_owed = true;
@@ -105,7 +105,7 @@ impl<'e> Run<'_, '_> {
             owed.failures += 1;
             failures = owed.failures;
             // The count is for people; that it is owed is written down already.
-            if let Err(error) = owed::write(state, bundle, &owed) {
+            if let Err(error) = notes.write(bundle, &owed) {
                 self.note(None, error.to_string());
             }
         }
@@ -151,8 +151,8 @@ impl<'e> Run<'_, '_> {
         if bundle.before.is_empty() {
             return Ok(());
         }
-        let state = &self.engine.config.host.state;
-        let earlier = owed::read(state, &bundle.name).ok().flatten();
+        let notes = owed::notes(&self.engine.config.host.state);
+        let earlier: Option<Owed> = notes.read(&bundle.name).ok().flatten();
         let owed = Owed {
             since: earlier
                 .as_ref()
@@ -161,7 +161,7 @@ impl<'e> Run<'_, '_> {
             allowed: bundle.deadline.as_secs(),
             failures: earlier.map_or(0, |owed| owed.failures),
         };
-        owed::write(state, &bundle.name, &owed)?;
+        notes.write(&bundle.name, &owed)?;
         let job = Job::new(bundle.deadline, self.engine.cancel);
         Ok(job.run_quietly(&mut command(&bundle.before, bundle)?)?)
     }

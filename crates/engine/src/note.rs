@@ -1,0 +1,126 @@
+//! Notes in the state directory of what has to be undone: each is durable before that is begun,
+//! and goes when it is undone. A cut between any two steps leaves the note, and whoever reads it
+//! does what it says once more.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use capture::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::expect::shown;
+
+const ENDING: &str = ".json";
+/// What the name of a note ends in that is not whole: what it is about was not begun.
+const NEXT: &str = ".json.next";
+
+/// The notes of one kind, in a folder of their own.
+#[derive(Debug)]
+pub(crate) struct Notes {
+    state: PathBuf,
+    folder: PathBuf,
+}
+
+impl Notes {
+    pub(crate) fn new(state: &Path, kind: &str) -> Self {
+        Self {
+            state: state.to_owned(),
+            folder: state.join(kind),
+        }
+    }
+
+    fn path(&self, name: &str, ending: &str) -> PathBuf {
+        self.folder.join(format!("{name}{ending}"))
+    }
+
+    /// The names of all there are, in order.
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        let doing = || Error::io(format!("looking into `{}`", shown(&self.folder)));
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(doing())?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(doing())?.file_name();
+            let name = name.to_str().and_then(|name| name.strip_suffix(ENDING));
+            names.extend(name.map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// What a note says. Error: there is one, and it is not known what it says.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.path(name, ENDING);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(Error::io(format!("reading `{}`", shown(&path))))?,
+        };
+        let what = || format!("`{}`", shown(&path));
+        let said = serde_json::from_slice(&text);
+        said.map(Some)
+            .map_err(|error| Error::bad(what(), error.to_string()))
+    }
+
+    /// Writes a note, in place of the one of that name; it is durable when this returns. The name
+    /// is fit to be a file's.
+    pub(crate) fn write<T: Serialize>(&self, name: &str, said: &T) -> Result<()> {
+        let (path, next) = (self.path(name, ENDING), self.path(name, NEXT));
+        let text = serde_json::to_vec(said)
+            .map_err(|error| Error::bad(format!("`{}`", shown(&path)), error.to_string()))?;
+        let write = || {
+            fs::create_dir_all(&self.folder)?;
+            let mut file = File::create(&next)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&next, &path)?;
+            sync(&self.folder).and_then(|()| sync(&self.state))
+        };
+        write().map_err(Error::io(format!("writing `{}`", shown(&path))))
+    }
+
+    /// Removes a note, durably. That there is none is no error.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        let path = self.path(name, ENDING);
+        let removed = match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.and_then(|()| sync(&self.folder)),
+        };
+        removed.map_err(Error::io(format!("removing `{}`", shown(&path))))
+    }
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_is_found_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::new(dir.path(), "owed");
+        assert!(notes.names().unwrap().is_empty());
+        assert_eq!(notes.read::<u8>("a").unwrap(), None);
+        notes.remove("a").unwrap();
+        // Names may have dots in them.
+        for (name, said) in [("a.b", 1_u8), ("a", 2), ("a", 3)] {
+            notes.write(name, &said).unwrap();
+        }
+        // One that was cut off is none.
+        fs::write(notes.path("c", NEXT), "{").unwrap();
+        assert_eq!(notes.names().unwrap(), ["a", "a.b"]);
+        assert_eq!(notes.read::<u8>("a").unwrap(), Some(3));
+        notes.remove("a").unwrap();
+        assert_eq!(notes.names().unwrap(), ["a.b"]);
+        // What cannot be read is there all the same.
+        fs::write(notes.path("d", ENDING), "{").unwrap();
+        assert!(notes.read::<u8>("d").is_err());
+        assert_eq!(notes.names().unwrap(), ["a.b", "d"]);
+    }
+}
