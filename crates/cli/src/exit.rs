@@ -64,6 +64,11 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<engine::Error>() {
             return of_engine(error);
         }
+        match cause.downcast_ref::<capture::Error>() {
+            Some(capture::Error::Interrupted) => return session::interrupted(),
+            Some(capture::Error::Refused { .. }) => return HELD,
+            _ => {}
+        }
         if let Some(store::Error::Busy(_)) = cause.downcast_ref::<store::Error>() {
             return BUSY;
         }

@@ -1,7 +1,7 @@
 //! How Kubernetes calls volumes that it has claimed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -42,17 +42,17 @@ pub(crate) fn ask(
     let job = Job::new(ALLOWED, &never);
     let answer = kube::claims(&job).and_then(|claims| Ok((claims, kube::node()?)));
     let names = answer.map(|(claims, node)| {
-        let disk = |place: &Path| place.file_name()?.to_str().map(str::to_owned);
-        let disks: Vec<(PathBuf, String)> = places
-            .into_iter()
-            .filter_map(|place| disk(&place).map(|disk| (place, disk)))
-            .collect();
-        let disks = disks.iter().map(|(place, disk)| (place, disk.as_str()));
-        let found = kube::by_disk(&claims, &node, disks).into_iter();
+        // A disk of the same name that is not asked for, or cannot be read, may be the claim's too.
+        let all = landscape.volumes.iter().flat_map(|(root, volumes)| {
+            let volumes = volumes.iter().flatten();
+            volumes.map(|volume| (root.join(&volume.name), volume.name.as_str()))
+        });
+        let found = kube::by_disk(&claims, &node, all).into_iter();
         found
+            .filter(|(place, _)| places.contains(place))
             .map(|(place, claim)| {
                 let name = policy::claim_name(&claim.namespace, &claim.name);
-                (place.clone(), name)
+                (place, name)
             })
             .collect()
     });

@@ -22,6 +22,9 @@ const CORRUPT_PAST: &str = "history-corrupt";
 /// A bundle whose `before` is not undone.
 const UNDO: &str = "bundle-undo";
 
+/// The newest point of a bundle lacks a member.
+const INCOMPLETE: &str = "bundle-incomplete";
+
 /// What a finding about a copy is about.
 fn copy(dataset: &str, store: &str, path: &RelPath) -> String {
     format!("{dataset}:{path} in {store}")
@@ -346,9 +349,20 @@ impl<'a> Findings<'a> {
         self.clear(UNDO, bundle)
     }
 
+    /// What was said of bundles that there are no more.
+    pub(crate) fn bundles(&self, bundles: &[policy::Bundle]) -> Result<()> {
+        for row in self.catalog.findings(true)? {
+            let Finding { kind, subject, .. } = row.finding;
+            if kind == INCOMPLETE && bundles.iter().all(|bundle| bundle.name != subject) {
+                self.clear(&kind, &subject)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Members of a bundle that have no good version of the newest point.
     pub(crate) fn incomplete(&self, bundle: &str, missing: &[String]) -> Result<()> {
-        let kind = "bundle-incomplete";
+        let kind = INCOMPLETE;
         if missing.is_empty() {
             return self.clear(kind, bundle);
         }

@@ -2,8 +2,9 @@
 //! and goes when it is undone. A cut between any two steps leaves the note, and whoever reads it
 //! does what it says once more.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use capture::{Error, Result};
@@ -73,7 +74,9 @@ impl Notes {
             .map_err(|error| Error::bad(format!("`{}`", shown(&path)), error.to_string()))?;
         let write = || {
             fs::create_dir_all(&self.folder)?;
-            let mut file = File::create(&next)?;
+            let mut options = OpenOptions::new();
+            let options = options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&next)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&next, &path)?;

@@ -27,4 +27,10 @@ pub(crate) struct Owed {
     pub(crate) allowed: u64,
     /// How often it was tried in vain.
     pub(crate) failures: u64,
+    /// Whether `before` has come to its end, or been ended here: far away it may go on when nobody
+    /// listens any more.
+    #[serde(default)]
+    pub(crate) ended: bool,
+    /// When it has ended whatever became of it, by the host's clock.
+    pub(crate) until: Timestamp,
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use catalog::Catalog;
+use jiff::Timestamp;
 use policy::Bundle;
 use store::SealStatus;
 use tree::RelPath;
@@ -35,12 +36,40 @@ pub struct Chosen {
     pub restores: Vec<RestoreOptions>,
 }
 
-/// By the time of a point: the members with a good version of it, and its name; `None` where it is
-/// partial.
-type Points = BTreeMap<String, BTreeMap<String, Option<String>>>;
+/// A member in a point.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Part {
+    /// Ascends among the versions of the member: the only order there is.
+    number: u64,
+    /// Its version; `None` where that is partial.
+    good: Option<String>,
+}
 
-fn points(catalog: &Catalog, bundle: &Bundle, from: Option<&str>) -> Result<Points> {
-    let mut points = Points::new();
+/// A point in time of a bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Point {
+    /// By the host's clock, which may have been wrong: what its versions have in common.
+    at: String,
+    /// By member.
+    parts: BTreeMap<String, Part>,
+}
+
+impl Point {
+    fn good(&self, member: &str) -> Option<&String> {
+        self.parts.get(member)?.good.as_ref()
+    }
+
+    fn is_complete(&self, bundle: &Bundle) -> bool {
+        bundle
+            .members
+            .iter()
+            .all(|member| self.good(&member.name).is_some())
+    }
+}
+
+/// The points of a bundle in the order of their capture: in one store, or in any.
+fn points(catalog: &Catalog, bundle: &Bundle, from: Option<&str>) -> Result<Vec<Point>> {
+    let mut points: BTreeMap<String, BTreeMap<String, Part>> = BTreeMap::new();
     for member in &bundle.members {
         let Some(dataset) = catalog.find_dataset(&member.name)? else {
             continue;
@@ -56,14 +85,74 @@ fn points(catalog: &Catalog, bundle: &Bundle, from: Option<&str>) -> Result<Poin
                     continue;
                 }
                 let point = points.entry(seal.sealed_at).or_default();
-                let known = point.entry(member.name.clone()).or_default();
+                let part = point.entry(member.name.clone()).or_default();
+                part.number = seal.number;
                 if seal.status == SealStatus::Ok {
-                    *known = Some(seal.version);
+                    part.good = Some(seal.version);
                 }
             }
         }
     }
-    Ok(points)
+    let points = points.into_iter().map(|(at, parts)| Point { at, parts });
+    Ok(in_order(bundle, points.collect()))
+}
+
+/// Each member's numbers ascend from point to point. One member gives the order; a point without it
+/// comes after all that it is newer than by another member.
+fn in_order(bundle: &Bundle, mut points: Vec<Point>) -> Vec<Point> {
+    let base = bundle.members.first().map_or("", |member| &member.name);
+    let number = |point: &Point, member: &str| point.parts.get(member).map(|part| part.number);
+    let key = |point: &Point| -> (u64, bool, u64) {
+        if let Some(own) = number(point, base) {
+            return (own, false, 0);
+        }
+        let older = points.iter().filter(|other| {
+            let mut parts = point.parts.iter();
+            parts.any(|(member, part)| number(other, member).is_some_and(|n| n < part.number))
+        });
+        let after = older.filter_map(|other| number(other, base)).max();
+        let own = point.parts.values().map(|part| part.number).max();
+        (after.unwrap_or(0), true, own.unwrap_or(0))
+    };
+    let mut keyed: Vec<_> = points
+        .iter()
+        .map(|point| (key(point), point.at.clone()))
+        .collect();
+    keyed.sort();
+    let place = |at: &String| keyed.iter().position(|(_, other)| other == at);
+    points.sort_by_key(|point| place(&point.at));
+    points
+}
+
+/// The times of the complete points of a bundle that retention keeps in a store: by the same rule
+/// as versions, and the newest in any case.
+pub(crate) fn kept(
+    catalog: &Catalog,
+    bundle: &Bundle,
+    keep: &policy::Keep,
+    store: &str,
+) -> Result<BTreeSet<String>> {
+    let mut kept = BTreeSet::new();
+    // Those that the store has whole, and those that need another one too.
+    for from in [Some(store), None] {
+        let mut complete = points(catalog, bundle, from)?;
+        complete.retain(|point| point.is_complete(bundle));
+        let sealed = complete
+            .iter()
+            .zip(1..)
+            .map(|(point, number)| policy::Sealed {
+                number,
+                sealed_at: point.at.parse().unwrap_or(Timestamp::UNIX_EPOCH),
+                good: true,
+            });
+        let stay = policy::retain(keep, &sealed.collect::<Vec<_>>());
+        let stays = complete
+            .into_iter()
+            .zip(1..)
+            .filter(|(_, number)| stay.contains(number));
+        kept.extend(stays.map(|(point, _)| point.at));
+    }
+    Ok(kept)
 }
 
 /// Chooses the newest point that is meant, and says how to restore it. Errors: there is none; it
@@ -86,22 +175,19 @@ pub fn choose_point(engine: &Engine<'_>, options: &BundleOptions) -> Result<Chos
     pick(bundle, &points, options)
 }
 
-fn pick(bundle: &Bundle, points: &Points, options: &BundleOptions) -> Result<Chosen> {
+fn pick(bundle: &Bundle, points: &[Point], options: &BundleOptions) -> Result<Chosen> {
     let name = &bundle.name;
-    let good = |point: &BTreeMap<String, Option<String>>, member: &str| {
-        point.get(member).cloned().flatten()
-    };
-    let missing = |point: &BTreeMap<String, Option<String>>| -> Vec<String> {
+    let missing = |point: &Point| -> Vec<String> {
         let members = bundle.members.iter().map(|member| &member.name);
-        let missing = members.filter(|member| good(point, member).is_none());
-        let how = |member: &String| match point.contains_key(member) {
+        let missing = members.filter(|member| point.good(member).is_none());
+        let how = |member: &String| match point.parts.contains_key(member) {
             true => format!("`{member}` (its version is partial)"),
             false => format!("`{member}`"),
         };
         missing.map(how).collect()
     };
-    let meant = |at: &String| options.at.admits(at, at);
-    let Some((at, point)) = points.iter().rfind(|(at, _)| meant(at)) else {
+    let meant = |point: &&Point| options.at.admits(&point.at, &point.at);
+    let Some(point) = points.iter().rfind(meant) else {
         return Err(Error::Usage(format!(
             "the bundle `{name}` has no point that is meant; `thrice versions` of its members \
              lists what there is"
@@ -109,11 +195,12 @@ fn pick(bundle: &Bundle, points: &Points, options: &BundleOptions) -> Result<Cho
     };
     let lacking = missing(point);
     if !lacking.is_empty() {
-        let complete = points.iter().rfind(|(_, point)| missing(point).is_empty());
+        let complete = points.iter().rfind(|point| point.is_complete(bundle));
         let offer = match complete {
-            Some((complete, _)) => format!("the newest that is complete: --at {complete}"),
+            Some(complete) => format!("the newest that is complete: --at {}", complete.at),
             None => "none is complete; a member by itself: thrice restore DATASET".to_owned(),
         };
+        let at = &point.at;
         return Err(Error::Usage(format!(
             "the point {at} of the bundle `{name}` is not complete: it lacks {}; {offer}",
             lacking.join(", ")
@@ -124,7 +211,7 @@ fn pick(bundle: &Bundle, points: &Points, options: &BundleOptions) -> Result<Cho
             dataset: member.name.clone(),
             path: RelPath::root(),
             to: options.to.join(&member.name),
-            at: At::Version(good(point, &member.name)?),
+            at: At::Version(point.good(&member.name)?.clone()),
             from: options.from.clone(),
             merge: options.merge,
             overwrite: options.overwrite,
@@ -133,7 +220,7 @@ fn pick(bundle: &Bundle, points: &Points, options: &BundleOptions) -> Result<Cho
     let restores: Vec<RestoreOptions> = restores.collect();
     refuse_others(&restores, options)?;
     Ok(Chosen {
-        point: at.clone(),
+        point: point.at.clone(),
         restores,
     })
 }
@@ -160,4 +247,50 @@ fn refuse_others(restores: &[RestoreOptions], options: &BundleOptions) -> Result
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle() -> Bundle {
+        let text = "[host]\nname = \"h\"\n[store.s]\nkind = \"disk\"\npath = \"/s\"\n\
+                    [dataset.a]\npath = \"/a\"\nroute = [\"s\"]\n\
+                    [dataset.b]\npath = \"/b\"\nroute = [\"s\"]\n\
+                    [bundle.x]\nmembers = [\"a\", \"b\"]\n";
+        let parsed = policy::parse(std::path::Path::new("t"), text);
+        parsed.unwrap().0.bundles.remove(0)
+    }
+
+    fn point(at: &str, parts: &[(&str, u64)]) -> Point {
+        let part = |number| Part {
+            number,
+            good: Some(String::new()),
+        };
+        Point {
+            at: at.into(),
+            parts: parts
+                .iter()
+                .map(|(name, number)| ((*name).into(), part(*number)))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn r04_points_are_in_the_order_of_their_numbers_whatever_the_clock_said() {
+        let points = vec![
+            point("2026-11-26T05:00:00.2Z", &[("a", 3), ("b", 7)]),
+            // Without the member that gives the order.
+            point("2026-11-27T05:00:00.2Z", &[("b", 8)]),
+            point("2026-11-28T05:00:00.2Z", &[("a", 4), ("b", 9)]),
+            // The clock was ahead.
+            point("2027-01-01T05:00:00.2Z", &[("a", 2), ("b", 6)]),
+        ];
+        let sorted = in_order(&bundle(), points);
+        let days: Vec<&str> = sorted.iter().map(|point| &point.at[..10]).collect();
+        assert_eq!(
+            days,
+            ["2027-01-01", "2026-11-26", "2026-11-27", "2026-11-28"]
+        );
+    }
 }

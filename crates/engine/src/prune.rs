@@ -4,11 +4,14 @@
 //! catalog forgets them. A cut in between leaves objects that nothing reaches, which the next
 //! prune finds.
 
+use std::collections::BTreeSet;
+
 use catalog::Kept;
 use jiff::Timestamp;
 use store::SealStatus;
 
 use crate::error::{Error, Result};
+use crate::point;
 use crate::report::Notice;
 use crate::run::Engine;
 use crate::stores::Opened;
@@ -56,7 +59,7 @@ pub fn prune(engine: &Engine<'_>, dataset: &str, opened: &Opened) -> Result<Prun
     let Some(replica) = replicas.into_iter().find(|r| r.store_name == *name) else {
         return Ok(done);
     };
-    let kept = kept(engine, &replica, opened)?;
+    let kept = kept(engine, dataset, &replica, opened)?;
     let plan = catalog.prune_plan(replica.id, &kept)?;
     if plan.versions.is_empty() && plan.rows == 0 {
         return Ok(done);
@@ -90,7 +93,21 @@ pub fn prune(engine: &Engine<'_>, dataset: &str, opened: &Opened) -> Result<Prun
 }
 
 /// The versions that stay.
-fn kept(engine: &Engine<'_>, replica: &catalog::Replica, opened: &Opened) -> Result<Kept> {
+fn kept(
+    engine: &Engine<'_>,
+    dataset: &str,
+    replica: &catalog::Replica,
+    opened: &Opened,
+) -> Result<Kept> {
+    let keep = &opened.spec.keep;
+    let mut bundles = engine.config.bundles.iter();
+    let has = |bundle: &&policy::Bundle| bundle.members.iter().any(|m| m.name == dataset);
+    // What belongs to a point that stays, stays: each member by itself might keep another.
+    let points = match bundles.find(has) {
+        Some(bundle) => point::kept(engine.catalog, bundle, keep, &opened.spec.name)?,
+        None => BTreeSet::new(),
+    };
+    let mut of_points = Vec::new();
     let mut versions = Vec::new();
     for sealed in engine
         .catalog
@@ -102,11 +119,16 @@ fn kept(engine: &Engine<'_>, replica: &catalog::Replica, opened: &Opened) -> Res
         // A time that cannot be read must not cost a version: it counts as the beginning of time.
         let sealed_at = seal.sealed_at.parse().unwrap_or(Timestamp::UNIX_EPOCH);
         let good = seal.status == SealStatus::Ok;
+        if points.contains(&seal.sealed_at) {
+            of_points.push(seal.number);
+        }
         versions.push(policy::Sealed {
             number: seal.number,
             sealed_at,
             good,
         });
     }
-    Ok(policy::retain(&opened.spec.keep, &versions))
+    let mut kept = policy::retain(keep, &versions);
+    kept.extend(of_points);
+    Ok(kept)
 }

@@ -37,7 +37,7 @@ use crate::watch::{self, Watch};
 use crate::window::{self, Window};
 use crate::{moves, prune, sync, workload};
 
-use bundle::Unit;
+use bundle::{Payer, Unit};
 
 /// Rows that an outbox holds for one replica before they collapse into "reconcile".
 pub const OUTBOX_ROWS_MAX: u64 = 500_000;
@@ -154,6 +154,12 @@ impl Engine<'_> {
 
     fn run_in(&self, window: Option<&Window>, options: &RunOptions) -> Result<Summary> {
         let started = Instant::now();
+        // Before anything that may take long, or refuse: an application stands still.
+        let payer = Payer {
+            engine: self,
+            findings: &Findings::new(self.catalog, self.now),
+        };
+        let undo_owed = payer.all()?;
         let expectation = Expectation::of(self.config, self.catalog)?;
         expectation.check_filters(options)?;
         let id = self.catalog.begin_run(
@@ -183,7 +189,7 @@ impl Engine<'_> {
             passed: BTreeSet::new(),
             groups: Groups::default(),
             point: None,
-            undo_owed: false,
+            undo_owed,
             views: Views::default(),
         };
         if run.pace.is_blind() {
@@ -266,7 +272,6 @@ impl Run<'_, '_> {
         self.groups.sweep(self.engine, &self.findings)?;
         views::sweep_all(self.engine);
         let is_started = self.restart()?;
-        self.pay_all()?;
         for warning in &expectation.coverage.warnings {
             self.engine.observer.notice(&Notice::Note {
                 dataset: None,
@@ -274,6 +279,7 @@ impl Run<'_, '_> {
             });
         }
         self.findings.coverage(&expectation.coverage)?;
+        self.findings.bundles(&self.engine.config.bundles)?;
         let units = self.units(expectation);
         let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
         // Where the time is short, what is stalest comes to its last store before anything else
@@ -413,7 +419,9 @@ impl Run<'_, '_> {
             Status::Failed | Status::Aborted if any_done => Status::Partial,
             Status::Aborted => Status::Failed,
             // What has no route for now is in no dataset, and not done either.
-            Status::Ok if contradictions || self.undo_owed => Status::Partial,
+            Status::Ok if contradictions => Status::Partial,
+            // That an application may stand still is graver than what was held.
+            Status::Ok | Status::Held if self.undo_owed => Status::Partial,
             other => other,
         };
         for (name, opened) in self.pool.opened() {

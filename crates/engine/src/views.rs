@@ -192,10 +192,18 @@ pub(crate) fn sweep_all(engine: &Engine<'_>) {
     if let Err(error) = sweep(&mounts(config), &job) {
         say(engine, error.to_string());
     }
-    let remembered = match remembered(config) {
-        Ok(remembered) => remembered,
+    let notes = points(config);
+    let names = match notes.names() {
+        Ok(names) => names,
         Err(error) => return say(engine, error.to_string()),
     };
+    let mut remembered: Vec<Backing> = Vec::new();
+    for name in names {
+        match notes.read(&name) {
+            Ok(backing) => remembered.extend(backing),
+            Err(error) => say(engine, error.to_string()),
+        }
+    }
     for backing in remembered {
         let job = Job::new(ALLOWED, engine.cancel);
         let swept = owner(config).and_then(|owner| clean(&backing, &owner, &mounts(config), &job));
@@ -227,14 +235,4 @@ fn name_of(backing: &Backing) -> String {
 
 fn forget(config: &Config, backing: &Backing) -> capture::Result<()> {
     points(config).remove(&name_of(backing))
-}
-
-fn remembered(config: &Config) -> capture::Result<Vec<Backing>> {
-    let notes = points(config);
-    let mut all = Vec::new();
-    for name in notes.names()? {
-        all.extend(notes.read(&name)?);
-    }
-    all.sort();
-    Ok(all)
 }

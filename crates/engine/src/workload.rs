@@ -162,8 +162,11 @@ impl Scaling {
         for workload in &self.workloads {
             let job = Job::new(ANSWER, cancel);
             match workload.now(&job)? {
-                Some(0) => {}
-                Some(now) if now == workload.replicas => workload.scale(now, 0, &job)?,
+                Some(now) if now == workload.replicas => {
+                    if now > 0 {
+                        workload.scale(now, 0, &job)?;
+                    }
+                }
                 now => {
                     let now = now.map_or("is gone".to_owned(), |now| format!("went to {now} pods"));
                     return Err(Error::Refused {

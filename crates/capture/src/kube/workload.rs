@@ -121,9 +121,20 @@ impl Workload {
         Ok(is_same.then(|| found.replicas()))
     }
 
-    /// Whether it has to be started to be as it was seen. Errors: the API does not say.
+    /// Whether it has to be started to be as it was seen.
+    ///
+    /// # Errors
+    /// When the API does not say, or has none of that identity: another cluster has none either.
     pub fn is_stopped(&self, job: &Job<'_>) -> Result<bool> {
-        Ok(self.replicas > 0 && self.now(job)? == Some(0))
+        match self.now(job)? {
+            Some(now) => Ok(self.replicas > 0 && now == 0),
+            None => Err(Error::Refused {
+                why: format!("{self} is not there any more, or `kubectl` asks another cluster"),
+                remedy: "start it by hand where it is; if it was deleted, remove what is noted of \
+                         it in the state directory, below `stopped`"
+                    .into(),
+            }),
+        }
     }
 
     /// Scales it from `from` pods to `to`. Errors: it has another number meanwhile, or the API

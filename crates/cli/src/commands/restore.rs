@@ -88,6 +88,14 @@ struct RestoredBundle {
     /// The time that its members' versions have in common.
     point: String,
     members: Vec<Restored>,
+    /// Those of which nothing could be restored.
+    failed: Vec<FailedMember>,
+}
+
+#[derive(Serialize)]
+struct FailedMember {
+    dataset: String,
+    error: String,
 }
 
 /// Restores every member of a bundle at one point.
@@ -126,9 +134,27 @@ fn restore_bundle(
         bundle: options.bundle,
         point: chosen.point,
         members: Vec::new(),
+        failed: Vec::new(),
     };
     for member in &chosen.restores {
-        let one = engine::restore(&engine, member)?;
+        let one = match engine::restore(&engine, member) {
+            Ok(one) => one,
+            // Before anything was restored it is as for a dataset alone.
+            Err(error) if restored.members.is_empty() && restored.failed.is_empty() => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                let (dataset, error) = (member.dataset.clone(), error.to_string());
+                printer.error(&format!("{dataset}: {error}"));
+                restored.failed.push(FailedMember { dataset, error });
+                restored.status = restored.status.max(Status::Partial);
+                if interrupt.flag().load(std::sync::atomic::Ordering::Relaxed) {
+                    restored.status = Status::Aborted;
+                    break;
+                }
+                continue;
+            }
+        };
         if !printer.is_json() {
             conclude(printer, &one, member);
         }
@@ -138,13 +164,21 @@ fn restore_bundle(
             break;
         }
     }
+    let whole = restored
+        .members
+        .iter()
+        .filter(|one| one.status == Status::Ok);
+    let good = whole.count();
+    if good > 0 && restored.status == Status::Failed {
+        restored.status = Status::Partial;
+    }
     if printer.is_json() {
         finished(printer, &restored);
     } else {
         printer.say(&format!(
             "{}: {} of {} members of `{}` as they were at {}",
             restored.status.word(),
-            restored.members.len(),
+            good,
             chosen.restores.len(),
             restored.bundle,
             restored.point

@@ -93,7 +93,15 @@ fn restart(printer: &Printer, config: &Config, cancel: &AtomicBool, wanted: &str
     for (volume, outcome) in snapshots::restart(config, cancel) {
         let what = format!("starting what an earlier restore of `{volume}` has stopped");
         match outcome {
-            Ok(lines) => lines.iter().for_each(|line| printer.say(line)),
+            Ok(lines) => {
+                lines.iter().for_each(|line| printer.say(line));
+                // Its pods are not there yet, and are in nobody's list.
+                if volume == wanted && !lines.is_empty() {
+                    let why = format!("an earlier restore of `{volume}` had stopped it");
+                    let remedy = "when its pods are there, do the same again".into();
+                    return Err(capture::Error::Refused { why, remedy }.into());
+                }
+            }
             Err(error) if volume == wanted => return Err(error).context(what),
             Err(error) => printer.error(&format!("{what}: {error}")),
         }
@@ -121,7 +129,10 @@ fn restore(
     let say = |action: &capture::snapshot::Action| printer.say(&workload.shown(action));
     if let Err(failed) = swap.run(workload, cancel, &say) {
         printer.error(&failed.to_string());
-        return Ok(exit::PARTIAL);
+        return Ok(match cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            true => session::interrupted(),
+            false => exit::PARTIAL,
+        });
     }
     printer.say(&format!(
         "done; what was there is kept as `{}` until: thrice snapshot release {volume}",
@@ -188,7 +199,11 @@ fn told<T>(
             Ok(value) => printer.say(&format!("{name}: {}", done(&value))),
             Err(error) => {
                 printer.error(&format!("{name}: {error}"));
-                code = exit::PARTIAL;
+                code = match error {
+                    capture::Error::Interrupted => session::interrupted(),
+                    _ if code == exit::OK => exit::PARTIAL,
+                    _ => code,
+                };
             }
         }
     }

@@ -14,11 +14,12 @@ use std::time::Duration;
 use capture::{Job, Program};
 use catalog::Replica;
 use jiff::{SignedDuration, Timestamp};
-use policy::Bundle;
+use policy::{Bundle, Place};
 
-use super::{Begun, Ready, Run};
+use super::{Begun, Engine, Ready, Run};
 use crate::error::{Error, Result};
 use crate::expect::Expected;
+use crate::findings::Findings;
 use crate::owed::{self, Owed};
 use crate::report::{BundleOutcome, Notice, Problem, Status};
 use crate::time::exact;
@@ -74,39 +75,54 @@ fn words_of(command: &Command) -> Result<Vec<String>> {
     words.ok_or(Error::Internal("a command that is no text"))
 }
 
-impl<'e> Run<'_, '_> {
-    /// Runs every undo that an earlier run has not done.
-    pub(super) fn pay_all(&mut self) -> Result<()> {
+/// Runs what is owed.
+pub(super) struct Payer<'a> {
+    pub(super) engine: &'a Engine<'a>,
+    pub(super) findings: &'a Findings<'a>,
+}
+
+impl Payer<'_> {
+    /// Runs every undo that an earlier run has not done. Whether one is still owed.
+    pub(super) fn all(&self) -> Result<bool> {
+        let mut is_owed = false;
         for bundle in owed::notes(&self.engine.config.host.state).names()? {
             let message = format!(
                 "the last run could not undo `before` of the bundle `{bundle}`: it is undone now"
             );
-            self.note(None, message);
-            self.pay(&bundle)?;
+            note(self.engine, message);
+            is_owed |= self.pay(&bundle)?;
         }
-        Ok(())
+        Ok(is_owed)
     }
 
     /// Runs the undo that is owed to a bundle, if one is, whoever wants the run to end. What fails
-    /// stays owed, and is told.
-    fn pay(&mut self, bundle: &str) -> Result<()> {
+    /// stays owed, and is told; so does that of a `before` which may still be at work. Whether it
+    /// is still owed.
+    fn pay(&self, bundle: &str) -> Result<bool> {
         let notes = owed::notes(&self.engine.config.host.state);
         let noted = notes.read(bundle).map_err(Error::from);
         if matches!(noted, Ok(None)) {
-            return self.findings.undone(bundle);
+            self.findings.undone(bundle)?;
+            return Ok(false);
         }
-        let done = self.undo(bundle, &noted);
-        let Err(error) = done.and_then(|()| Ok(notes.remove(bundle)?)) else {
-            return self.findings.undone(bundle);
+        let at_work = |owed: &Owed| !owed.ended && (self.engine.now)() < owed.until;
+        let done = match (self.undo(bundle, &noted), &noted) {
+            (Ok(()), Ok(Some(owed))) if at_work(owed) => Err(Error::Usage(
+                "`before` was cut off and may still be at work: it is run once more".into(),
+            )),
+            (done, _) => done,
         };
-        self.undo_owed = true;
+        let Err(error) = done.and_then(|()| Ok(notes.remove(bundle)?)) else {
+            self.findings.undone(bundle)?;
+            return Ok(false);
+        };
         let mut failures = 1;
         if let Ok(Some(mut owed)) = noted {
             owed.failures += 1;
             failures = owed.failures;
             // The count is for people; that it is owed is written down already.
             if let Err(error) = notes.write(bundle, &owed) {
-                self.note(None, error.to_string());
+                note(self.engine, error.to_string());
             }
         }
         let message = format!("`after` of the bundle `{bundle}` failed: {error}");
@@ -116,7 +132,8 @@ impl<'e> Run<'_, '_> {
             path: None,
             message: message.clone(),
         }));
-        self.findings.not_undone(bundle, &message, failures)
+        self.findings.not_undone(bundle, &message, failures)?;
+        Ok(true)
     }
 
     /// As the configuration says now, where it has the bundle: who mends a wrong undo mends it
@@ -143,7 +160,33 @@ impl<'e> Run<'_, '_> {
             }
         };
         let never = AtomicBool::new(false);
-        Ok(Job::new(allowed, &never).run_quietly(&mut command)?)
+        // The application that it starts is to go on.
+        Ok(Job::new(allowed, &never).start(&mut command)?)
+    }
+}
+
+/// Ends a program after so many seconds, with all that it has begun, whoever listens: one far away
+/// or without a parent would go on for ever. Where there is no such tool it is run as it is.
+const BOUNDED: &str = "n=$1; shift; command -v timeout > /dev/null 2>&1 || exec \"$@\"; \
+                       exec timeout -k 5 \"$n\" \"$@\"";
+
+/// What a clock may be late, and a program that is told to end, seconds.
+const GRACE: i64 = 60;
+
+fn note(engine: &Engine<'_>, message: String) {
+    let dataset = None;
+    engine.observer.notice(&Notice::Note { dataset, message });
+}
+
+impl<'e> Run<'_, '_> {
+    /// Runs the undo that is owed to a bundle, if one is.
+    fn pay(&mut self, bundle: &str) -> Result<()> {
+        let payer = Payer {
+            engine: self.engine,
+            findings: &self.findings,
+        };
+        self.undo_owed |= payer.pay(bundle)?;
+        Ok(())
     }
 
     /// Has the application hold still. The undo is owed from here on.
@@ -151,19 +194,35 @@ impl<'e> Run<'_, '_> {
         if bundle.before.is_empty() {
             return Ok(());
         }
+        let (now, allowed) = ((self.engine.now)(), bundle.deadline.as_secs());
         let notes = owed::notes(&self.engine.config.host.state);
         let earlier: Option<Owed> = notes.read(&bundle.name).ok().flatten();
-        let owed = Owed {
-            since: earlier
-                .as_ref()
-                .map_or_else(self.engine.now, |owed| owed.since),
+        let seconds = i64::try_from(allowed).unwrap_or(i64::MAX / 2) + GRACE;
+        let mut owed = Owed {
+            since: earlier.as_ref().map_or(now, |owed| owed.since),
             command: words_of(&command(&bundle.after, bundle)?)?,
-            allowed: bundle.deadline.as_secs(),
+            allowed,
             failures: earlier.map_or(0, |owed| owed.failures),
+            ended: false,
+            until: now
+                .checked_add(SignedDuration::from_secs(seconds))
+                .unwrap_or(Timestamp::MAX),
         };
         notes.write(&bundle.name, &owed)?;
+        let seconds = allowed.to_string();
+        let bounded = ["sh", "-c", BOUNDED, "sh", &seconds].map(str::to_owned);
+        let words = [&bounded[..], &bundle.before[..]].concat();
         let job = Job::new(bundle.deadline, self.engine.cancel);
-        Ok(job.run_quietly(&mut command(&bundle.before, bundle)?)?)
+        let done = job.run_quietly(&mut command(&words, bundle)?);
+        owed.ended = match &done {
+            Ok(()) | Err(capture::Error::Failed { .. }) => true,
+            // What is here has been ended with all that it had begun.
+            Err(_) => bundle.place == Place::Here,
+        };
+        if owed.ended {
+            notes.write(&bundle.name, &owed)?;
+        }
+        Ok(done?)
     }
 
     /// The first legs of a bundle.
@@ -176,12 +235,21 @@ impl<'e> Run<'_, '_> {
         if wanted.is_empty() {
             return Ok(());
         }
+        if wanted.len() < members.len() {
+            let (name, stores) = (&bundle.name, self.options.stores.join(", "));
+            let message = format!(
+                "the bundle `{name}` is left out: not all of its members go to {stores} first, and \
+                 a part of it is no point in time"
+            );
+            note(self.engine, message);
+            return Ok(());
+        }
         let asked = &self.options.datasets;
         if let Some(other) = wanted.iter().find(|one| !asked.contains(&one.name))
             && !asked.is_empty()
         {
-            self.note(
-                None,
+            note(
+                self.engine,
                 format!(
                     "`{}` is in the bundle `{}` too: all of it is captured at one time",
                     other.name, bundle.name
@@ -308,7 +376,7 @@ impl<'e> Run<'_, '_> {
                 bundle.name,
                 missing.join(", ")
             );
-            self.note(None, message);
+            note(self.engine, message);
         }
         self.summary.bundles.push(BundleOutcome {
             name: bundle.name.clone(),
@@ -316,10 +384,5 @@ impl<'e> Run<'_, '_> {
             missing,
         });
         Ok(())
-    }
-
-    fn note(&self, dataset: Option<String>, message: String) {
-        let notice = Notice::Note { dataset, message };
-        self.engine.observer.notice(&notice);
     }
 }
