@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -115,7 +116,7 @@ impl<'a> Job<'a> {
         self.run(command, &[], true, |_, _| Ok(())).map(drop)
     }
 
-    /// Runs a program that starts others, which are to go on after it. What it says is not heard.
+    /// Runs a program that starts others, which are to go on after it.
     /// Errors: as [`Job::answer`].
     pub fn start(&self, command: &mut Command) -> Result<()> {
         command.stdout(Stdio::null());
@@ -132,10 +133,18 @@ impl<'a> Job<'a> {
     ) -> Result<T> {
         let name = name_of(command);
         self.check(&name)?;
-        command.process_group(0).stderr(match alone {
-            true => Stdio::piped(),
-            // What goes on must have somewhere to write.
-            false => Stdio::null(),
+        let ear = match alone {
+            true => None,
+            // What goes on must have somewhere to write when nobody reads any more.
+            false => Some(ear().map_err(Error::io(format!("beginning `{name}`")))?),
+        };
+        command.process_group(0).stderr(match &ear {
+            None => Stdio::piped(),
+            Some(ear) => {
+                let ear = ear.try_clone();
+                ear.map_err(Error::io(format!("beginning `{name}`")))?
+                    .into()
+            }
         });
         command.stdin(match input.is_empty() {
             true => Stdio::null(),
@@ -167,6 +176,7 @@ impl<'a> Job<'a> {
                 .map_err(|_| Error::bad(&*name, "a thread that served it died"))?;
             let status = child.wait().map_err(Error::io(&*doing))?;
             let said = said.join().unwrap_or_default();
+            let said = ear.as_ref().map_or(said, heard);
             ended?;
             judge(&name, status, said)?;
             answer.map_err(Error::io(doing))
@@ -208,6 +218,28 @@ fn end(pid: Pid, pidfd: impl AsFd) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A place in memory for what a program says, which never grows: whoever it leaves behind may write
+/// there for ever, and is told that it is full (`memfd_create(2)`).
+fn ear() -> io::Result<File> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let ear = memfd_create("said", flags)?;
+    ftruncate(&ear, SAID_MAX as u64)?;
+    fcntl_add_seals(&ear, SealFlags::GROW | SealFlags::SHRINK)?;
+    Ok(ear.into())
+}
+
+/// What was said there.
+fn heard(ear: &File) -> String {
+    let mut said = [0; SAID_MAX];
+    let read = ear.read_at(&mut said, 0).unwrap_or(0);
+    let end = said[..read]
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(read);
+    String::from_utf8_lossy(&said[..end]).trim().to_owned()
 }
 
 /// Reads a stream to its end, or until `sink` has enough. Once the program is `over`, somebody whom

@@ -235,9 +235,11 @@ impl<'a> Findings<'a> {
         let subject = |path: &RelPath| format!("{dataset}:{path}");
         for path in paths {
             let remedy = format!(
-                "set `cross_mounts = true` in [dataset.{dataset}], or give it a dataset of its own"
+                "give it a dataset of its own; or set `cross_mounts = true` in \
+                 [dataset.{dataset}], which is then read without a snapshot"
             );
-            let message = "another file system is mounted there, and nothing of it is backed up";
+            let message = "another file system is mounted there, or a subvolume, and nothing of it \
+                           is backed up";
             self.raise(Severity::S2, kind, &subject(path), message, remedy)?;
         }
         let here = format!("{dataset}:");
@@ -396,10 +398,12 @@ impl<'a> Findings<'a> {
                 let remedy = match status {
                     Status::Held => "do what the message says, then run again".to_owned(),
                     Status::Partial => {
-                        format!(
-                            "{} paths stay pending and are tried by every run",
-                            problems.len()
-                        )
+                        match problems.iter().filter(|one| one.path.is_some()).count() {
+                            0 => "mend what the message says; every run tries again".to_owned(),
+                            paths => {
+                                format!("{paths} paths stay pending and are tried by every run")
+                            }
+                        }
                     }
                     _ => "everything stays pending; mend the cause and run again".to_owned(),
                 };

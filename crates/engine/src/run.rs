@@ -341,9 +341,19 @@ impl Run<'_, '_> {
 
     fn legs(&mut self, units: &[Unit<'_>]) -> Result<()> {
         if self.options.step("backup") {
-            for unit in units {
+            let is_frozen = |unit: &Unit<'_>| {
+                let mut datasets = unit.members.iter().filter_map(|one| one.dataset.as_ref());
+                datasets.any(|meant| meant.snapshot != policy::Snapshot::None)
+            };
+            // After the last unit with trees that are read through a snapshot.
+            let frozen = units.iter().rposition(is_frozen).map(|last| last + 1);
+            for (at, unit) in units.iter().enumerate() {
                 if self.cancelled() {
                     break;
+                }
+                if Some(at) == frozen {
+                    // No other is read through one: they take room.
+                    self.views.close(self.engine);
                 }
                 match unit.bundle {
                     Some(bundle) => self.bundle(bundle, &unit.members)?,
@@ -822,8 +832,8 @@ impl Run<'_, '_> {
         self.open(&expected.route[0])?;
         let opened = self.pool.opened_one(&expected.route[0])?;
         let numbers = sync::numbers(opened.store(), &meant.name);
-        let (newest, _) = numbers.map_err(Error::at(&replica.store_name))?;
-        if newest != replica.sealed {
+        let numbers = numbers.map_err(Error::at(&replica.store_name))?;
+        if numbers != (replica.sealed, replica.sealed) {
             return Ok(false);
         }
         self.summary.scanned(None);

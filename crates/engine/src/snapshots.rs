@@ -126,7 +126,9 @@ fn find(
     let group_name = name.split_once('/').map(|(group, _)| group);
     let mut all = groups(config).into_iter();
     let group = all.find(|group| Some(&*group.name) == group_name);
-    let lvm = lvm(config, group.ok_or_else(unknown)?)?;
+    let group = group.ok_or_else(unknown)?;
+    // By its name, whatever patterns of the group leave out.
+    let lvm = Lvm::new(&group.name, owner(config)?, Select::default())?;
     let job = Job::new(ALLOWED, cancel);
     let mut volumes = lvm.volumes(&job)?.into_iter();
     let volume = volumes.find(|volume| volume.name == name);

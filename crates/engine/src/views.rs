@@ -88,6 +88,8 @@ struct Seen {
 #[derive(Default)]
 pub(crate) struct Views {
     points: Vec<Point>,
+    /// Storage in which something may have been left.
+    left: BTreeSet<Backing>,
 }
 
 impl Views {
@@ -135,7 +137,11 @@ impl Views {
         let at = match self.points.iter().position(|point| point.holds(&under)) {
             Some(at) => at,
             None => {
-                self.points.push(take(config, engine, &under)?);
+                let taken = take(config, engine, &under);
+                if taken.is_err() {
+                    self.left.insert(under.backing.clone());
+                }
+                self.points.push(taken?);
                 self.points.len() - 1
             }
         };
@@ -151,7 +157,6 @@ impl Views {
     /// Removes the snapshots; no tree of theirs may be in use. What is left is said, and the next
     /// run removes it.
     pub(crate) fn close(&mut self, engine: &Engine<'_>) {
-        let mut left = BTreeSet::new();
         let mut done = BTreeSet::new();
         for point in self.points.drain(..) {
             let backing = point.backing().clone();
@@ -162,11 +167,11 @@ impl Views {
                         engine,
                         format!("{backing}: a snapshot is left for the next run: {error}"),
                     );
-                    left.insert(backing);
+                    self.left.insert(backing);
                 }
             }
         }
-        for backing in done.difference(&left) {
+        for backing in done.difference(&self.left) {
             if let Err(error) = forget(engine.config, backing) {
                 say(engine, error.to_string());
             }

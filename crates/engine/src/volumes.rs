@@ -330,14 +330,12 @@ impl Remembered {
 /// What decides what a capture has, beside the volume.
 pub(crate) fn context(meant: &Dataset, scope: &Scope, store: &str) -> String {
     let scope = scope.fingerprint();
-    let image = match &meant.source {
-        Source::Volume(spec, _) => spec.image,
-        _ => Images::None,
+    let (image, opens) = match &meant.source {
+        Source::Volume(spec, _) => (spec.image, spec.group.luks_key.is_some()),
+        _ => (Images::None, false),
     };
-    format!(
-        "{scope}:{}:{}:{image:?}:{store}",
-        meant.sqlite, meant.cross_mounts
-    )
+    let (sqlite, crosses) = (meant.sqlite, meant.cross_mounts);
+    format!("{scope}:{sqlite}:{crosses}:{image:?}:{opens}:{store}")
 }
 
 /// Forgets what is known of a volume: a capture of it begins.

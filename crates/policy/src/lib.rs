@@ -26,7 +26,7 @@ pub use bundle::{Bundle, Member};
 pub use claim::claim_name;
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
-pub use look::{Entry, Landscape, Seen, look};
+pub use look::{Entry, Landscape, SNAPSHOTS, Seen, look};
 pub use made::{
     CommandSpec, DatabaseEngine, DatabaseSpec, DeviceFile, DeviceOutput, DeviceSpec, Expect, Gives,
     InventorySpec, Made, Making, Place, Secret, Tls,

@@ -5,11 +5,17 @@ use std::ffi::OsStr;
 use std::fs::{self, FileType};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::meant::{Config, DeclaredSource, StoreKind};
 use crate::pattern::{Name, Pattern};
 use crate::volume::VolumeSeen;
+
+/// Where snapshots of a btrfs lie, at its top.
+pub const SNAPSHOTS: &str = ".thrice-snapshots";
+/// Of the top of each btrfs subvolume (`BTRFS_FIRST_FREE_OBJECTID`).
+const SUBVOLUME_INODE: u64 = 256;
 
 /// What lies directly in each root, what each pattern matches, what each declared path is.
 /// What could not be looked at is recorded as that, never as empty.
@@ -89,6 +95,14 @@ pub fn look(config: &Config) -> Landscape {
             Some(why) => Err(why),
             None => list(&root.path).map_err(|error| error.to_string()),
         };
+        landscape.own_snapshots(&root.path);
+        for entry in listing
+            .iter()
+            .flatten()
+            .filter(|entry| entry.seen == Seen::Dir)
+        {
+            landscape.own_snapshots(&root.path.join(OsStr::from_bytes(&entry.name)));
+        }
         landscape.roots.insert(root.path.clone(), listing);
     }
     for declared in &config.datasets {
@@ -98,6 +112,7 @@ pub fn look(config: &Config) -> Landscape {
         ) {
             continue;
         }
+        landscape.own_snapshots(&declared.what.base());
         let inside = landscape.place(&places, &declared.what.base());
         match (&declared.what, inside) {
             (
@@ -131,6 +146,18 @@ impl Landscape {
             }
         }
         None
+    }
+}
+
+impl Landscape {
+    /// Snapshots of a btrfs lie in a folder at its top, which may be that of a root or dataset:
+    /// there they are Thrice's own.
+    fn own_snapshots(&mut self, base: &Path) {
+        let folder = base.join(SNAPSHOTS);
+        let inode = fs::symlink_metadata(base).map(|there| there.ino());
+        if inode.is_ok_and(|inode| inode == SUBVOLUME_INODE) && Seen::at(&folder) == Seen::Dir {
+            self.own.insert(folder);
+        }
     }
 }
 

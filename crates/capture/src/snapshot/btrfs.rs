@@ -16,7 +16,7 @@ use super::{
 use crate::{Error, Job, Result};
 
 /// Where snapshots lie, at the top of the file system; in it a folder for each owner.
-pub(super) const FOLDER: &str = ".thrice-snapshots";
+pub(super) const FOLDER: &str = policy::SNAPSHOTS;
 /// The id of the subvolume that is the file system's top.
 const TOP: u64 = 5;
 

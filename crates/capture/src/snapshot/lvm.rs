@@ -222,18 +222,31 @@ impl Lvm {
     /// The fill of the pool that `volume` lies in, as the kernel has it now.
     fn fill_in(&self, all: &[Lv], volume: &Volume, job: &Job<'_>) -> Result<Fill> {
         let name = self.volume(all, volume)?.pool().unwrap_or_default();
-        let pool = all.iter().find(|lv| lv.is_pool() && lv.name == name);
-        let size = pool.and_then(Lv::size);
-        let (Some(size), Some(_)) = (size, Device::find(&self.target(name))) else {
-            let why = "its fill is not told; is it active?";
-            return Err(Error::bad(format!("pool `{}`", self.full(name)), why));
+        let of = |all: &[Lv]| {
+            all.iter()
+                .find(|lv| lv.is_pool() && lv.name == name)
+                .cloned()
         };
-        let (data, metadata) = used(&self.pool_status(name, job)?)?;
+        let (size, (data, metadata)) = match Device::find(&self.target(name)) {
+            Some(_) => {
+                let (data, metadata) = used(&self.pool_status(name, job)?)?;
+                (of(all).as_ref().and_then(Lv::size), (data, Some(metadata)))
+            }
+            // Not under the name that it has everywhere: LVM knows.
+            None => {
+                let pool = of(&self.all(job)?);
+                let used = pool.as_ref().and_then(Lv::used);
+                let why = "its fill is not told; is it active?";
+                let not_told = || Error::bad(format!("pool `{}`", self.full(name)), why);
+                (pool.as_ref().and_then(Lv::size), used.ok_or_else(not_told)?)
+            }
+        };
+        let no_size = || Error::bad(format!("pool `{}`", self.full(name)), "it has no size");
         Ok(Fill {
             pool: self.full(name),
-            size,
+            size: size.ok_or_else(no_size)?,
             data,
-            metadata: Some(metadata),
+            metadata,
         })
     }
 
@@ -809,8 +822,12 @@ impl Storage for Lvm {
         let origin = self.volume(&all, volume)?;
         let of = (&*self.full(&origin.name), &*origin.uuid);
         let snapshot = self.snap(&all, &origin.name, of, kind, job)?;
+        let after = self.fill_in(&all, volume, job).inspect_err(|_| {
+            // What could not be removed is found by the next sweep.
+            let _ = undoing(|job| self.remove(&snapshot, job));
+        })?;
         Ok(Taken {
-            after: Some(self.fill_in(&all, volume, job)?),
+            after: Some(after),
             before: Some(before),
             snapshot,
         })

@@ -11,6 +11,9 @@ use crate::{Job, Result};
 const ANSWER_MAX: u64 = 64 << 20;
 /// How long what has to be undone may take, even though the job is over.
 const UNDO: Duration = Duration::from_secs(120);
+/// How long a program may take that changes something: it is not ended before, for one that is cut
+/// off can leave a volume suspended, and whoever writes to it waiting for ever.
+const CHANGE: Duration = Duration::from_secs(1800);
 /// Where distributions keep these programs; a service's or a cron job's path may lack them.
 const SYSTEM: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
@@ -40,16 +43,25 @@ pub(super) fn ask(job: &Job<'_>, command: &mut Command) -> Result<Vec<u8>> {
     job.answer(command, &[], ANSWER_MAX)
 }
 
-/// Runs a program that changes something.
+/// Runs a program that changes something. Who wants the job to end waits until it has.
 pub(super) fn change(job: &Job<'_>, command: &mut Command) -> Result<()> {
-    cut::here();
-    job.run_quietly(command)
+    changing(job, command, |job, command| job.run_quietly(command))
 }
 
 /// The same, for one that says what it did.
 pub(super) fn change_saying(job: &Job<'_>, command: &mut Command) -> Result<Vec<u8>> {
+    changing(job, command, ask)
+}
+
+fn changing<T>(
+    job: &Job<'_>,
+    command: &mut Command,
+    run: impl FnOnce(&Job<'_>, &mut Command) -> Result<T>,
+) -> Result<T> {
     cut::here();
-    ask(job, command)
+    job.check(&command.get_program().to_string_lossy())?;
+    let never = AtomicBool::new(false);
+    run(&Job::new(CHANGE, &never), command)
 }
 
 /// For what has to be undone: a job that nobody ends early.

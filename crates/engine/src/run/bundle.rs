@@ -197,16 +197,22 @@ impl<'e> Run<'_, '_> {
         let (now, allowed) = ((self.engine.now)(), bundle.deadline.as_secs());
         let notes = owed::notes(&self.engine.config.host.state);
         let earlier: Option<Owed> = notes.read(&bundle.name).ok().flatten();
+        // An earlier `before` may still be at work as well.
+        let others = earlier
+            .as_ref()
+            .filter(|owed| !owed.ended)
+            .map(|owed| owed.until);
         let seconds = i64::try_from(allowed).unwrap_or(i64::MAX / 2) + GRACE;
         let mut owed = Owed {
             since: earlier.as_ref().map_or(now, |owed| owed.since),
             command: words_of(&command(&bundle.after, bundle)?)?,
             allowed,
-            failures: earlier.map_or(0, |owed| owed.failures),
+            failures: earlier.as_ref().map_or(0, |owed| owed.failures),
             ended: false,
             until: now
                 .checked_add(SignedDuration::from_secs(seconds))
-                .unwrap_or(Timestamp::MAX),
+                .unwrap_or(Timestamp::MAX)
+                .max(others.unwrap_or(Timestamp::MIN)),
         };
         notes.write(&bundle.name, &owed)?;
         let seconds = allowed.to_string();
@@ -214,12 +220,13 @@ impl<'e> Run<'_, '_> {
         let words = [&bounded[..], &bundle.before[..]].concat();
         let job = Job::new(bundle.deadline, self.engine.cancel);
         let done = job.run_quietly(&mut command(&words, bundle)?);
-        owed.ended = match &done {
+        let has_ended = match &done {
             Ok(()) | Err(capture::Error::Failed { .. }) => true,
             // What is here has been ended with all that it had begun.
             Err(_) => bundle.place == Place::Here,
         };
-        if owed.ended {
+        if has_ended && others.is_none_or(|until| until <= now) {
+            owed.ended = true;
             notes.write(&bundle.name, &owed)?;
         }
         Ok(done?)

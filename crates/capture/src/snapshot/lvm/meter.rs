@@ -60,15 +60,19 @@ pub(super) struct Reading {
     head: Head,
 }
 
+/// How long all of the machine counts as brought to its devices.
+const FRESH: Duration = Duration::from_secs(10);
+
 /// Brings to the devices what programs have written.
 ///
 /// Of a file system that is mounted here this is `syncfs(2)`. One that is not may be mounted in
 /// another mount namespace, as containers' are: `sync(2)` reaches it, and any other of this
-/// machine, however slow, so it is called once, when it is needed, and not waited for for long.
+/// machine, however slow, so it is called only when it is needed, once for all that is looked at
+/// within a short time, and not waited for for long.
 #[derive(Debug, Default)]
 pub struct Flush {
-    /// Whether all of the machine was brought to its devices, once that was tried.
-    all: Option<bool>,
+    /// Whether all of the machine was brought to its devices, and when that was tried.
+    all: Option<(Instant, bool)>,
 }
 
 /// A device-mapper device that is there now.
@@ -184,7 +188,17 @@ impl Flush {
                 done.push(numbers);
             }
         }
-        !done.is_empty() || *self.all.get_or_insert_with(sync)
+        if !done.is_empty() {
+            return true;
+        }
+        match self.all {
+            Some((at, good)) if at.elapsed() < FRESH => good,
+            _ => {
+                let good = sync();
+                self.all = Some((Instant::now(), good));
+                good
+            }
+        }
     }
 }
 
