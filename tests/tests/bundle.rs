@@ -353,6 +353,36 @@ fn an_undo_that_is_only_noted_is_run() -> Result<()> {
     Ok(())
 }
 
+/// Each member by itself would keep others.
+#[test]
+fn r04_retention_keeps_the_newest_complete_point_however_often_a_member_fails() -> Result<()> {
+    let world = app()?;
+    let text = std::fs::read_to_string(world.path("thrice.toml"))?;
+    let keep = "kind = \"disk\"\nkeep = { last = 1 }\n";
+    world.configure(&text.replace("kind = \"disk\"\n", keep))?;
+    world.expect(&["run"], 0)?;
+    let first = versions(&world, "keys")?[0]["sealed_at"].clone();
+    let first = first.as_str().context("a time")?.to_owned();
+    std::fs::rename(world.path("keys"), world.path("away"))?;
+    for text in ["second", "third", "fourth"] {
+        world.write("a", text)?;
+        world.expect(&["run"], 1)?;
+    }
+    let (outcome, to) = restore(&world, "old", Some(&first))?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    ensure!(std::fs::read_to_string(to.join("files/a"))? == "a");
+    // Of those that are no whole point only the newest stays.
+    ensure!(versions(&world, "files")?.len() == 2);
+    std::fs::rename(world.path("away"), world.path("keys"))?;
+    for _ in 0..2 {
+        world.expect(&["run"], 0)?;
+    }
+    ensure!(versions(&world, "files")?.len() == 1);
+    let (outcome, _) = restore(&world, "new", None)?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    Ok(())
+}
+
 #[test]
 fn an_undo_that_fails_is_a_finding_and_tried_again() -> Result<()> {
     let world = app()?;
