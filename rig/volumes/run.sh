@@ -106,6 +106,46 @@ check until-it-has-a-reason thrice check
 lvm lvremove -q -y vg/thick
 sed -i '/^.dataset.thick/,$d' /etc/thrice/thrice.toml
 
+echo "# a tree on a thin volume, read through a snapshot of that"
+mkdir /mnt/store/tree
+cat >/etc/thrice/tree.toml <<'TOML'
+[host]
+name  = "tree"
+state = "/var/lib/tree"
+
+[store.disk]
+kind = "disk"
+path = "/mnt/store/tree"
+
+[dataset.tree]
+path     = "/mnt/plain"
+snapshot = "lvm"
+route    = ["disk"]
+
+[dataset.hidden]
+path     = "/mnt/secret/still"
+snapshot = true
+route    = ["disk"]
+TOML
+tree() { thrice --config /etc/thrice/tree.toml "$@"; }
+is_clear() { is_clean && ! grep -q /var/lib/tree /proc/mounts; }
+check is-captured tree run --dataset tree
+check nothing-is-left-of-it is_clear
+check the-tree-is-the-live-one diff -r /mnt/plain/still /mnt/store/tree/tree/still
+check the-tree-is-of-one-moment is_row /mnt/store/tree/tree/row
+status=0
+THRICE_FAULT=batch.logged:1 tree run --dataset tree || status=$?
+check killed test $status = 137
+check a-snapshot-is-left refused is_clear
+check a-run-after-a-kill-goes-on tree run --dataset tree
+check and-clears-it is_clear
+status=0
+tree run --dataset hidden 2>/tmp/said || status=$?
+check inside-luks-there-is-none test $status = 1
+check which-is-said grep -q 'encrypted inside its volume' /tmp/said
+check and-it-is-copied-all-the-same diff -r /mnt/secret/still /mnt/store/tree/hidden
+rm -rf /mnt/store/tree
+
 echo "# the pool is at its floor: nothing is made, and pruning goes on"
 full() { thrice status --json | tr '{' '\n' | grep -q '"subject":"vg/pool"'; }
 check the-pool-has-room refused full
