@@ -283,10 +283,14 @@ fn r03_a_second_restore_into_one_target_is_code_5_and_touches_nothing() -> Resul
         std::thread::sleep(Duration::from_millis(1));
     }
     first.signal(Signal::STOP)?;
+    let pid = first.pid().context("it is over")?;
+    while !has_stopped(pid)? {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let before = names(&to);
     let resumes = world.expect(&words, 5)?;
-    let pid = format!("pid {}", first.pid().context("it is over")?);
-    ensure!(resumes.stderr.contains(&pid), "{resumes}");
+    let said = format!("pid {pid}");
+    ensure!(resumes.stderr.contains(&said), "{resumes}");
     for more in [&["docs", "--overwrite"][..], &["docs:f1", "--merge"]] {
         restore(&world, more, "one", 5)?;
     }
@@ -296,6 +300,18 @@ fn r03_a_second_restore_into_one_target_is_code_5_and_touches_nothing() -> Resul
     first.wait()?;
     world.expect(&words, 0)?;
     same(&world.live().join("docs"), &to)
+}
+
+/// Whether every thread of a process has stopped: the signal alone is no sooner than they are.
+fn has_stopped(pid: u32) -> Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+        let (_, after) = stat.rsplit_once(") ").context("no state")?;
+        if !after.starts_with(['T', 't']) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The names in a folder, as far as there is one.
