@@ -306,6 +306,8 @@ fn what_a_killed_run_has_paused_the_next_one_lets_go_on() -> Result<()> {
     running.signal(Signal::KILL)?;
     until("its end", || Ok(!running.is_running()))?;
     ensure!(owed(&world) && journal(&world)? == ["on"]);
+    let found = finding(&world, OWED)?.context("nobody is told")?;
+    ensure!(found["severity"] == "S1", "{found}");
     // Whatever is run, and although the bundle has left the configuration.
     let text = std::fs::read_to_string(world.path("thrice.toml"))?;
     let cut = text.find("[bundle.app]").context("the bundle")?;

@@ -19,8 +19,8 @@ const CORRUPT: &str = "copy-corrupt";
 /// The same of something that only past versions need.
 const CORRUPT_PAST: &str = "history-corrupt";
 
-/// A bundle whose `before` is not undone.
-const UNDO: &str = "bundle-undo";
+/// The finding of a bundle whose `before` is not undone.
+pub const UNDO: &str = "bundle-undo";
 
 /// The newest point of a bundle lacks a member.
 const INCOMPLETE: &str = "bundle-incomplete";

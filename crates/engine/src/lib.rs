@@ -48,8 +48,10 @@ mod workload;
 
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};
+pub use findings::UNDO;
 pub use guard::{Counts, Stop};
 pub use made::trust;
+pub use owed::owed;
 pub use plan::{Forecast, LegPlan, StorePlan, forecast, growth};
 pub use point::{BundleOptions, Chosen, choose_point};
 pub use process::{boot_id, is_alive, set_io_class};

@@ -8,11 +8,20 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
 use crate::note::Notes;
 
 /// The notes of all bundles to which an undo is owed, by name.
 pub(crate) fn notes(state: &Path) -> Notes {
     Notes::new(state, "owed")
+}
+
+/// The bundles whose application may stand still, by name: an undo is owed to them.
+///
+/// # Errors
+/// When the notes cannot be listed.
+pub fn owed(state: &Path) -> Result<Vec<String>> {
+    Ok(notes(state).names()?)
 }
 
 /// One undo that is owed.

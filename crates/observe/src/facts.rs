@@ -82,6 +82,7 @@ pub fn gather(config: &Config, catalog: &Catalog, expectation: &Expectation) -> 
     let rows = catalog.findings(true)?;
     let mut findings = findings(rows, &expectation.coverage);
     findings.extend(runs.first().and_then(died));
+    findings.extend(paused(config, runs.first(), &findings)?);
     let holds: Vec<_> = datasets
         .iter()
         .filter_map(|dataset| hold(dataset, &findings))
@@ -238,6 +239,27 @@ fn died(run: &Run) -> Option<report::Finding> {
             remedy,
         )
     })
+}
+
+/// Applications that a run has paused and left so, unless one has said so already: the next run lets
+/// them go on, and nobody before.
+fn paused(
+    config: &Config,
+    last: Option<&Run>,
+    said: &[report::Finding],
+) -> Result<Vec<report::Finding>> {
+    let goes_on =
+        |run: &Run| run.status == RunStatus::Running && engine::is_alive(run.pid, &run.boot_id);
+    if last.is_some_and(goes_on) {
+        return Ok(Vec::new());
+    }
+    let message = "the application may still be paused, by a run that was cut off";
+    let remedy = "thrice run prune; it undoes that first";
+    let owed = engine::owed(&config.host.state)?.into_iter();
+    let new = owed.map(|bundle| new(engine::UNDO, Severity::S1, bundle, message, remedy));
+    Ok(new
+        .filter(|new| said.iter().all(|old| old.id != new.id))
+        .collect())
 }
 
 /// A dataset that is held, unless a run has said so already.
