@@ -241,8 +241,8 @@ fn died(run: &Run) -> Option<report::Finding> {
     })
 }
 
-/// Applications that a run has paused and left so, unless one has said so already: the next run lets
-/// them go on, and nobody before.
+/// Applications that a run has paused and left so, unless one has said so already: the next run
+/// lets them go on, and nobody before.
 fn paused(
     config: &Config,
     last: Option<&Run>,
