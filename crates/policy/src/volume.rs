@@ -65,7 +65,7 @@ pub struct VolumeSpec {
 }
 
 /// What is kept of a group's snapshots where nothing is said.
-pub(crate) const KEEP: Keep = Keep {
+pub const KEEP: Keep = Keep {
     last: None,
     daily: Some(7),
     weekly: None,

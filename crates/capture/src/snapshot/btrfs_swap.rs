@@ -1,0 +1,338 @@
+//! Putting a snapshot of a subvolume in the place of the subvolume.
+//!
+//! The kernel exchanges two subvolumes in one step, so there is always one in the place. A cut, by
+//! where it happens, and what the sweep makes of it:
+//! - what was made lies under the name of a swap that is under way: it is removed, and all is as
+//!   before;
+//! - what was live until then lies under that name: the swap is done but for the name, which it is
+//!   given;
+//! - it has the name of what was put aside: nothing but the workload's start is missing.
+//!
+//! Going back passes the same states the other way. What lies under a name of ours and is not the
+//! subvolume that the name says is left alone, whoever put it there.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
+
+use super::btrfs::{Btrfs, FOLDER, Sub, TOP, named, shown, unname};
+use super::mount::table;
+use super::tools::{ask, change, cut, tool};
+use super::{
+    Action, Kind, Snapshot, Step, Subvolumes, SwapPlan, Turn, Volume, not_its_own, now,
+    refuse_removal,
+};
+use crate::{Error, Job, Result};
+
+fn refused(why: String, remedy: &str) -> Error {
+    Error::Refused {
+        why,
+        remedy: remedy.into(),
+    }
+}
+
+fn at<'a>(all: &'a [Sub], path: &Path) -> Option<&'a Sub> {
+    all.iter().find(|sub| sub.path == path)
+}
+
+impl Btrfs {
+    /// The plan to put `snapshot`'s data in the place of `volume`, which keeps its data under
+    /// another name until [`Btrfs::release`]. The snapshot itself stays.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the snapshot is of another subvolume, or the subvolume cannot be
+    /// exchanged.
+    pub(super) fn swap(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        job: &Job<'_>,
+    ) -> Result<SwapPlan> {
+        let all = self.all(job)?;
+        let (_, found) = self.ours(snapshot, job)?;
+        let source = all.iter().find(|sub| sub.uuid == found.uuid);
+        let source = source.ok_or_else(|| refuse_removal(&snapshot.name))?;
+        let mut live = all.iter().filter(|sub| !sub.path.starts_with(FOLDER));
+        let live = live.find(|sub| sub.uuid == volume.uuid).ok_or_else(|| {
+            Error::bad(
+                format!("subvolume `{}`", volume.name),
+                "there is none with its id any more; list the volumes again",
+            )
+        })?;
+        if found.volume_uuid != live.uuid && found.volume != shown(&live.path) {
+            return Err(refused(
+                format!(
+                    "`{}` is a snapshot of `{}`, not of `{}`",
+                    found.name, found.volume, volume.name
+                ),
+                "choose one of this subvolume",
+            ));
+        }
+        if found.kind != Kind::Kept && found.kind != Kind::Old {
+            return Err(refused(
+                format!("`{}` is there only to be read", found.name),
+                "choose one that is kept",
+            ));
+        }
+        self.exchangeable(live, &all, job)?;
+        let (folder, at) = (self.folder(), now());
+        let new = format!("{}.{}", named(0, at, Kind::New, &live.uuid), source.uuid);
+        let of = Subvolumes {
+            live: live.path.clone(),
+            live_uuid: live.uuid.clone(),
+            source: source.path.clone(),
+            source_uuid: source.uuid.clone(),
+            new: folder.join(new),
+            old: folder.join(named(0, at, Kind::Old, &live.uuid)),
+        };
+        let old = shown(&of.old);
+        Ok(SwapPlan {
+            steps: steps(&of),
+            old,
+        })
+    }
+
+    /// That nothing but its use stands against putting another in its place.
+    fn exchangeable(&self, live: &Sub, all: &[Sub], job: &Job<'_>) -> Result<()> {
+        if live.id == TOP {
+            return Err(refused(
+                "it lies in the top of its btrfs, which no other subvolume can replace".into(),
+                "move the data into a subvolume (`btrfs subvolume create`); or copy what is needed \
+                 from the snapshot",
+            ));
+        }
+        let name = shown(&live.path);
+        let mut nested = all.iter().filter(|sub| sub.path.starts_with(&live.path));
+        if let Some(nested) = nested.find(|sub| sub.uuid != live.uuid) {
+            return Err(refused(
+                format!(
+                    "the subvolume `{}` lies in `{name}`, and is in no snapshot of it",
+                    shown(&nested.path)
+                ),
+                "move it out of there, or remove it if nobody needs it",
+            ));
+        }
+        let mut default = tool("btrfs");
+        default.args(["subvolume", "get-default"]).arg(&self.top);
+        let answer = ask(job, &mut default)?;
+        let answer = String::from_utf8_lossy(&answer);
+        if answer.split_whitespace().nth(1) == Some(&live.id.to_string()) {
+            return Err(refused(
+                format!("`{name}` is mounted by default, by its id, whatever lies in its place"),
+                "mount it with `subvol=`, after `btrfs subvolume set-default 5`",
+            ));
+        }
+        Ok(())
+    }
+
+    /// That nobody has mounted a subvolume, or a part of it, or anything in it.
+    fn unused(&self, path: &Path) -> Result<()> {
+        let (all, top) = (table()?, self.top.canonicalize());
+        let top = top.map_err(Error::io("finding the top of a btrfs"))?;
+        let device = all.iter().rev().find(|mount| mount.at == top);
+        let device = device.map(|mount| mount.device).ok_or_else(|| {
+            Error::bad("the top of a btrfs", "it is not in the table of mounts")
+        })?;
+        let place = Path::new("/").join(path);
+        let mut used: Option<&Path> = None;
+        for mount in all.iter().filter(|mount| mount.device == device) {
+            if mount.root.starts_with(&place) {
+                used = used.or(Some(&mount.at));
+            }
+            if let Ok(below) = place.strip_prefix(&mount.root) {
+                let seen = mount.at.join(below);
+                let mut within = all.iter().filter(|other| other.at.starts_with(&seen));
+                used = used.or(within.find(|other| other.id != mount.id).map(|one| &*one.at));
+            }
+        }
+        used.map_or(Ok(()), |used| {
+            Err(refused(
+                format!(
+                    "`{}`, or something in it, is mounted at `{}`",
+                    shown(path),
+                    crate::error::shown(used)
+                ),
+                "unmount it there in `--stop`, and mount it again in `--start`",
+            ))
+        })
+    }
+
+    /// Carries out an action of a plan that is about subvolumes.
+    ///
+    /// # Errors
+    /// What would not be done; nothing was then.
+    pub(super) fn act(&self, action: &Action, job: &Job<'_>) -> Result<()> {
+        let Action::Subvolume { does, of } = action else {
+            return Err(not_its_own(action));
+        };
+        let all = self.all(job)?;
+        match does {
+            Turn::Make => self.make(of, &all, job),
+            Turn::Place => {
+                self.is_made(of, &all)?;
+                let live = at(&all, &of.live).filter(|sub| sub.uuid == of.live_uuid);
+                self.exchangeable(live.ok_or_else(|| gone(&of.live))?, &all, job)?;
+                self.unused(&of.live)?;
+                cut::here();
+                self.exchange(&of.live, &of.new)?;
+                let done = self.finish(&of.new, &of.old);
+                if done.is_err() {
+                    // Where it may not have lasted it is taken back; else the sweep settles it.
+                    if at(&self.all(job)?, &of.old).is_some() {
+                        self.rename(&of.old, &of.new, RenameFlags::NOREPLACE)?;
+                    }
+                    self.exchange(&of.live, &of.new)?;
+                }
+                done
+            }
+            Turn::Back => {
+                let old = at(&all, &of.old).filter(|sub| sub.uuid == of.live_uuid);
+                old.ok_or_else(|| gone(&of.old))?;
+                let new = at(&all, &of.live);
+                let new = new.filter(|sub| sub.parent.as_ref() == Some(&of.source_uuid));
+                new.ok_or_else(|| gone(&of.live))?;
+                self.unused(&of.live)?;
+                cut::here();
+                self.rename(&of.old, &of.new, RenameFlags::NOREPLACE)?;
+                cut::here();
+                self.exchange(&of.live, &of.new)?;
+                self.sync()
+            }
+            Turn::Remove => {
+                self.is_made(of, &all)?;
+                self.remove(&self.top.join(&of.new), job)?;
+                self.forget_places(job)
+            }
+        }
+    }
+
+    /// Steps: where the live one lies is noted beside the snapshots, for it has another place
+    /// soon; the new one is made. A cut leaves a note that nobody needs.
+    fn make(&self, of: &Subvolumes, all: &[Sub], job: &Job<'_>) -> Result<()> {
+        let source = at(all, &of.source).filter(|sub| sub.uuid == of.source_uuid);
+        let source = self.real(source.ok_or_else(|| gone(&of.source))?, job)?;
+        let place = self.make_folder()?.join(&of.live_uuid);
+        let doing = format!("noting the place of `{}`", shown(&of.live));
+        match fs::remove_file(&place) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.map_err(Error::io(&*doing))?,
+        }
+        std::os::unix::fs::symlink(&of.live, &place).map_err(Error::io(doing))?;
+        let mut snap = tool("btrfs");
+        snap.args(["subvolume", "snapshot"]).arg(source);
+        change(job, snap.arg(self.top.join(&of.new)))
+    }
+
+    /// That what was made for a swap lies where it was made.
+    fn is_made(&self, of: &Subvolumes, all: &[Sub]) -> Result<()> {
+        let made = at(all, &of.new).and_then(|sub| self.snapshot(sub, all));
+        let made = made.filter(|made| made.kind == Kind::New);
+        made.map(drop).ok_or_else(|| gone(&of.new))
+    }
+
+    fn rename(&self, from: &Path, to: &Path, how: RenameFlags) -> Result<()> {
+        let renamed = renameat_with(CWD, self.top.join(from), CWD, self.top.join(to), how);
+        let doing = format!("renaming `{}` to `{}`", shown(from), shown(to));
+        renamed.map_err(|error| Error::io(doing)(error.into()))
+    }
+
+    fn exchange(&self, place: &Path, aside: &Path) -> Result<()> {
+        self.rename(place, aside, RenameFlags::EXCHANGE)
+    }
+
+    /// Gives what was put aside its name, and makes all of it last: a workload that is started
+    /// writes to what will still be there after a power cut.
+    fn finish(&self, new: &Path, old: &Path) -> Result<()> {
+        cut::here();
+        self.rename(new, old, RenameFlags::NOREPLACE)?;
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<()> {
+        let doing = "making a change of subvolumes last";
+        let top = fs::File::open(&self.top).map_err(Error::io(doing))?;
+        syncfs(top.as_fd()).map_err(|error| Error::io(doing)(error.into()))
+    }
+
+    /// What a swap that was cut off has put aside gets its name; nothing is to be done for others.
+    pub(super) fn settle(&self, found: &Snapshot, job: &Job<'_>) -> Result<Option<String>> {
+        let all = self.all(job)?;
+        let sub = all.iter().find(|sub| sub.uuid == found.uuid);
+        let sub = sub.ok_or_else(|| refuse_removal(&found.name))?;
+        let name = sub.path.file_name().and_then(unname);
+        let Some(name) = name.filter(|name| name.is_under_way()) else {
+            return Ok(None);
+        };
+        let old = self.folder().join(named(0, name.at, Kind::Old, &sub.uuid));
+        self.finish(&sub.path, &old)?;
+        Ok(Some(format!(
+            "{}: its restore is complete; start its workload",
+            found.volume
+        )))
+    }
+
+    /// Removes what a restore put aside, when its owner no longer needs it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it is not such data, or is mounted.
+    pub(super) fn release(&self, old: &Snapshot, job: &Job<'_>) -> Result<()> {
+        let (path, found) = self.ours(old, job)?;
+        if found.kind != Kind::Old {
+            return Err(refuse_removal(&found.name));
+        }
+        let below = path.strip_prefix(&self.top).map_or(&*path, |below| below);
+        self.unused(below)?;
+        self.remove(&path, job)?;
+        self.forget_places(job)
+    }
+
+    /// Removes the notes of where subvolumes lay that no snapshot is of any more.
+    pub(super) fn forget_places(&self, job: &Job<'_>) -> Result<()> {
+        let folder = self.top.join(self.folder());
+        let doing = || format!("looking into `{}`", crate::error::shown(&folder));
+        let mut notes: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(Error::io(doing()))? {
+            let entry = entry.map_err(Error::io(doing()))?;
+            let kind = entry.file_type().map_err(Error::io(doing()))?;
+            notes.extend(kind.is_symlink().then(|| entry.path()));
+        }
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let all = self.snapshots(&self.all(job)?);
+        for note in notes {
+            let name = note.file_name().unwrap_or_default();
+            if !all.iter().any(|one| *one.volume_uuid == *name) {
+                fs::remove_file(&note).map_err(Error::io(doing()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn gone(path: &Path) -> Error {
+    Error::bad(
+        format!("subvolume `{}`", shown(path)),
+        "another one lies there than when the plan was made, or none",
+    )
+}
+
+fn steps(of: &Subvolumes) -> Vec<Step> {
+    let turn = |does| Action::Subvolume {
+        does,
+        of: Box::new(of.clone()),
+    };
+    let step = |does, undo, by_halves| Step {
+        does,
+        undo: Some(undo),
+        by_halves,
+    };
+    vec![
+        step(Action::Stop, Action::Start, true),
+        step(turn(Turn::Make), turn(Turn::Remove), false),
+        step(turn(Turn::Place), turn(Turn::Back), false),
+        step(Action::Start, Action::Stop, true),
+    ]
+}
