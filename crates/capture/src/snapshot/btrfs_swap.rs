@@ -132,9 +132,9 @@ impl Btrfs {
         let (all, top) = (table()?, self.top.canonicalize());
         let top = top.map_err(Error::io("finding the top of a btrfs"))?;
         let device = all.iter().rev().find(|mount| mount.at == top);
-        let device = device.map(|mount| mount.device).ok_or_else(|| {
-            Error::bad("the top of a btrfs", "it is not in the table of mounts")
-        })?;
+        let device = device
+            .map(|mount| mount.device)
+            .ok_or_else(|| Error::bad("the top of a btrfs", "it is not in the table of mounts"))?;
         let place = Path::new("/").join(path);
         let mut used: Option<&Path> = None;
         for mount in all.iter().filter(|mount| mount.device == device) {
@@ -144,7 +144,9 @@ impl Btrfs {
             if let Ok(below) = place.strip_prefix(&mount.root) {
                 let seen = mount.at.join(below);
                 let mut within = all.iter().filter(|other| other.at.starts_with(&seen));
-                used = used.or(within.find(|other| other.id != mount.id).map(|one| &*one.at));
+                used = used.or(within
+                    .find(|other| other.id != mount.id)
+                    .map(|one| &*one.at));
             }
         }
         used.map_or(Ok(()), |used| {

@@ -22,8 +22,8 @@ use tree::{Dir, RelPath};
 use super::mount::{Mounted, Opened, attach, detach, remove_folder, remove_folders, table};
 use super::tools::undoing;
 use super::{
-    Action, Btrfs, Floor, Kind, Lvm, Owner, Select, Snapshot, Storage, SwapPlan, Sweep, Volume, Zfs,
-    btrfs,
+    Action, Btrfs, Floor, Kind, Lvm, Owner, Select, Snapshot, Storage, SwapPlan, Sweep, Volume,
+    Zfs, btrfs,
 };
 use crate::{Error, Job, Result};
 
@@ -295,6 +295,14 @@ impl Site {
         }
     }
 
+    /// What has to be free before a snapshot of a tree is made there.
+    pub fn floor(backing: &Backing) -> Floor {
+        match backing {
+            Backing::Lvm { .. } => Floor::default(),
+            Backing::Btrfs { .. } | Backing::Zfs { .. } => FLOOR,
+        }
+    }
+
     fn btrfs(&self) -> Result<&Btrfs> {
         match &self.storage {
             Reach::Btrfs(btrfs) => Ok(btrfs),
@@ -362,21 +370,12 @@ impl Point {
     /// [`Error::Refused`] when there is no room for one.
     pub fn take(under: &Under, owner: &Owner, into: &Path, job: &Job<'_>) -> Result<Self> {
         let site = Site::of(&under.backing, owner, into, job)?;
-        let (volume, nested, name, floor) = match (&under.backing, &site.storage) {
-            (Backing::Lvm { group, volume }, _) => {
-                let name = format!("{group}/{volume}");
-                (PathBuf::new(), Vec::new(), name, Floor::default())
-            }
-            (Backing::Zfs { name }, _) => (PathBuf::new(), Vec::new(), name.clone(), FLOOR),
-            (Backing::Btrfs { .. }, Reach::Btrfs(btrfs)) => {
-                let (volume, nested) = btrfs.around(&under.path, job)?;
-                let name = btrfs::shown(&volume);
-                (volume, nested, name, FLOOR)
-            }
-            (Backing::Btrfs { .. }, Reach::Other(_)) => {
-                return Err(Error::bad("a btrfs", "another kind of storage reaches it"));
-            }
+        let (volume, nested) = match &site.storage {
+            Reach::Btrfs(btrfs) => btrfs.around(&under.path, job)?,
+            Reach::Other(_) => (PathBuf::new(), Vec::new()),
         };
+        let name = Site::name_of(&under.backing, &volume);
+        let floor = Site::floor(&under.backing);
         let found = site.storage().volumes(job)?;
         let found = found.into_iter().find(|one| one.name == name);
         let found = found.ok_or_else(|| Error::Refused {
@@ -490,7 +489,10 @@ impl Drop for Point {
 /// Whether the place of a top is one of another process of ours: who lists asks for no lock.
 fn is_in_use(at: &Path) -> bool {
     let name = at.file_name().unwrap_or_default().to_string_lossy();
-    let process = name.rsplit('-').nth(1).and_then(|id| id.parse::<u32>().ok());
+    let process = name
+        .rsplit('-')
+        .nth(1)
+        .and_then(|id| id.parse::<u32>().ok());
     let program = |id: &str| fs::read_link(format!("/proc/{id}/exe")).ok();
     let other = process.filter(|id| *id != std::process::id());
     other.is_some_and(|id| {
