@@ -440,7 +440,7 @@ fn entry(line: &[u8]) -> Option<Sub> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// btrfs-progs 6.2.
@@ -486,10 +486,10 @@ mod tests {
     }
 
     /// A btrfs in an image, mounted; `None` where that cannot be.
-    struct Image(tempfile::TempDir);
+    pub(in super::super) struct Image(tempfile::TempDir);
 
     impl Image {
-        fn new() -> Option<Self> {
+        pub(in super::super) fn new() -> Option<Self> {
             let dir = tempfile::tempdir().unwrap();
             let (image, top) = (dir.path().join("image"), dir.path().join("top"));
             fs::create_dir(&top).unwrap();
@@ -512,7 +512,7 @@ mod tests {
             Some(Self(dir))
         }
 
-        fn top(&self) -> PathBuf {
+        pub(in super::super) fn top(&self) -> PathBuf {
             self.0.path().join("top")
         }
     }

@@ -338,3 +338,218 @@ fn steps(of: &Subvolumes) -> Vec<Step> {
         step(Action::Start, Action::Stop, true),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::super::btrfs::tests::Image;
+    use super::super::{Owner, Select, Storage, run};
+    use super::*;
+
+    const ODD: &str = "it's\na volume";
+
+    /// A subvolume that says `new`, whose snapshot says `old`.
+    struct Ground {
+        image: Image,
+        storage: Btrfs,
+        live: Volume,
+        kept: Snapshot,
+    }
+
+    fn job(never: &AtomicBool) -> Job<'_> {
+        Job::new(Duration::from_secs(60), never)
+    }
+
+    impl Ground {
+        fn new() -> Option<Self> {
+            let (image, never) = (Image::new()?, AtomicBool::new(false));
+            let job = job(&never);
+            let top = image.top();
+            let owner = Owner::new("abc").unwrap();
+            let storage = Btrfs::new(&top, owner, Select::default());
+            let mut create = tool("btrfs");
+            create.args(["subvolume", "create"]).arg(top.join(ODD));
+            change(&job, &mut create).unwrap();
+            fs::write(top.join(ODD).join("file"), "old").unwrap();
+            let all = storage.volumes(&job).unwrap();
+            let live = all.iter().find(|one| one.name != "/").unwrap().clone();
+            let kept = storage.create(&live, Kind::Kept, &job).unwrap();
+            fs::write(top.join(ODD).join("file"), "new").unwrap();
+            Some(Self {
+                image,
+                storage,
+                live,
+                kept,
+            })
+        }
+
+        fn says(&self) -> String {
+            fs::read_to_string(self.image.top().join(ODD).join("file")).unwrap()
+        }
+
+        /// Kinds of what is there, and notes.
+        fn there(&self, job: &Job<'_>) -> (Vec<Kind>, usize) {
+            let all = self.storage.list(job).unwrap();
+            for one in &all {
+                assert_eq!(one.volume, self.live.name, "{one:?}");
+            }
+            let folder = self.image.top().join(self.storage.folder());
+            let names = fs::read_dir(folder).unwrap().count();
+            let mut kinds: Vec<Kind> = all.iter().map(|one| one.kind).collect();
+            kinds.sort();
+            (kinds, names - all.len())
+        }
+
+        fn turns(&self, job: &Job<'_>) -> (Vec<Action>, Subvolumes) {
+            let plan = self.storage.swap(&self.live, &self.kept, job).unwrap();
+            let turns: Vec<Action> = plan.steps.into_iter().map(|step| step.does).collect();
+            let Action::Subvolume { of, .. } = &turns[1] else {
+                panic!("{turns:?}");
+            };
+            let of = of.as_ref().clone();
+            (turns, of)
+        }
+    }
+
+    #[test]
+    fn r03_a_swap_that_was_cut_off_anywhere_is_whole_after_the_sweep() {
+        for cut in ["made", "exchanged", "named"] {
+            let Some(ground) = Ground::new() else {
+                return;
+            };
+            let never = AtomicBool::new(false);
+            let job = job(&never);
+            let (turns, of) = ground.turns(&job);
+            let storage = &ground.storage;
+            storage.act(&turns[1], &job).unwrap();
+            assert_eq!(ground.there(&job), (vec![Kind::Kept, Kind::New], 1));
+            let done = cut != "made";
+            if done {
+                storage.exchange(&of.live, &of.new).unwrap();
+                assert_eq!(ground.there(&job), (vec![Kind::Kept, Kind::Old], 1));
+            }
+            if cut == "named" {
+                storage.finish(&of.new, &of.old).unwrap();
+            }
+            let swept = storage.sweep(Path::new("/nowhere"), &job).unwrap();
+            assert!(swept.failed.is_empty(), "{:?}", swept.failed);
+            assert_eq!(swept.cleaned.len(), usize::from(cut != "named"), "{cut}");
+            assert_eq!(ground.says(), if done { "old" } else { "new" }, "{cut}");
+            let (kinds, notes) = match done {
+                true => (vec![Kind::Kept, Kind::Old], 1),
+                false => (vec![Kind::Kept], 1),
+            };
+            assert_eq!(ground.there(&job), (kinds, notes), "{cut}");
+            let again = storage.sweep(Path::new("/nowhere"), &job).unwrap();
+            assert!(again.cleaned.is_empty() && again.failed.is_empty());
+            if done {
+                let all = storage.list(&job).unwrap();
+                let old = all.iter().find(|one| one.kind == Kind::Old).unwrap();
+                assert!(storage.delete(old, &job).is_err(), "it is the user's");
+                storage.release(old, &job).unwrap();
+            }
+            storage.delete(&ground.kept, &job).unwrap();
+            assert_eq!(ground.there(&job), (Vec::new(), 0), "{cut}");
+        }
+    }
+
+    #[test]
+    fn r03_a_swap_goes_back_whole_and_can_be_done_after() {
+        let Some(ground) = Ground::new() else {
+            return;
+        };
+        let never = AtomicBool::new(false);
+        let job = job(&never);
+        let plan = ground.storage.swap(&ground.live, &ground.kept, &job);
+        let plan = plan.unwrap();
+        let mut starts = 0;
+        let mut act = |action: &Action| match action {
+            Action::Stop => Ok(()),
+            Action::Start => {
+                starts += 1;
+                assert_eq!(ground.says(), if starts == 1 { "old" } else { "new" });
+                match starts {
+                    1 => Err(Error::bad("test", "fails")),
+                    _ => Ok(()),
+                }
+            }
+            action => ground.storage.act(action, &job),
+        };
+        let failed = run(&plan.steps, &mut act).unwrap_err();
+        assert!(failed.stuck.is_none(), "{failed}");
+        assert_eq!(starts, 2);
+        // The snapshot is of what is there.
+        assert_eq!(ground.there(&job), (vec![Kind::Kept], 1));
+        let all = ground.storage.volumes(&job).unwrap();
+        assert!(all.contains(&ground.live));
+        let plan = ground.storage.swap(&ground.live, &ground.kept, &job);
+        run(&plan.unwrap().steps, &mut |action| match action {
+            Action::Stop | Action::Start => Ok(()),
+            action => ground.storage.act(action, &job),
+        })
+        .unwrap();
+        assert_eq!(ground.says(), "old");
+        // And from what was put aside, which has a name of its own.
+        let all = ground.storage.list(&job).unwrap();
+        let old = all.iter().find(|one| one.kind == Kind::Old).unwrap();
+        let volumes = ground.storage.volumes(&job).unwrap();
+        let live = volumes.iter().find(|one| one.name == ground.live.name);
+        let plan = ground.storage.swap(live.unwrap(), old, &job).unwrap();
+        run(&plan.steps, &mut |action| match action {
+            Action::Stop | Action::Start => Ok(()),
+            action => ground.storage.act(action, &job),
+        })
+        .unwrap();
+        assert_eq!(ground.says(), "new");
+    }
+
+    #[test]
+    fn r02_what_is_used_or_is_another_is_not_exchanged() {
+        let Some(ground) = Ground::new() else {
+            return;
+        };
+        let never = AtomicBool::new(false);
+        let job = job(&never);
+        let (storage, top) = (&ground.storage, ground.image.top());
+        let (turns, of) = ground.turns(&job);
+        storage.act(&turns[1], &job).unwrap();
+        // A part of it is mounted elsewhere.
+        let part = tempfile::tempdir().unwrap();
+        let mut mount = tool("mount");
+        mount.arg("--bind").arg(top.join(ODD)).arg(part.path());
+        change(&job, &mut mount).unwrap();
+        let refused = storage.act(&turns[2], &job);
+        change(&job, tool("umount").arg(part.path())).unwrap();
+        assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+        assert_eq!(ground.says(), "new");
+        // One lies in it.
+        let mut create = tool("btrfs");
+        create.args(["subvolume", "create"]);
+        change(&job, create.arg(top.join(ODD).join("nested"))).unwrap();
+        let refused = storage.swap(&ground.live, &ground.kept, &job);
+        assert!(matches!(refused, Err(Error::Refused { .. })));
+        let refused = storage.act(&turns[2], &job);
+        assert!(matches!(refused, Err(Error::Refused { .. })));
+        fs::remove_dir_all(top.join(ODD).join("nested")).unwrap();
+        // Another lies in its place.
+        fs::rename(top.join(ODD), top.join("moved")).unwrap();
+        let mut create = tool("btrfs");
+        create.args(["subvolume", "create"]);
+        change(&job, create.arg(top.join(ODD))).unwrap();
+        assert!(storage.act(&turns[2], &job).is_err());
+        fs::remove_dir_all(top.join(ODD)).unwrap();
+        fs::rename(top.join("moved"), top.join(ODD)).unwrap();
+        storage.act(&turns[2], &job).unwrap();
+        assert_eq!(ground.says(), "old");
+        // What somebody lays under the name of what was put aside is left alone.
+        fs::rename(top.join(&of.old), top.join("mine")).unwrap();
+        let mut create = tool("btrfs");
+        create.args(["subvolume", "create"]);
+        change(&job, create.arg(top.join(&of.old))).unwrap();
+        let swept = storage.sweep(Path::new("/nowhere"), &job).unwrap();
+        assert!(swept.cleaned.is_empty() && swept.failed.is_empty());
+        assert!(top.join(&of.old).exists());
+    }
+}
