@@ -422,10 +422,9 @@ fn where_no_snapshot_can_be_made_the_tree_is_read_live_and_that_is_said() -> Res
     ground.is_tidy()
 }
 
-/// A subvolume of which every folder is a dataset, with a snapshot of `old` in `a/file`, which
+/// Makes every folder of the subvolume a dataset, and a snapshot that has `old` in `a/file`, which
 /// says `new` by now.
-fn kept() -> Result<Ground> {
-    let ground = Ground::new()?;
+fn keep(ground: &Ground) -> Result<()> {
     let file = ground.vol().join("a/file");
     std::fs::write(&file, "old")?;
     ground.root("snapshot = true")?;
@@ -435,8 +434,7 @@ fn kept() -> Result<Ground> {
         format!("{made}").contains(&format!("{vol}: number 1")),
         "{made}"
     );
-    std::fs::write(&file, "new")?;
-    Ok(ground)
+    Ok(std::fs::write(&file, "new")?)
 }
 
 impl Ground {
@@ -482,10 +480,8 @@ impl Ground {
 
 #[test]
 fn a_tree_goes_back_to_a_snapshot_and_what_was_there_is_kept_until_it_is_released() -> Result<()> {
-    let ground = match kept() {
-        Ok(ground) => ground,
-        Err(reason) => return skip(reason),
-    };
+    let ground = ground!();
+    keep(&ground)?;
     let (world, vol) = (&ground.world, ground.name());
     ensure!(ground.kinds()? == "1 kept");
     let table = world.expect(&["snapshot", "list"], 0)?.stdout;
@@ -543,10 +539,8 @@ fn a_tree_goes_back_to_a_snapshot_and_what_was_there_is_kept_until_it_is_release
 
 #[test]
 fn r03_a_start_that_fails_takes_everything_back() -> Result<()> {
-    let ground = match kept() {
-        Ok(ground) => ground,
-        Err(reason) => return skip(reason),
-    };
+    let ground = ground!();
+    keep(&ground)?;
     let (world, vol) = (&ground.world, ground.name());
     let start = format!("grep -q new {vol}/a/file");
     let restore = ["snapshot", "restore", &vol, "--yes", "--start", &start];
@@ -588,10 +582,8 @@ fn r03_a_restore_that_is_killed_is_put_right_by_the_next_run() -> Result<()> {
         ("made", "new", "1 kept"),
         ("start", "old", "0 old, 1 kept"),
     ] {
-        let ground = match kept() {
-            Ok(ground) => ground,
-            Err(reason) => return skip(reason),
-        };
+        let ground = ground!();
+        keep(&ground)?;
         let (world, vol) = (&ground.world, ground.name());
         let mut restore = vec!["snapshot", "restore", &vol, "--yes"];
         let mut path = std::ffi::OsString::new();
@@ -640,11 +632,51 @@ fn r03_a_restore_that_is_killed_is_put_right_by_the_next_run() -> Result<()> {
 }
 
 #[test]
+fn a_list_that_is_read_beside_a_run_is_in_nobodys_way() -> Result<()> {
+    let ground = ground!();
+    keep(&ground)?;
+    let world = &ground.world;
+    // It holds still when it has reached the file system.
+    let folder = world.path("wrapped");
+    std::fs::create_dir(&folder)?;
+    let (at, go) = (world.path("at"), world.path("go"));
+    let script = format!(
+        "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\n: > {}\n\
+         while [ ! -e {} ]; do sleep 0.05; done\nexec btrfs \"$@\"\n",
+        at.display(),
+        go.display()
+    );
+    let program = folder.join("btrfs");
+    std::fs::write(&program, script)?;
+    run(Command::new("chmod").arg("+x").arg(&program))?;
+    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
+    let mut list = world.command(&["snapshot", "list", "--json"]);
+    list.env("PATH", path).stdout(std::process::Stdio::piped());
+    let list = list.spawn()?;
+    let begun = Instant::now();
+    while !at.exists() {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "no list");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let outcome = world.run(&["run"]);
+    std::fs::write(&go, "")?;
+    let listed = list.wait_with_output()?;
+    ensure!(listed.status.success(), "{listed:?}");
+    ensure!(
+        String::from_utf8_lossy(&listed.stdout).contains("\"kept\""),
+        "{listed:?}"
+    );
+    let outcome = outcome?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    ensure!(!format!("{outcome}").contains("umount"), "{outcome}");
+    ensure!(ground.stored("a/file")? == "new");
+    ground.has_no_mount()
+}
+
+#[test]
 fn r04_snapshots_of_trees_are_pruned_to_one_a_day_for_a_week() -> Result<()> {
-    let ground = match kept() {
-        Ok(ground) => ground,
-        Err(reason) => return skip(reason),
-    };
+    let ground = ground!();
+    keep(&ground)?;
     let (world, vol) = (&ground.world, ground.name());
     // Both names mean the same.
     world.expect(&["snapshot", "create", &vol, &format!("{vol}/b")], 0)?;
