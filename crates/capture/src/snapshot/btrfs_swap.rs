@@ -164,7 +164,7 @@ impl Btrfs {
     /// Carries out an action of a plan that is about subvolumes.
     ///
     /// # Errors
-    /// What would not be done; nothing was then.
+    /// What would not be done. It may be half done then, and can be taken back.
     pub(super) fn act(&self, action: &Action, job: &Job<'_>) -> Result<()> {
         let Action::Subvolume { does, of } = action else {
             return Err(not_its_own(action));
@@ -179,35 +179,38 @@ impl Btrfs {
                 self.unused(&of.live)?;
                 cut::here();
                 self.exchange(&of.live, &of.new)?;
-                let done = self.finish(&of.new, &of.old);
-                if done.is_err() {
-                    // Where it may not have lasted it is taken back; else the sweep settles it.
-                    if at(&self.all(job)?, &of.old).is_some() {
-                        self.rename(&of.old, &of.new, RenameFlags::NOREPLACE)?;
-                    }
-                    self.exchange(&of.live, &of.new)?;
-                }
-                done
+                self.finish(&of.new, &of.old)
             }
-            Turn::Back => {
-                let old = at(&all, &of.old).filter(|sub| sub.uuid == of.live_uuid);
-                old.ok_or_else(|| gone(&of.old))?;
-                let new = at(&all, &of.live);
-                let new = new.filter(|sub| sub.parent.as_ref() == Some(&of.source_uuid));
-                new.ok_or_else(|| gone(&of.live))?;
-                self.unused(&of.live)?;
-                cut::here();
-                self.rename(&of.old, &of.new, RenameFlags::NOREPLACE)?;
-                cut::here();
-                self.exchange(&of.live, &of.new)?;
-                self.sync()
-            }
+            Turn::Back => self.back(of, &all),
             Turn::Remove => {
-                self.is_made(of, &all)?;
-                self.remove(&self.top.join(&of.new), job)?;
+                if at(&all, &of.new).is_some() {
+                    self.is_made(of, &all)?;
+                    self.remove(&self.top.join(&of.new), job)?;
+                }
                 self.forget_places(job)
             }
         }
+    }
+
+    /// Puts what was live back, from wherever it got to.
+    fn back(&self, of: &Subvolumes, all: &[Sub]) -> Result<()> {
+        let is_old = |path| at(all, path).is_some_and(|sub| sub.uuid == of.live_uuid);
+        if is_old(&of.live) {
+            return self.sync();
+        }
+        let made = at(all, &of.live);
+        let made = made.filter(|sub| sub.parent.as_ref() == Some(&of.source_uuid));
+        made.ok_or_else(|| gone(&of.live))?;
+        self.unused(&of.live)?;
+        if is_old(&of.old) {
+            cut::here();
+            self.rename(&of.old, &of.new, RenameFlags::NOREPLACE)?;
+        } else if !is_old(&of.new) {
+            return Err(gone(&of.old));
+        }
+        cut::here();
+        self.exchange(&of.live, &of.new)?;
+        self.sync()
     }
 
     /// Steps: where the live one lies is noted beside the snapshots, for it has another place
@@ -326,16 +329,17 @@ fn steps(of: &Subvolumes) -> Vec<Step> {
         does,
         of: Box::new(of.clone()),
     };
-    let step = |does, undo, by_halves| Step {
+    // What takes a turn back looks how far that got.
+    let step = |does, undo| Step {
         does,
         undo: Some(undo),
-        by_halves,
+        by_halves: true,
     };
     vec![
-        step(Action::Stop, Action::Start, true),
-        step(turn(Turn::Make), turn(Turn::Remove), false),
-        step(turn(Turn::Place), turn(Turn::Back), false),
-        step(Action::Start, Action::Stop, true),
+        step(Action::Stop, Action::Start),
+        step(turn(Turn::Make), turn(Turn::Remove)),
+        step(turn(Turn::Place), turn(Turn::Back)),
+        step(Action::Start, Action::Stop),
     ]
 }
 
@@ -503,6 +507,37 @@ mod tests {
         })
         .unwrap();
         assert_eq!(ground.says(), "new");
+    }
+
+    #[test]
+    fn r03_a_turn_that_fails_half_way_is_taken_back_from_where_it_got_to() {
+        for half in [0, 1, 2, 3] {
+            let Some(ground) = Ground::new() else {
+                return;
+            };
+            let never = AtomicBool::new(false);
+            let job = job(&never);
+            let storage = &ground.storage;
+            let (_, of) = ground.turns(&job);
+            let failed = run(&steps(&of), &mut |action| {
+                let turn = match action {
+                    Action::Subvolume { does, .. } => does,
+                    _ => return Ok(()),
+                };
+                match (turn, half) {
+                    (Turn::Make, 0) => {}
+                    (Turn::Place, 1) => {}
+                    (Turn::Place, 2) => storage.exchange(&of.live, &of.new)?,
+                    (Turn::Place, 3) => storage.act(action, &job)?,
+                    _ => return storage.act(action, &job),
+                }
+                Err(Error::bad("test", "fails"))
+            });
+            assert!(failed.unwrap_err().stuck.is_none(), "{half}");
+            assert_eq!(ground.says(), "new", "{half}");
+            let notes = usize::from(half != 0);
+            assert_eq!(ground.there(&job), (vec![Kind::Kept], notes), "{half}");
+        }
     }
 
     #[test]

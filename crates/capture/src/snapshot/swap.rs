@@ -100,7 +100,7 @@ pub struct Step {
     /// `None`: there is nothing to take back.
     pub undo: Option<Action>,
     /// Whether it may be half done when it fails, and has to be taken back then too: so it is with
-    /// stopping and starting. LVM does a command or does it not.
+    /// stopping, starting and subvolumes. LVM does a command or does it not.
     pub by_halves: bool,
 }
 

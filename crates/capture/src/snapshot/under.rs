@@ -325,7 +325,7 @@ impl Site {
     /// Carries out an action of that plan. Stopping and starting are the caller's.
     ///
     /// # Errors
-    /// What would not be done; nothing was then.
+    /// What would not be done. It may be half done then, and can be taken back.
     pub fn act(&self, action: &Action, job: &Job<'_>) -> Result<()> {
         self.btrfs()?.act(action, job)
     }
