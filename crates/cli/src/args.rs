@@ -120,7 +120,7 @@ pub enum SnapshotCommand {
     List,
     /// Let go of those that `keep` does not ask for: of their volume group, else the last 7 days
     Prune,
-    /// Put a snapshot in the place of its volume or subvolume: shows the plan, and does it with --yes
+    /// Put a snapshot in its volume's or subvolume's place: shows the plan, does it with --yes
     Restore {
         /// GROUP/VOLUME, or a path in a tree with `snapshot`
         volume: String,

@@ -57,7 +57,7 @@ impl Place {
         Ok(Self {
             kind: Kind::Group(Lvm::new(&group.name, owner(config)?, select)?),
             floor: floor_of(group),
-            keep: group.keep.clone(),
+            keep: group.keep,
         })
     }
 
@@ -83,7 +83,7 @@ impl Place {
             if held.iter().all(|held| held.volume.uuid != volume.uuid) {
                 let name = match backing {
                     Backing::Zfs { name } => name.clone(),
-                    _ => shown(&seen_at(base, &under.path, &top)).into(),
+                    _ => shown(&seen_at(base, &under.path, &top)),
                 };
                 let volume = volume.clone();
                 held.push(Held { volume, name });
@@ -204,7 +204,7 @@ fn declared(config: &Config) -> Found {
         is_any = true;
         // What cannot be looked into has no datasets, and that is not for certain.
         if let Err(error) = open(&root.path) {
-            failed.push((shown(&root.path).into(), Err(error)));
+            failed.push((shown(&root.path), Err(error)));
         }
     }
     if !is_any {
@@ -230,7 +230,7 @@ fn declared(config: &Config) -> Found {
             }
             // The same is said once of all that lie there.
             Err(error) if said.insert(error.to_string()) => {
-                failed.push((shown(base).into(), Err(error)));
+                failed.push((shown(base), Err(error)));
             }
             Err(_) => {}
         }

@@ -32,7 +32,7 @@ pub enum Workload {
         start: Option<String>,
     },
     /// Scaled to nothing and back.
-    Kubernetes(Scaling),
+    Kubernetes(Box<Scaling>),
 }
 
 /// Workloads of Kubernetes, as they were when the plan was made.
@@ -88,13 +88,13 @@ impl Workload {
                 });
             }
         };
-        Ok(Self::Kubernetes(Scaling {
+        Ok(Self::Kubernetes(Box::new(Scaling {
             volume: volume.to_owned(),
             workloads,
             claim,
             wait,
             notes: notes(config),
-        }))
+        })))
     }
 
     /// What an action of a plan does, for people.
