@@ -632,6 +632,51 @@ fn r03_a_restore_that_is_killed_is_put_right_by_the_next_run() -> Result<()> {
 }
 
 #[test]
+fn a_subvolume_that_is_mounted_by_itself_goes_back_when_it_is_unmounted() -> Result<()> {
+    let ground = ground!();
+    let (world, at) = (&ground.world, ground.world.path("mounted"));
+    std::fs::write(ground.vol().join("a/file"), "old")?;
+    std::fs::create_dir(&at)?;
+    let device = Command::new("findmnt")
+        .args(["-n", "-o", "SOURCE"])
+        .arg(ground.fs.path())
+        .output()?;
+    let device = String::from_utf8(device.stdout)?.trim().to_owned();
+    let _mount = Mount::new(&["-t", "btrfs", "-o", "subvol=vol", &device], at.clone())?;
+    ground.tree(&at.join("a"), "snapshot = \"btrfs\"")?;
+    let name = at.display().to_string();
+    let made = world.expect(&["snapshot", "create"], 0)?;
+    ensure!(
+        format!("{made}").contains(&format!("{name}: number 1")),
+        "{made}"
+    );
+    std::fs::write(at.join("a/file"), "new")?;
+    world.expect(&["run"], 0)?;
+    let failed = world.expect(&["snapshot", "restore", &name, "--yes"], 1)?;
+    ensure!(
+        failed.stderr.contains("unmount it there in `--stop`"),
+        "{failed}"
+    );
+    ensure!(ground.says()? == "new");
+    let stop = format!("umount {name}");
+    let start = format!("mount -t btrfs -o subvol=vol {device} {name}");
+    world.expect(
+        &[
+            "snapshot", "restore", &name, "--yes", "--stop", &stop, "--start", &start,
+        ],
+        0,
+    )?;
+    ensure!(std::fs::read_to_string(at.join("a/file"))? == "old");
+    // Another subvolume is another file system to the guard, and that was said.
+    world.expect(&["run"], 4)?;
+    ensure!(ground.stored("t/file")? == "new");
+    world.expect(&["run", "--accept", "t"], 0)?;
+    ensure!(ground.stored("t/file")? == "old");
+    world.expect(&["snapshot", "release", &name], 0)?;
+    ground.has_no_mount()
+}
+
+#[test]
 fn a_list_that_is_read_beside_a_run_is_in_nobodys_way() -> Result<()> {
     let ground = ground!();
     keep(&ground)?;

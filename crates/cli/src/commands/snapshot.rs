@@ -133,6 +133,12 @@ fn restore(
         "done; what was there is kept as `{}` until: thrice snapshot release {volume}",
         swap.plan.old
     ));
+    if volume.starts_with('/') {
+        printer.say(
+            "to runs it is another file system now, which they hold until it is accepted: \
+             thrice run --accept DATASET",
+        );
+    }
     Ok(exit::OK)
 }
 
