@@ -554,7 +554,7 @@ fn swap_fails(site: &Site<'_>) -> Result<()> {
             runs = match action {
                 Action::Stop => false,
                 Action::Start => true,
-                Action::Lvm { .. } => runs,
+                Action::Lvm { .. } | Action::Subvolume { .. } => runs,
             };
             count += 1;
             match count == fails + 1 {

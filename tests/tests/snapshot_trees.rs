@@ -421,3 +421,393 @@ fn where_no_snapshot_can_be_made_the_tree_is_read_live_and_that_is_said() -> Res
     ensure!(ground.stored("t/file")? == "btrfs");
     ground.is_tidy()
 }
+
+/// Makes every folder of the subvolume a dataset, and a snapshot that has `old` in `a/file`, which
+/// says `new` by now.
+fn keep(ground: &Ground) -> Result<()> {
+    let file = ground.vol().join("a/file");
+    std::fs::write(&file, "old")?;
+    ground.root("snapshot = true")?;
+    let vol = ground.name();
+    let made = ground.world.expect(&["snapshot", "create"], 0)?;
+    ensure!(
+        format!("{made}").contains(&format!("{vol}: number 1")),
+        "{made}"
+    );
+    Ok(std::fs::write(&file, "new")?)
+}
+
+impl Ground {
+    fn name(&self) -> String {
+        self.vol().display().to_string()
+    }
+
+    fn says(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.vol().join("a/file"))?)
+    }
+
+    /// Number and kind of what is listed, which is all of the subvolume.
+    fn listed(&self) -> Result<Vec<(u64, String)>> {
+        let listed = self.world.expect(&["snapshot", "list", "--json"], 0)?;
+        let all: serde_json::Value = serde_json::from_str(&listed.stdout)?;
+        let all = all.as_array().context("a list")?;
+        let mut found = Vec::new();
+        for one in all {
+            ensure!(one["volume"] == self.name().as_str(), "{one:#}");
+            let kind = one["kind"].as_str().context("a kind")?.to_owned();
+            found.push((one["number"].as_u64().context("a number")?, kind));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The same, as words.
+    fn kinds(&self) -> Result<String> {
+        let all = self.listed()?;
+        let words: Vec<String> = all
+            .into_iter()
+            .map(|(n, kind)| format!("{n} {kind}"))
+            .collect();
+        Ok(words.join(", "))
+    }
+
+    fn has_no_mount(&self) -> Result<()> {
+        let left: Vec<_> = std::fs::read_dir(self.world.path("state/mnt"))?.collect();
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_tree_goes_back_to_a_snapshot_and_what_was_there_is_kept_until_it_is_released() -> Result<()> {
+    let ground = ground!();
+    keep(&ground)?;
+    let (world, vol) = (&ground.world, ground.name());
+    ensure!(ground.kinds()? == "1 kept");
+    let table = world.expect(&["snapshot", "list"], 0)?.stdout;
+    ensure!(table.contains(&vol) && table.contains("kept"), "{table}");
+    // The plan changes nothing. A folder in it stands for all of it, and that is said.
+    let folder = format!("{vol}/a");
+    let plan = world.expect(&["snapshot", "restore", &folder], 0)?;
+    ensure!(
+        plan.stdout.contains(&format!(
+            "`{folder}` lies in `{vol}`, and all of that goes back"
+        )),
+        "{plan}"
+    );
+    ensure!(
+        plan.stdout.contains("in the place of the subvolume `vol`"),
+        "{plan}"
+    );
+    ensure!(ground.says()? == "new" && ground.kinds()? == "1 kept");
+    ground.has_no_mount()?;
+    let done = world.path("stopped");
+    let stop = format!("cat {vol}/a/file > {}", done.display());
+    let start = format!("cat {vol}/a/file >> {}", done.display());
+    let restore = [
+        "snapshot", "restore", &vol, "--yes", "--stop", &stop, "--start", &start,
+    ];
+    world.expect(&restore, 0)?;
+    ensure!(ground.says()? == "old");
+    ensure!(std::fs::read_to_string(&done)? == "newold");
+    // It can be written to.
+    std::fs::write(ground.vol().join("a/file"), "newer")?;
+    ensure!(ground.kinds()? == "0 old, 1 kept");
+    // A run leaves both alone, reads what is there, and tidies up.
+    world.expect(&["run"], 0)?;
+    ensure!(ground.stored("a/file")? == "newer");
+    ensure!(ground.kinds()? == "0 old, 1 kept");
+    ensure!(
+        std::fs::read_dir(world.path("state/points"))?
+            .next()
+            .is_none()
+    );
+    // Neither does pruning remove what was put aside; and one can go back to it.
+    world.expect(&["snapshot", "prune"], 0)?;
+    world.expect(&["snapshot", "restore", &vol, "--number", "0", "--yes"], 0)?;
+    ensure!(ground.says()? == "new");
+    let released = world.expect(&["snapshot", "release", &vol], 0)?;
+    ensure!(format!("{released}").contains(".old."), "{released}");
+    ensure!(ground.kinds()? == "1 kept", "{}", ground.kinds()?);
+    ensure!(ground.says()? == "new");
+    // The snapshot is still that of this place, though the subvolume is another.
+    world.expect(&["snapshot", "restore", &vol, "--yes"], 0)?;
+    ensure!(ground.says()? == "old");
+    world.expect(&["snapshot", "release", &vol], 0)?;
+    ground.has_no_mount()
+}
+
+#[test]
+fn r03_a_start_that_fails_takes_everything_back() -> Result<()> {
+    let ground = ground!();
+    keep(&ground)?;
+    let (world, vol) = (&ground.world, ground.name());
+    let start = format!("grep -q new {vol}/a/file");
+    let restore = ["snapshot", "restore", &vol, "--yes", "--start", &start];
+    let failed = world.expect(&restore, 1)?;
+    ensure!(
+        failed.stderr.contains("everything is as it was before"),
+        "{failed}"
+    );
+    ensure!(ground.says()? == "new" && ground.kinds()? == "1 kept");
+    // Mounted by itself it is not exchanged under who uses it.
+    let at = world.path("mounted");
+    std::fs::create_dir(&at)?;
+    let _mount = Mount::new(&["--bind", &vol], at.clone())?;
+    let failed = world.expect(&["snapshot", "restore", &vol, "--yes"], 1)?;
+    ensure!(failed.stderr.contains("is mounted at"), "{failed}");
+    ensure!(
+        failed.stderr.contains("everything is as it was before"),
+        "{failed}"
+    );
+    ensure!(ground.says()? == "new" && ground.kinds()? == "1 kept");
+    // Unless that is let go.
+    let (stop, at) = (format!("umount {}", at.display()), at.display().to_string());
+    let start = format!("mount --bind {vol} {at}");
+    world.expect(
+        &[
+            "snapshot", "restore", &vol, "--yes", "--stop", &stop, "--start", &start,
+        ],
+        0,
+    )?;
+    ensure!(std::fs::read_to_string(format!("{at}/a/file"))? == "old");
+    ground.has_no_mount()
+}
+
+#[test]
+fn r03_a_restore_that_is_killed_is_put_right_by_the_next_run() -> Result<()> {
+    // Before anything, when the new one is made, and when it is in place.
+    for (kill, says, kinds) in [
+        ("stop", "new", "1 kept"),
+        ("made", "new", "1 kept"),
+        ("start", "old", "0 old, 1 kept"),
+    ] {
+        let ground = ground!();
+        keep(&ground)?;
+        let (world, vol) = (&ground.world, ground.name());
+        let mut restore = vec!["snapshot", "restore", &vol, "--yes"];
+        let mut path = std::ffi::OsString::new();
+        match kill {
+            "stop" => restore.extend(["--stop", "kill -9 $PPID"]),
+            "start" => restore.extend(["--start", "kill -9 $PPID"]),
+            _ => {
+                let folder = world.path("wrapped");
+                std::fs::create_dir(&folder)?;
+                let script = "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\nbtrfs \"$@\"\n\
+                              [ \"$1$2\" = subvolumesnapshot ] && kill -9 $PPID\nexit 0\n";
+                let program = folder.join("btrfs");
+                std::fs::write(&program, script)?;
+                run(Command::new("chmod").arg("+x").arg(&program))?;
+                path.push(&folder);
+                path.push(":");
+            }
+        }
+        let mut command = world.command(&restore);
+        path.push("/usr/sbin:/usr/bin:/sbin:/bin");
+        let ended = command.env("PATH", &path).output()?;
+        ensure!(
+            ended.status.code().is_none(),
+            "{kill}: it was not killed: {ended:?}"
+        );
+        let between = ground.says()?;
+        ensure!(between == says, "{kill}: {between}");
+        if kill == "made" {
+            ensure!(ground.kinds()? == "0 new, 1 kept", "{}", ground.kinds()?);
+        }
+        let outcome = world.expect(&["run"], 0)?;
+        ensure!(ground.says()? == says, "{kill}");
+        ensure!(ground.kinds()? == kinds, "{kill}: {}", ground.kinds()?);
+        ensure!(ground.stored("a/file")? == says, "{kill}: {outcome}");
+        ensure!(
+            std::fs::read_dir(world.path("state/points"))?
+                .next()
+                .is_none()
+        );
+        ground.has_no_mount()?;
+        // And then it can be done.
+        world.expect(&["snapshot", "restore", &vol, "--number", "1", "--yes"], 0)?;
+        ensure!(ground.says()? == "old", "{kill}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_subvolume_that_is_mounted_by_itself_goes_back_when_it_is_unmounted() -> Result<()> {
+    let ground = ground!();
+    let (world, at) = (&ground.world, ground.world.path("mounted"));
+    std::fs::write(ground.vol().join("a/file"), "old")?;
+    std::fs::create_dir(&at)?;
+    let device = Command::new("findmnt")
+        .args(["-n", "-o", "SOURCE"])
+        .arg(ground.fs.path())
+        .output()?;
+    let device = String::from_utf8(device.stdout)?.trim().to_owned();
+    let _mount = Mount::new(&["-t", "btrfs", "-o", "subvol=vol", &device], at.clone())?;
+    ground.tree(&at.join("a"), "snapshot = \"btrfs\"")?;
+    let name = at.display().to_string();
+    let made = world.expect(&["snapshot", "create"], 0)?;
+    ensure!(
+        format!("{made}").contains(&format!("{name}: number 1")),
+        "{made}"
+    );
+    std::fs::write(at.join("a/file"), "new")?;
+    world.expect(&["run"], 0)?;
+    let failed = world.expect(&["snapshot", "restore", &name, "--yes"], 1)?;
+    ensure!(
+        failed.stderr.contains("unmount it there in `--stop`"),
+        "{failed}"
+    );
+    ensure!(ground.says()? == "new");
+    let stop = format!("umount {name}");
+    let start = format!("mount -t btrfs -o subvol=vol {device} {name}");
+    world.expect(
+        &[
+            "snapshot", "restore", &name, "--yes", "--stop", &stop, "--start", &start,
+        ],
+        0,
+    )?;
+    ensure!(std::fs::read_to_string(at.join("a/file"))? == "old");
+    // Another subvolume is another file system to the guard, and that was said.
+    world.expect(&["run"], 4)?;
+    ensure!(ground.stored("t/file")? == "new");
+    world.expect(&["run", "--accept", "t"], 0)?;
+    ensure!(ground.stored("t/file")? == "old");
+    world.expect(&["snapshot", "release", &name], 0)?;
+    ground.has_no_mount()
+}
+
+#[test]
+fn a_list_that_is_read_beside_a_run_is_in_nobodys_way() -> Result<()> {
+    let ground = ground!();
+    keep(&ground)?;
+    let world = &ground.world;
+    // It holds still when it has reached the file system.
+    let folder = world.path("wrapped");
+    std::fs::create_dir(&folder)?;
+    let (at, go) = (world.path("at"), world.path("go"));
+    let script = format!(
+        "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\n: > {}\n\
+         while [ ! -e {} ]; do sleep 0.05; done\nexec btrfs \"$@\"\n",
+        at.display(),
+        go.display()
+    );
+    let program = folder.join("btrfs");
+    std::fs::write(&program, script)?;
+    run(Command::new("chmod").arg("+x").arg(&program))?;
+    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
+    let mut list = world.command(&["snapshot", "list", "--json"]);
+    list.env("PATH", path).stdout(std::process::Stdio::piped());
+    let list = list.spawn()?;
+    let begun = Instant::now();
+    while !at.exists() {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "no list");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let outcome = world.run(&["run"]);
+    std::fs::write(&go, "")?;
+    let listed = list.wait_with_output()?;
+    ensure!(listed.status.success(), "{listed:?}");
+    ensure!(
+        String::from_utf8_lossy(&listed.stdout).contains("\"kept\""),
+        "{listed:?}"
+    );
+    let outcome = outcome?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    ensure!(!format!("{outcome}").contains("umount"), "{outcome}");
+    ensure!(ground.stored("a/file")? == "new");
+    ground.has_no_mount()
+}
+
+#[test]
+fn r04_snapshots_of_trees_are_pruned_to_one_a_day_for_a_week() -> Result<()> {
+    let ground = ground!();
+    keep(&ground)?;
+    let (world, vol) = (&ground.world, ground.name());
+    // Both names mean the same.
+    world.expect(&["snapshot", "create", &vol, &format!("{vol}/b")], 0)?;
+    ensure!(ground.kinds()? == "1 kept, 2 kept");
+    // The second of one day stays, with one of each of the six days before that have one.
+    for path in ground.snapshots() {
+        let name = path
+            .file_name()
+            .context("a name")?
+            .to_string_lossy()
+            .into_owned();
+        let mut parts = name.splitn(3, '.');
+        let (number, _, rest) = (parts.next(), parts.next(), parts.next());
+        let (number, rest) = (number.context("a number")?, rest.context("a kind")?);
+        // Of one day, whatever the clock says now.
+        let to = format!("{number}.{}.{rest}", 1_700_000_000 + number.parse::<u64>()?);
+        std::fs::rename(&path, path.with_file_name(to))?;
+    }
+    let pruned = world.expect(&["snapshot", "prune"], 0)?;
+    ensure!(format!("{pruned}").contains("removed"), "{pruned}");
+    ensure!(ground.kinds()? == "2 kept", "{}", ground.kinds()?);
+    let pruned = world.expect(&["snapshot", "prune"], 0)?;
+    ensure!(
+        format!("{pruned}").contains("nothing to let go of"),
+        "{pruned}"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_cannot_go_back_is_refused_and_nothing_is_changed() -> Result<()> {
+    let ground = ground!();
+    let (world, vol) = (&ground.world, ground.name());
+    let refused = |arguments: &[&str], what: &str| -> Result<()> {
+        let outcome = world.run(arguments)?;
+        ensure!(
+            outcome.code != Some(0) && outcome.stderr.contains(what),
+            "{what}: {outcome}"
+        );
+        Ok(())
+    };
+    // Not declared with `snapshot`.
+    ground.root("")?;
+    refused(&["snapshot", "create", &vol], "`snapshot = true`")?;
+    let none = world.expect(&["snapshot", "create"], 0)?;
+    ensure!(
+        format!("{none}").contains("no tree with `snapshot`"),
+        "{none}"
+    );
+    // Not there.
+    refused(&["snapshot", "create", "/no/such"], "/no/such")?;
+    // No storage that makes any.
+    let memory = world.path("memory");
+    std::fs::create_dir(&memory)?;
+    let _mount = Mount::new(&["-t", "tmpfs", "none"], memory.clone())?;
+    ground.tree(&memory, "snapshot = true")?;
+    let path = memory.display().to_string();
+    refused(&["snapshot", "create"], "it lies on `tmpfs`")?;
+    refused(&["snapshot", "create", &path], "it lies on `tmpfs`")?;
+    refused(
+        &["snapshot", "restore", &path, "--yes"],
+        "it lies on `tmpfs`",
+    )?;
+    // The top of a file system.
+    let top = ground.fs.path().join("top");
+    std::fs::create_dir(&top)?;
+    ground.tree(&top, "snapshot = true")?;
+    let path = top.display().to_string();
+    world.expect(&["snapshot", "create", &path], 0)?;
+    refused(
+        &["snapshot", "restore", &path, "--yes"],
+        "move the data into a subvolume",
+    )?;
+    // What holds another.
+    ground.root("snapshot = true")?;
+    world.expect(&["snapshot", "create", &vol], 0)?;
+    subvolume(&ground.vol().join("a/nested"))?;
+    refused(
+        &["snapshot", "restore", &vol, "--yes"],
+        "is in no snapshot of it",
+    )?;
+    refused(
+        &["snapshot", "restore", &vol, "--number", "7"],
+        "no such snapshot",
+    )?;
+    refused(&["snapshot", "restore", &vol, "--kubernetes"], "`--stop`")?;
+    ensure!(ground.vol().join("a/nested").exists());
+    ground.has_no_mount()
+}

@@ -111,18 +111,18 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Make one of each volume, or of those named
+    /// Make one of each volume, subvolume or ZFS file system, or of those named
     Create {
-        /// GROUP/VOLUME
+        /// GROUP/VOLUME, or a path in a tree with `snapshot`
         volumes: Vec<String>,
     },
     /// List those that this installation has made
     List,
-    /// Let go of those that `keep` of their volume group does not ask for
+    /// Let go of those that `keep` does not ask for: of their volume group, else the last 7 days
     Prune,
-    /// Put a snapshot in the place of its volume: shows the plan, and does it with --yes
+    /// Put a snapshot in its volume's or subvolume's place: shows the plan, does it with --yes
     Restore {
-        /// GROUP/VOLUME
+        /// GROUP/VOLUME, or a path in a tree with `snapshot`
         volume: String,
         /// Which snapshot [default: the newest]
         #[arg(long)]
@@ -158,7 +158,7 @@ pub enum SnapshotCommand {
     },
     /// Remove what a restore has put aside
     Release {
-        /// GROUP/VOLUME
+        /// GROUP/VOLUME, or a path in a tree with `snapshot`
         volume: String,
     },
 }

@@ -20,6 +20,7 @@ mod note;
 mod owed;
 mod pace;
 mod pipeline;
+mod places;
 mod plan;
 mod point;
 mod process;

@@ -1,19 +1,19 @@
 //! Snapshots that are kept for a while so that one can go back to them: on the same disk as what
 //! they are of, and no copies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use capture::Job;
-use capture::snapshot::{self, Action, Kind, Lvm, Select, Snapshot, Storage, SwapPlan, Volume};
+use capture::snapshot::{self, Action, Kind, Snapshot, SwapPlan, Volume};
 use policy::{Config, VolumeGroup};
 
-use crate::volumes::{floor_of, owner};
+use crate::places::{self, Place};
 pub use crate::workload::Workload;
 
-/// The longest that LVM may take for one volume.
-const ALLOWED: Duration = Duration::from_secs(600);
+/// The longest that a storage may take for one volume.
+pub(crate) const ALLOWED: Duration = Duration::from_secs(600);
 
 /// What came of one volume or snapshot, by its name.
 pub type Outcomes<T> = Vec<(String, capture::Result<T>)>;
@@ -29,76 +29,62 @@ pub(crate) fn all_groups(config: &Config) -> impl Iterator<Item = &VolumeGroup> 
 }
 
 /// The volume groups that the configuration names, each once.
-fn groups(config: &Config) -> Vec<&VolumeGroup> {
+pub(crate) fn groups(config: &Config) -> Vec<&VolumeGroup> {
     let all = all_groups(config).map(|group| (&*group.name, group));
     all.collect::<BTreeMap<&str, _>>().into_values().collect()
 }
 
-fn lvm(config: &Config, group: &VolumeGroup) -> capture::Result<Lvm> {
-    let select = Select {
-        patterns: group.patterns.clone(),
-        pool: group.pool.clone(),
-    };
-    Lvm::new(&group.name, owner(config)?, select)
-}
-
-/// This installation's snapshots, by volume group.
+/// This installation's snapshots, by the storage that they lie in.
 pub fn list(config: &Config, cancel: &AtomicBool) -> Outcomes<Vec<Snapshot>> {
-    let of = |group: &VolumeGroup| lvm(config, group)?.list(&Job::new(ALLOWED, cancel));
-    let groups = groups(config).into_iter();
-    groups
-        .map(|group| (group.name.clone(), of(group)))
+    let of = |place: Place| place.list(&Job::new(ALLOWED, cancel));
+    let all = places::all(config, cancel).into_iter();
+    all.map(|(name, place)| (name, place.and_then(of)))
         .collect()
 }
 
-/// Makes one of each volume that is asked for (`GROUP/VOLUME`), or of all. A pool at its floor
-/// refuses, and the others go on.
+/// Makes one of each volume that is asked for, or of all. A pool at its floor refuses, and the
+/// others go on.
 pub fn create(config: &Config, cancel: &AtomicBool, names: &[String]) -> Outcomes<Snapshot> {
     let mut outcomes = Vec::new();
-    let mut unknown: Vec<&String> = names.iter().collect();
-    for group in groups(config) {
-        let job = Job::new(ALLOWED, cancel);
-        let found = lvm(config, group).and_then(|lvm| Ok((lvm.volumes(&job)?, lvm)));
-        let (volumes, lvm) = match found {
-            Ok(found) => found,
-            Err(error) => {
-                outcomes.push((group.name.clone(), Err(error)));
-                continue;
+    let mut done = BTreeSet::new();
+    for name in names {
+        match places::find(config, cancel, name) {
+            // Two names may mean one.
+            Ok((_, volume)) if !done.insert(volume.uuid.clone()) => {}
+            Ok((place, volume)) => {
+                let made = place.create(&volume, &Job::new(ALLOWED, cancel));
+                outcomes.push((volume.name, made));
             }
-        };
-        for volume in volumes {
-            unknown.retain(|name| **name != volume.name);
-            if !names.is_empty() && !names.contains(&volume.name) {
-                continue;
-            }
-            let job = Job::new(ALLOWED, cancel);
-            let taken = lvm.take(&volume, Kind::Kept, &floor_of(group), &job);
-            outcomes.push((volume.name, taken.map(|taken| taken.snapshot)));
+            Err(error) => outcomes.push((name.clone(), Err(error))),
         }
     }
-    let missing = unknown.into_iter().map(|name| {
-        let error = capture::Error::Refused {
-            why: format!("no volume group in the configuration has a thin volume `{name}`"),
-            remedy: "write it like `pve/vm-101-disk-0`; see `thrice check`".into(),
-        };
-        (name.clone(), Err(error))
-    });
-    outcomes.extend(missing);
+    if !names.is_empty() {
+        return outcomes;
+    }
+    for (name, place) in places::all(config, cancel) {
+        let job = Job::new(ALLOWED, cancel);
+        match place.and_then(|place| Ok((place.volumes(&job)?, place))) {
+            Err(error) => outcomes.push((name, Err(error))),
+            Ok((volumes, place)) => outcomes.extend(volumes.into_iter().map(|volume| {
+                let made = place.create(&volume, &Job::new(ALLOWED, cancel));
+                (volume.name, made)
+            })),
+        }
+    }
     outcomes
 }
 
-/// Lets go of those that `keep` of their group does not ask for, whatever the pool's state.
+/// Lets go of those that `keep` does not ask for, whatever the pool's state.
 pub fn prune(config: &Config, cancel: &AtomicBool) -> Outcomes<()> {
     let mut outcomes = Vec::new();
-    for group in groups(config) {
+    for (name, place) in places::all(config, cancel) {
         let job = Job::new(ALLOWED, cancel);
-        let listed = lvm(config, group).and_then(|lvm| Ok((lvm.list(&job)?, lvm)));
-        match listed {
-            Err(error) => outcomes.push((group.name.clone(), Err(error))),
-            Ok((all, lvm)) => {
-                for one in snapshot::prune(&group.keep, &all) {
+        match place.and_then(|place| Ok((place.list(&job)?, place))) {
+            Err(error) => outcomes.push((name, Err(error))),
+            Ok((all, place)) => {
+                for one in snapshot::prune(&place.keep, &all) {
                     let job = Job::new(ALLOWED, cancel);
-                    outcomes.push((one.name.clone(), lvm.delete(one, &job)));
+                    outcomes.push((one.name.clone(), place.delete(one, &job)));
                 }
             }
         }
@@ -108,36 +94,25 @@ pub fn prune(config: &Config, cancel: &AtomicBool) -> Outcomes<()> {
 
 /// A volume that is to go back to a snapshot.
 pub struct Swap {
-    lvm: Lvm,
+    place: Place,
+    /// As people call it: more than was named, where a folder in it was.
+    pub volume: String,
     /// What will be done.
     pub plan: SwapPlan,
 }
 
-/// Finds `name` (`GROUP/VOLUME`) with its snapshots.
+/// Finds the volume that `name` means with its snapshots.
 fn find(
     config: &Config,
     cancel: &AtomicBool,
     name: &str,
-) -> capture::Result<(Lvm, Volume, Vec<Snapshot>)> {
-    let unknown = || capture::Error::Refused {
-        why: format!("no volume group in the configuration has a thin volume `{name}`"),
-        remedy: "write it like `pve/vm-101-disk-0`; see `thrice snapshot list`".into(),
-    };
-    let group_name = name.split_once('/').map(|(group, _)| group);
-    let mut all = groups(config).into_iter();
-    let group = all.find(|group| Some(&*group.name) == group_name);
-    let group = group.ok_or_else(unknown)?;
-    // By its name, whatever patterns of the group leave out.
-    let lvm = Lvm::new(&group.name, owner(config)?, Select::default())?;
-    let job = Job::new(ALLOWED, cancel);
-    let mut volumes = lvm.volumes(&job)?.into_iter();
-    let volume = volumes.find(|volume| volume.name == name);
-    let volume = volume.ok_or_else(unknown)?;
-    let mut snapshots = lvm.list(&job)?;
+) -> capture::Result<(Place, Volume, Vec<Snapshot>)> {
+    let (place, volume) = places::find(config, cancel, name)?;
+    let mut snapshots = place.list(&Job::new(ALLOWED, cancel))?;
     snapshots.retain(|one| one.volume == volume.name || one.volume_uuid == volume.uuid);
     // After a swap the volume is another, and counts its snapshots anew.
     snapshots.sort_by_key(|one| (one.volume_uuid == volume.uuid, one.at, one.number));
-    Ok((lvm, volume, snapshots))
+    Ok((place, volume, snapshots))
 }
 
 /// Whether a volume is there, and no swap of it is under way. Errors: it is not, or LVM cannot be
@@ -168,7 +143,7 @@ pub fn swap(
     name: &str,
     number: Option<u64>,
 ) -> capture::Result<Swap> {
-    let (lvm, volume, snapshots) = find(config, cancel, name)?;
+    let (place, volume, snapshots) = find(config, cancel, name)?;
     let mut fitting = snapshots.iter().rev().filter(|one| match number {
         Some(number) => one.number == number,
         None => one.kind == Kind::Kept,
@@ -192,8 +167,12 @@ pub fn swap(
             remedy: "see `thrice snapshot list`".into(),
         });
     };
-    let plan = lvm.swap(&volume, chosen, &Job::new(ALLOWED, cancel))?;
-    Ok(Swap { lvm, plan })
+    let plan = place.swap(&volume, chosen, &Job::new(ALLOWED, cancel))?;
+    Ok(Swap {
+        place,
+        volume: volume.name,
+        plan,
+    })
 }
 
 impl Swap {
@@ -201,12 +180,13 @@ impl Swap {
     /// name until it is released. `cancel` ends the wait for the workload's end, and nothing else.
     ///
     /// On the way back, a workload that did not start may not be there to be stopped: that its
-    /// `stop` fails then is no obstacle, for LVM does not let go of a volume that is in use.
+    /// `stop` fails then is no obstacle, for no storage lets go of a volume that is in use.
     ///
     /// # Errors
     /// What failed, and what came of going back.
     pub fn run(
         &self,
+        config: &Config,
         workload: &Workload,
         cancel: &AtomicBool,
         say: &dyn Fn(&Action),
@@ -214,13 +194,23 @@ impl Swap {
         // What was begun is brought to its end, or back.
         let never = AtomicBool::new(false);
         let mut goes_back = false;
+        self.place.remember(config).map_err(|error| {
+            Box::new(snapshot::Failed {
+                step: 0,
+                error,
+                stuck: None,
+                left: Vec::new(),
+            })
+        })?;
         snapshot::run(&self.plan.steps, &mut |action| {
             say(action);
             let done = match action {
                 Action::Stop if goes_back => workload.stop(&never),
                 Action::Stop => workload.stop(cancel),
                 Action::Start => workload.start(),
-                Action::Lvm { .. } => self.lvm.act(action, &Job::new(ALLOWED, &never)),
+                Action::Lvm { .. } | Action::Subvolume { .. } => {
+                    self.place.act(action, &Job::new(ALLOWED, &never))
+                }
             };
             if goes_back && *action == Action::Stop {
                 return Ok(());
@@ -234,12 +224,12 @@ impl Swap {
 /// Removes what swaps of a volume have put aside; their names.
 ///
 /// # Errors
-/// When there is no such volume, or LVM refuses.
+/// When there is no such volume, or the storage refuses.
 pub fn release(config: &Config, cancel: &AtomicBool, name: &str) -> capture::Result<Vec<String>> {
-    let (lvm, _, snapshots) = find(config, cancel, name)?;
+    let (place, _, snapshots) = find(config, cancel, name)?;
     let mut released = Vec::new();
     for old in snapshots.into_iter().filter(|one| one.kind == Kind::Old) {
-        lvm.release(&old, &Job::new(ALLOWED, cancel))?;
+        place.release(&old, &Job::new(ALLOWED, cancel))?;
         released.push(old.name);
     }
     Ok(released)

@@ -181,7 +181,7 @@ impl Views {
 
 fn take(config: &Config, engine: &Engine<'_>, under: &Under) -> capture::Result<Point> {
     let job = Job::new(ALLOWED, engine.cancel);
-    points(config).write(&name_of(&under.backing), &under.backing)?;
+    remember(config, &under.backing)?;
     Point::take(under, &owner(config)?, &mounts(config), &job)
 }
 
@@ -236,6 +236,12 @@ fn points(config: &Config) -> Notes {
 /// The name of a storage's note.
 fn name_of(backing: &Backing) -> String {
     blake3::hash(backing.to_string().as_bytes()).to_hex()[..32].to_owned()
+}
+
+/// Notes a storage before something is begun in it that a cut may leave half done: the next run
+/// looks there, and forgets it when all is well.
+pub(crate) fn remember(config: &Config, backing: &Backing) -> capture::Result<()> {
+    points(config).write(&name_of(backing), backing)
 }
 
 fn forget(config: &Config, backing: &Backing) -> capture::Result<()> {

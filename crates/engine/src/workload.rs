@@ -66,6 +66,12 @@ impl Workload {
         named: Option<&str>,
         wait: Duration,
     ) -> Result<Self> {
+        if volume.starts_with('/') {
+            return Err(Error::Refused {
+                why: format!("`{volume}` is no volume that Kubernetes knows"),
+                remedy: "scale what uses it in `--stop` and `--start`".into(),
+            });
+        }
         let job = Job::new(ANSWER, cancel);
         let claims = kube::claims(&job)?;
         let node = kube::node()?;
@@ -101,7 +107,7 @@ impl Workload {
             all.join(", ")
         };
         match action {
-            Action::Lvm { .. } => action.to_string(),
+            Action::Lvm { .. } | Action::Subvolume { .. } => action.to_string(),
             _ if scaling.workloads.is_empty() => format!("{action}: no pod uses the volume"),
             Action::Stop => format!(
                 "{action}: scale {}; wait until the pods are gone",

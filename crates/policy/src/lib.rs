@@ -43,4 +43,4 @@ pub use scope::{BadPattern, ExcludeSet, Scope, Verdict};
 pub use units::{
     STEPS, TimeOfDay, When, parse_duration, parse_percent, parse_rate, parse_size, parse_when,
 };
-pub use volume::{Floor, Images, VolumeGroup, VolumeSeen, VolumeSpec};
+pub use volume::{Floor, Images, SNAPSHOT_KEEP, VolumeGroup, VolumeSeen, VolumeSpec};

@@ -64,8 +64,8 @@ pub struct VolumeSpec {
     pub image: Images,
 }
 
-/// What is kept of a group's snapshots where nothing is said.
-pub(crate) const KEEP: Keep = Keep {
+/// What is kept of snapshots on the same disk where nothing is said.
+pub const SNAPSHOT_KEEP: Keep = Keep {
     last: None,
     daily: Some(7),
     weekly: None,

@@ -614,7 +614,7 @@ fn read_group(sink: &Sink<'_>, name: &str, fields: &mut Fields<'_, '_>) -> Optio
             true => read_keep(sink, fields),
             false => {
                 fields.get("keep");
-                volume::KEEP
+                volume::SNAPSHOT_KEEP
             }
         },
         image: read_image(fields),
@@ -687,7 +687,7 @@ fn read_volume(fields: &mut Fields<'_, '_>) -> Option<Option<At<VolumeSpec>>> {
                 patterns: Vec::new(),
                 luks_key: luks_key.map(|key| key.value),
                 floor,
-                keep: volume::KEEP,
+                keep: volume::SNAPSHOT_KEEP,
                 image,
                 claims: false,
             },

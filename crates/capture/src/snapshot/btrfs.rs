@@ -18,26 +18,26 @@ use crate::{Error, Job, Result};
 /// Where snapshots lie, at the top of the file system; in it a folder for each owner.
 pub(super) const FOLDER: &str = policy::SNAPSHOTS;
 /// The id of the subvolume that is the file system's top.
-const TOP: u64 = 5;
+pub(super) const TOP: u64 = 5;
 
 /// The subvolumes of one file system, seen from its top. A snapshot is of one subvolume; those that
 /// are nested in it are volumes of their own, and empty folders in it.
 #[derive(Clone, Debug)]
 pub struct Btrfs {
-    top: PathBuf,
+    pub(super) top: PathBuf,
     owner: Owner,
     select: Select,
 }
 
 /// A subvolume as `btrfs` lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Sub {
-    id: u64,
-    uuid: String,
+pub(super) struct Sub {
+    pub(super) id: u64,
+    pub(super) uuid: String,
     /// What it is a snapshot of.
-    parent: Option<String>,
+    pub(super) parent: Option<String>,
     /// From the top.
-    path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 impl Btrfs {
@@ -53,27 +53,21 @@ impl Btrfs {
     /// The subvolume that `path` lies in, and those nested below it: all from the top. Neither is
     /// ever one of the snapshots.
     pub(super) fn around(&self, path: &Path, job: &Job<'_>) -> Result<(PathBuf, Vec<PathBuf>)> {
-        let subs = self.all(job)?.into_iter().map(|sub| sub.path);
-        let mut subs: Vec<PathBuf> = subs.filter(|sub| !sub.starts_with(FOLDER)).collect();
-        let around = subs.iter().filter(|sub| path.starts_with(sub));
-        let around = around.max_by_key(|sub| sub.components().count()).cloned();
-        let around = around.ok_or_else(|| {
-            let what = format!("the subvolume of `{}`", crate::error::shown(path));
-            Error::bad(
-                what,
-                "it has no id; the file system is too old for snapshots",
-            )
-        })?;
-        subs.retain(|sub| sub.starts_with(&around) && *sub != around);
-        Ok((around, subs))
+        around(&self.subvolumes(job)?, path)
     }
 
-    fn folder(&self) -> PathBuf {
+    /// Where the subvolumes lie that are none of the snapshots.
+    pub(super) fn subvolumes(&self, job: &Job<'_>) -> Result<Vec<PathBuf>> {
+        let subs = self.all(job)?.into_iter().map(|sub| sub.path);
+        Ok(subs.filter(|sub| !sub.starts_with(FOLDER)).collect())
+    }
+
+    pub(super) fn folder(&self) -> PathBuf {
         Path::new(FOLDER).join(self.owner.as_str())
     }
 
     /// Every subvolume, the top first when it has an id of its own.
-    fn all(&self, job: &Job<'_>) -> Result<Vec<Sub>> {
+    pub(super) fn all(&self, job: &Job<'_>) -> Result<Vec<Sub>> {
         if root_id(&self.top, job)? != TOP {
             return Err(Error::Refused {
                 why: format!(
@@ -94,27 +88,36 @@ impl Btrfs {
 
     /// The snapshot that a subvolume is, if it lies where ours lie, is called as ours are, and
     /// is of what its name says.
-    fn snapshot(&self, sub: &Sub, all: &[Sub]) -> Option<Snapshot> {
+    pub(super) fn snapshot(&self, sub: &Sub, all: &[Sub]) -> Option<Snapshot> {
         if sub.path.parent() != Some(&self.folder()) {
             return None;
         }
-        let (number, at, kind, of) = unname(sub.path.file_name()?)?;
-        if sub.parent.as_deref() != Some(of) {
-            return None;
-        }
-        let origin = all.iter().find(|sub| sub.uuid == of);
+        let name = unname(sub.path.file_name()?)?;
+        let (kind, of) = name.is(sub)?;
         Some(Snapshot {
             name: shown(&sub.path),
             uuid: sub.uuid.clone(),
-            volume: origin.map_or_else(|| of.to_owned(), |origin| shown(&origin.path)),
+            volume: self.called(of, all),
             volume_uuid: of.to_owned(),
-            number,
-            at,
+            number: name.number,
+            at: name.at,
             kind,
         })
     }
 
-    fn snapshots(&self, all: &[Sub]) -> Vec<Snapshot> {
+    /// What the subvolume with this id is called: where it lies, or lay before a swap put it aside.
+    fn called(&self, uuid: &str, all: &[Sub]) -> String {
+        let mut live = all.iter().filter(|sub| !sub.path.starts_with(FOLDER));
+        match live.find(|sub| sub.uuid == uuid) {
+            Some(live) => shown(&live.path),
+            None => match fs::read_link(self.top.join(self.folder()).join(uuid)) {
+                Ok(place) => shown(&place),
+                Err(_) => uuid.to_owned(),
+            },
+        }
+    }
+
+    pub(super) fn snapshots(&self, all: &[Sub]) -> Vec<Snapshot> {
         let mut ours: Vec<_> = all
             .iter()
             .filter_map(|sub| self.snapshot(sub, all))
@@ -125,7 +128,7 @@ impl Btrfs {
 
     /// The snapshot as it is now, by its id, and where it lies. Errors: [`Error::Refused`] when
     /// it is not ours.
-    fn ours(&self, snapshot: &Snapshot, job: &Job<'_>) -> Result<(PathBuf, Snapshot)> {
+    pub(super) fn ours(&self, snapshot: &Snapshot, job: &Job<'_>) -> Result<(PathBuf, Snapshot)> {
         let all = self.all(job)?;
         let sub = all.iter().find(|sub| sub.uuid == snapshot.uuid);
         let found = sub.and_then(|sub| Some((sub, self.snapshot(sub, &all)?)));
@@ -135,7 +138,7 @@ impl Btrfs {
 
     /// Where a subvolume lies, if it is the one that lies there: the listing is lines, and a
     /// name may have line breaks.
-    fn real(&self, sub: &Sub, job: &Job<'_>) -> Result<PathBuf> {
+    pub(super) fn real(&self, sub: &Sub, job: &Job<'_>) -> Result<PathBuf> {
         let path = self.top.join(&sub.path);
         match root_id(&path, job)? == sub.id {
             true => Ok(path),
@@ -147,7 +150,7 @@ impl Btrfs {
     }
 
     /// Makes the owner's folder, and sees that no link leads elsewhere.
-    fn make_folder(&self) -> Result<PathBuf> {
+    pub(super) fn make_folder(&self) -> Result<PathBuf> {
         let mut at = self.top.clone();
         for part in [FOLDER, self.owner.as_str()] {
             at.push(part);
@@ -164,7 +167,7 @@ impl Btrfs {
         Ok(at)
     }
 
-    fn remove(&self, path: &Path, job: &Job<'_>) -> Result<()> {
+    pub(super) fn remove(&self, path: &Path, job: &Job<'_>) -> Result<()> {
         let mut delete = tool("btrfs");
         delete.args(["subvolume", "delete", "--commit-after"]);
         change(job, delete.arg(path))
@@ -251,17 +254,24 @@ impl Storage for Btrfs {
     fn delete(&self, snapshot: &Snapshot, job: &Job<'_>) -> Result<()> {
         let (path, found) = self.ours(snapshot, job)?;
         removable(&found)?;
-        self.remove(&path, job)
+        self.remove(&path, job)?;
+        self.forget_places(job)
     }
 
     fn sweep(&self, _: &Path, job: &Job<'_>) -> Result<Sweep> {
         let mut sweep = Sweep::default();
         for snapshot in self.list(job)? {
-            if snapshot.kind == Kind::Capture {
-                match self.delete(&snapshot, job) {
-                    Ok(()) => sweep.cleaned.push(format!("{}: removed", snapshot.name)),
-                    Err(error) => sweep.failed.push((snapshot.name, error)),
+            let done = match snapshot.kind {
+                Kind::Kept => continue,
+                Kind::Old => self.settle(&snapshot, job),
+                Kind::Capture | Kind::New => {
+                    let removed = self.delete(&snapshot, job);
+                    removed.map(|()| Some(format!("{}: removed", snapshot.name)))
                 }
+            };
+            match done {
+                Ok(line) => sweep.cleaned.extend(line),
+                Err(error) => sweep.failed.push((snapshot.name, error)),
             }
         }
         Ok(sweep)
@@ -271,6 +281,22 @@ impl Storage for Btrfs {
     fn changed(&self, _: &Snapshot, _: &Snapshot, _: &Job<'_>) -> Result<Option<Vec<Range<u64>>>> {
         Ok(None)
     }
+}
+
+/// The subvolume of `all` that `path` lies in, and those nested below it.
+pub(super) fn around(all: &[PathBuf], path: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
+    let around = all.iter().filter(|sub| path.starts_with(sub));
+    let around = around.max_by_key(|sub| sub.components().count());
+    let around = around.ok_or_else(|| {
+        let what = format!("the subvolume of `{}`", crate::error::shown(path));
+        Error::bad(
+            what,
+            "it has no id; the file system is too old for snapshots",
+        )
+    })?;
+    let mut below = all.to_vec();
+    below.retain(|sub| sub.starts_with(around) && sub != around);
+    Ok((around.clone(), below))
 }
 
 pub(super) fn shown(path: &Path) -> String {
@@ -295,16 +321,50 @@ fn root_id(path: &Path, job: &Job<'_>) -> Result<u64> {
 }
 
 /// A snapshot's whole identity as its name; the folder has the owner.
-fn named(number: u64, at: u64, kind: Kind, of: &str) -> String {
+pub(super) fn named(number: u64, at: u64, kind: Kind, of: &str) -> String {
     format!("{number}.{at}.{}.{of}", kind.word())
 }
 
-fn unname(name: &OsStr) -> Option<(u64, u64, Kind, &str)> {
-    let mut parts = name.to_str()?.splitn(4, '.');
-    let number = parts.next()?.parse().ok()?;
-    let at = parts.next()?.parse().ok()?;
-    let kind = Kind::of(parts.next()?)?;
-    Some((number, at, kind, parts.next()?))
+/// What the name of a snapshot says.
+pub(super) struct Named<'a> {
+    number: u64,
+    pub(super) at: u64,
+    kind: Kind,
+    of: &'a str,
+    /// What a swap that is under way goes back to.
+    source: Option<&'a str>,
+}
+
+impl<'a> Named<'a> {
+    /// What the subvolume of that name is, and of which: nothing, where it is not what its name
+    /// says. While a swap is under way, what lies there is what was made for it, or, once that
+    /// is in its place, what was live until then.
+    fn is(&self, sub: &Sub) -> Option<(Kind, &'a str)> {
+        let parent = sub.parent.as_deref();
+        let kind = match (self.kind, self.source) {
+            (Kind::Capture | Kind::Kept, None) => (parent == Some(self.of)).then_some(self.kind),
+            (Kind::Old | Kind::New, _) if sub.uuid == self.of => Some(Kind::Old),
+            (Kind::New, Some(source)) => (parent == Some(source)).then_some(Kind::New),
+            _ => None,
+        };
+        Some((kind?, self.of))
+    }
+
+    /// Whether it is the name of a swap that is under way.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.kind == Kind::New
+    }
+}
+
+pub(super) fn unname(name: &OsStr) -> Option<Named<'_>> {
+    let mut parts = name.to_str()?.splitn(5, '.');
+    Some(Named {
+        number: parts.next()?.parse().ok()?,
+        at: parts.next()?.parse().ok()?,
+        kind: Kind::of(parts.next()?)?,
+        of: parts.next()?,
+        source: parts.next(),
+    })
 }
 
 /// The top subvolume from `btrfs subvolume show`; old file systems gave it no id.
@@ -380,7 +440,7 @@ fn entry(line: &[u8]) -> Option<Sub> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// btrfs-progs 6.2.
@@ -426,10 +486,10 @@ mod tests {
     }
 
     /// A btrfs in an image, mounted; `None` where that cannot be.
-    struct Image(tempfile::TempDir);
+    pub(in super::super) struct Image(tempfile::TempDir);
 
     impl Image {
-        fn new() -> Option<Self> {
+        pub(in super::super) fn new() -> Option<Self> {
             let dir = tempfile::tempdir().unwrap();
             let (image, top) = (dir.path().join("image"), dir.path().join("top"));
             fs::create_dir(&top).unwrap();
@@ -452,7 +512,7 @@ mod tests {
             Some(Self(dir))
         }
 
-        fn top(&self) -> PathBuf {
+        pub(in super::super) fn top(&self) -> PathBuf {
             self.0.path().join("top")
         }
     }

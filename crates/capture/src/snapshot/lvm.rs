@@ -11,7 +11,7 @@ use super::mount::{Opened, attach, detach_all, remove_folders};
 use super::tools::{ask, change, change_saying, lvm, tool, undoing};
 use super::{
     Action, Content, Fill, Floor, Kind, Owner, Select, Snapshot, Step, Storage, SwapPlan, Sweep,
-    Taken, Volume, guard, luks, next_number, now, probe, refuse_removal, removable,
+    Taken, Volume, guard, luks, next_number, not_its_own, now, probe, refuse_removal, removable,
 };
 use crate::{Error, Job, Result};
 use meter::Device;
@@ -599,6 +599,7 @@ impl Lvm {
         match action {
             Action::Stop | Action::Start => Ok(()),
             Action::Lvm { words, .. } => change(job, &mut lvm(words)),
+            Action::Subvolume { .. } => Err(not_its_own(action)),
         }
     }
 

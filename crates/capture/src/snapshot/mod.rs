@@ -9,6 +9,7 @@
 //! with how [`Storage::sweep`] finds it.
 
 mod btrfs;
+mod btrfs_swap;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod fill;
@@ -34,8 +35,8 @@ pub use lvm::{Flush, Fresh, Listing, Lvm, WriteMark};
 pub use mount::Opened;
 pub use probe::{Content, probe};
 pub use prune::prune;
-pub use swap::{Action, Failed, Step, SwapPlan, run};
-pub use under::{Backing, Point, Under, clean, sweep, under};
+pub use swap::{Action, Failed, Step, Subvolumes, SwapPlan, Turn, run};
+pub use under::{Backing, Point, Site, Under, clean, sweep, under};
 pub use zfs::Zfs;
 
 /// One kind of storage that makes snapshots, at one place: a volume group, a file system, a pool.
@@ -280,6 +281,11 @@ fn refuse_removal(name: &str) -> Error {
         why: format!("`{name}` does not carry the identity of a snapshot of this installation"),
         remedy: "it is left as it is; list the snapshots again".into(),
     }
+}
+
+/// An action of a plan that another kind of storage has made.
+fn not_its_own(action: &Action) -> Error {
+    Error::bad(format!("`{action}`"), "it is another storage's to do")
 }
 
 /// Only snapshots that one may remove go on.

@@ -2,6 +2,8 @@
 //! execution, which goes back when a step fails.
 
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
@@ -18,6 +20,55 @@ pub enum Action {
         /// For people.
         why: &'static str,
     },
+    /// A change among subvolumes.
+    Subvolume { does: Turn, of: Box<Subvolumes> },
+}
+
+/// What is done when one subvolume takes the place of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// A writable one is made of the snapshot.
+    Make,
+    /// It takes the place of the live one, which is put aside.
+    Place,
+    /// The one that was put aside takes its place again.
+    Back,
+    /// The one that was made goes.
+    Remove,
+}
+
+/// The subvolumes of a swap; paths are from the top of their file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subvolumes {
+    /// The place of the live one, and its id.
+    pub live: PathBuf,
+    pub live_uuid: String,
+    /// What is gone back to.
+    pub source: PathBuf,
+    pub source_uuid: String,
+    /// Where what was made of it lies before, and what was live after.
+    pub new: PathBuf,
+    pub old: PathBuf,
+}
+
+impl Subvolumes {
+    fn shown(&self, does: Turn, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |path: &Path| tree::escape(path.as_os_str().as_bytes()).into_owned();
+        let (live, new, old) = (shown(&self.live), shown(&self.new), shown(&self.old));
+        match does {
+            Turn::Make => write!(
+                f,
+                "make a writable subvolume `{new}` of `{}`",
+                shown(&self.source)
+            ),
+            Turn::Place => write!(
+                f,
+                "put it in the place of the subvolume `{live}`, which becomes `{old}`"
+            ),
+            Turn::Back => write!(f, "put `{old}` back in the place of `{live}`"),
+            Turn::Remove => write!(f, "remove the subvolume `{new}`"),
+        }
+    }
 }
 
 impl fmt::Display for Action {
@@ -25,6 +76,7 @@ impl fmt::Display for Action {
         match self {
             Self::Stop => f.write_str("stop the workload"),
             Self::Start => f.write_str("start the workload"),
+            Self::Subvolume { does, of } => of.shown(*does, f),
             Self::Lvm { words, why } => {
                 write!(f, "{why}: lvm")?;
                 // Tags are many, and `why` says what they are for.
@@ -48,7 +100,7 @@ pub struct Step {
     /// `None`: there is nothing to take back.
     pub undo: Option<Action>,
     /// Whether it may be half done when it fails, and has to be taken back then too: so it is with
-    /// stopping and starting. LVM does a command or does it not.
+    /// stopping, starting and subvolumes. LVM does a command or does it not.
     pub by_halves: bool,
 }
 
@@ -174,6 +226,7 @@ mod tests {
                     ("-", name) => assert_eq!(self.has.pop().as_deref(), Some(name)),
                     _ => {}
                 },
+                Action::Subvolume { .. } => {}
             }
         }
     }

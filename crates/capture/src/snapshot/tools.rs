@@ -72,12 +72,12 @@ pub(super) fn undoing<T>(undo: impl FnOnce(&Job<'_>) -> Result<T>) -> Result<T> 
 
 /// Where tests cut the power: before the n-th program that changes something.
 #[cfg(all(debug_assertions, any(test, feature = "conformance")))]
-mod cut {
+pub(super) mod cut {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// `THRICE_SNAPSHOT_CUT=n` counts from 1, process-wide.
-    pub(super) fn here() {
+    pub(in super::super) fn here() {
         static AT: OnceLock<Option<u64>> = OnceLock::new();
         static PASSED: AtomicU64 = AtomicU64::new(0);
         let at = AT.get_or_init(|| std::env::var("THRICE_SNAPSHOT_CUT").ok()?.parse().ok());
@@ -89,6 +89,6 @@ mod cut {
     }
 }
 #[cfg(not(all(debug_assertions, any(test, feature = "conformance"))))]
-mod cut {
-    pub(super) fn here() {}
+pub(super) mod cut {
+    pub(in super::super) fn here() {}
 }

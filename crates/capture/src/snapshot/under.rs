@@ -21,7 +21,10 @@ use tree::{Dir, RelPath};
 
 use super::mount::{Mounted, Opened, attach, detach, remove_folder, remove_folders, table};
 use super::tools::undoing;
-use super::{Btrfs, Floor, Kind, Lvm, Owner, Select, Snapshot, Storage, Sweep, Zfs, btrfs};
+use super::{
+    Action, Btrfs, Floor, Kind, Lvm, Owner, Select, Snapshot, Storage, SwapPlan, Sweep, Volume,
+    Zfs, btrfs,
+};
 use crate::{Error, Job, Result};
 
 /// What the places where the tops of btrfs are mounted are called.
@@ -213,8 +216,8 @@ fn unmapped(name: &str) -> Option<(String, String)> {
     None
 }
 
-/// The storage, and what had to be mounted to reach it.
-struct Site {
+/// The storage of a [`Backing`], and what had to be mounted to reach it.
+pub struct Site {
     storage: Reach,
     top: Option<Opened>,
 }
@@ -225,7 +228,11 @@ enum Reach {
 }
 
 impl Site {
-    fn of(backing: &Backing, owner: &Owner, into: &Path, job: &Job<'_>) -> Result<Self> {
+    /// Reaches it. `into`: as for [`Storage::open`].
+    ///
+    /// # Errors
+    /// When it is not there, or would not be mounted.
+    pub fn of(backing: &Backing, owner: &Owner, into: &Path, job: &Job<'_>) -> Result<Self> {
         let (owner, mut select) = (owner.clone(), Select::default());
         let other = |storage| Self {
             storage: Reach::Other(storage),
@@ -241,10 +248,11 @@ impl Site {
                 Ok(other(Box::new(Zfs::new(pool, owner, select)?)))
             }
             Backing::Btrfs { uuid } => {
-                // Two volumes of one file system may be read at once.
+                // Two volumes of one file system may be read at once, and listed beside that.
                 static COUNT: AtomicU64 = AtomicU64::new(0);
                 let number = COUNT.fetch_add(1, Ordering::Relaxed);
-                let at = into.join(format!("{TOP}{uuid}-{number}"));
+                let process = std::process::id();
+                let at = into.join(format!("{TOP}{uuid}-{process}-{number}"));
                 let (device, mut top) = (device_of(uuid)?, Opened::new(into.to_owned()));
                 let options = "subvolid=5";
                 attach(&mut top, device.as_os_str(), "btrfs", options, &at, job)?;
@@ -256,14 +264,85 @@ impl Site {
         }
     }
 
-    fn storage(&self) -> &dyn Storage {
+    /// What makes the snapshots.
+    pub fn storage(&self) -> &dyn Storage {
         match &self.storage {
             Reach::Btrfs(btrfs) => btrfs,
             Reach::Other(other) => &**other,
         }
     }
 
-    fn close(mut self) -> Result<()> {
+    /// The volume that each of `paths` lies in, from the top of the file system: a subvolume, or
+    /// the file system itself.
+    ///
+    /// # Errors
+    /// When the storage cannot be asked.
+    pub fn around(&self, paths: &[&Path], job: &Job<'_>) -> Result<Vec<PathBuf>> {
+        let Reach::Btrfs(btrfs) = &self.storage else {
+            return Ok(vec![PathBuf::new(); paths.len()]);
+        };
+        let all = btrfs.subvolumes(job)?;
+        let around = |path: &&Path| btrfs::around(&all, path).map(|(volume, _)| volume);
+        paths.iter().map(around).collect()
+    }
+
+    /// What the storage calls the volume of `backing` at `path`, as [`Site::around`] has it.
+    pub fn name_of(backing: &Backing, path: &Path) -> String {
+        match backing {
+            Backing::Lvm { group, volume } => format!("{group}/{volume}"),
+            Backing::Zfs { name } => name.clone(),
+            Backing::Btrfs { .. } => btrfs::shown(path),
+        }
+    }
+
+    /// What has to be free before a snapshot of a tree is made there.
+    pub fn floor(backing: &Backing) -> Floor {
+        match backing {
+            Backing::Lvm { .. } => Floor::default(),
+            Backing::Btrfs { .. } | Backing::Zfs { .. } => FLOOR,
+        }
+    }
+
+    fn btrfs(&self) -> Result<&Btrfs> {
+        match &self.storage {
+            Reach::Btrfs(btrfs) => Ok(btrfs),
+            Reach::Other(_) => Err(Error::Refused {
+                why: "going back to a snapshot is for subvolumes of btrfs and volumes of LVM"
+                    .into(),
+                remedy: "of ZFS use `zfs rollback`, or `zfs clone` and `zfs promote`".into(),
+            }),
+        }
+    }
+
+    /// The plan to put a snapshot in the place of its volume, which is kept aside.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when that cannot be.
+    pub fn swap(&self, volume: &Volume, to: &Snapshot, job: &Job<'_>) -> Result<SwapPlan> {
+        self.btrfs()?.swap(volume, to, job)
+    }
+
+    /// Carries out an action of that plan. Stopping and starting are the caller's.
+    ///
+    /// # Errors
+    /// What would not be done. It may be half done then, and can be taken back.
+    pub fn act(&self, action: &Action, job: &Job<'_>) -> Result<()> {
+        self.btrfs()?.act(action, job)
+    }
+
+    /// Removes what a swap has put aside, when its owner no longer needs it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it is not such data, or in use.
+    pub fn release(&self, old: &Snapshot, job: &Job<'_>) -> Result<()> {
+        self.btrfs()?.release(old, job)
+    }
+
+    /// Unmounts it. What is left is found by [`sweep`].
+    ///
+    /// # Errors
+    /// When it does not let go.
+    pub fn close(mut self) -> Result<()> {
         self.top.take().map_or(Ok(()), Opened::close)
     }
 }
@@ -291,21 +370,12 @@ impl Point {
     /// [`Error::Refused`] when there is no room for one.
     pub fn take(under: &Under, owner: &Owner, into: &Path, job: &Job<'_>) -> Result<Self> {
         let site = Site::of(&under.backing, owner, into, job)?;
-        let (volume, nested, name, floor) = match (&under.backing, &site.storage) {
-            (Backing::Lvm { group, volume }, _) => {
-                let name = format!("{group}/{volume}");
-                (PathBuf::new(), Vec::new(), name, Floor::default())
-            }
-            (Backing::Zfs { name }, _) => (PathBuf::new(), Vec::new(), name.clone(), FLOOR),
-            (Backing::Btrfs { .. }, Reach::Btrfs(btrfs)) => {
-                let (volume, nested) = btrfs.around(&under.path, job)?;
-                let name = btrfs::shown(&volume);
-                (volume, nested, name, FLOOR)
-            }
-            (Backing::Btrfs { .. }, Reach::Other(_)) => {
-                return Err(Error::bad("a btrfs", "another kind of storage reaches it"));
-            }
+        let (volume, nested) = match &site.storage {
+            Reach::Btrfs(btrfs) => btrfs.around(&under.path, job)?,
+            Reach::Other(_) => (PathBuf::new(), Vec::new()),
         };
+        let name = Site::name_of(&under.backing, &volume);
+        let floor = Site::floor(&under.backing);
         let found = site.storage().volumes(job)?;
         let found = found.into_iter().find(|one| one.name == name);
         let found = found.ok_or_else(|| Error::Refused {
@@ -416,6 +486,21 @@ impl Drop for Point {
     }
 }
 
+/// Whether the place of a top is one of another process of ours: who lists asks for no lock.
+fn is_in_use(at: &Path) -> bool {
+    let name = at.file_name().unwrap_or_default().to_string_lossy();
+    let process = name
+        .rsplit('-')
+        .nth(1)
+        .and_then(|id| id.parse::<u32>().ok());
+    let program = |id: &str| fs::read_link(format!("/proc/{id}/exe")).ok();
+    let other = process.filter(|id| *id != std::process::id());
+    other.is_some_and(|id| {
+        let other = program(&id.to_string());
+        other.is_some() && other == program("self")
+    })
+}
+
 /// Unmounts the tops of file systems that runs which were cut off have left below `into`. The
 /// caller holds the installation's lock.
 ///
@@ -428,7 +513,7 @@ pub fn sweep(into: &Path, job: &Job<'_>) -> Result<()> {
         at.parent() == Some(&real) && name.starts_with(TOP.as_bytes())
     };
     let left = table()?.into_iter().map(|mount| mount.at);
-    for at in left.filter(|at| is_top(at)) {
+    for at in left.filter(|at| is_top(at) && !is_in_use(at)) {
         detach(&at, job)?;
         remove_folder(&at)?;
     }

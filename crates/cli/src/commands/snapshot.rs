@@ -40,7 +40,7 @@ pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -
             Ok(told(
                 printer,
                 outcomes,
-                "no volume group is configured",
+                "no volume group is configured, and no tree with `snapshot`",
                 made,
             ))
         }
@@ -74,7 +74,7 @@ pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -
                 },
             };
             let swap = snapshots::swap(&config, cancel, volume, *number)?;
-            restore(printer, cancel, volume, &swap, &workload, *yes)
+            restore(printer, &config, cancel, volume, (&swap, &workload), *yes)
         }
         SnapshotCommand::Release { volume } => {
             let released = snapshots::release(&config, cancel, volume)?;
@@ -112,12 +112,18 @@ fn restart(printer: &Printer, config: &Config, cancel: &AtomicBool, wanted: &str
 /// Shows the plan, and does it when that is wanted.
 fn restore(
     printer: &Printer,
+    config: &Config,
     cancel: &AtomicBool,
-    volume: &str,
-    swap: &Swap,
-    workload: &Workload,
+    named: &str,
+    (swap, workload): (&Swap, &Workload),
     yes: bool,
 ) -> Result<u8> {
+    let volume = &swap.volume;
+    if named != volume {
+        printer.line(&format!(
+            "`{named}` lies in `{volume}`, and all of that goes back"
+        ));
+    }
     printer.line(&format!("to bring `{volume}` back:"));
     for (at, step) in swap.plan.steps.iter().enumerate() {
         printer.line(&format!("  {}. {}", at + 1, workload.shown(&step.does)));
@@ -127,7 +133,7 @@ fn restore(
         return Ok(exit::OK);
     }
     let say = |action: &capture::snapshot::Action| printer.say(&workload.shown(action));
-    if let Err(failed) = swap.run(workload, cancel, &say) {
+    if let Err(failed) = swap.run(config, workload, cancel, &say) {
         printer.error(&failed.to_string());
         return Ok(match cancel.load(std::sync::atomic::Ordering::Relaxed) {
             true => session::interrupted(),
@@ -138,12 +144,18 @@ fn restore(
         "done; what was there is kept as `{}` until: thrice snapshot release {volume}",
         swap.plan.old
     ));
+    if volume.starts_with('/') {
+        printer.say(
+            "to runs it is another file system now, which they hold until it is accepted: \
+             thrice run --accept DATASET",
+        );
+    }
     Ok(exit::OK)
 }
 
 fn list(printer: &Printer, outcomes: Outcomes<Vec<capture::snapshot::Snapshot>>) -> u8 {
     let (mut lines, mut code) = (Vec::new(), exit::OK);
-    for (group, listed) in outcomes {
+    for (place, listed) in outcomes {
         match listed {
             Ok(all) => lines.extend(all.into_iter().map(|one| Line {
                 volume: one.volume,
@@ -153,7 +165,7 @@ fn list(printer: &Printer, outcomes: Outcomes<Vec<capture::snapshot::Snapshot>>)
                 name: one.name,
             })),
             Err(error) => {
-                printer.error(&format!("volume group `{group}`: {error}"));
+                printer.error(&format!("{place}: {error}"));
                 code = exit::PARTIAL;
             }
         }
