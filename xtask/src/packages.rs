@@ -36,6 +36,9 @@ const NEEDED: Needed = &[
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("curl", "curl"),
+    ("prometheus", "prometheus"),
+    ("prometheus-pushgateway", "prometheus-pushgateway"),
+    ("prometheus-alertmanager", "prometheus-alertmanager"),
     ("ip", "iproute2"),
     ("cc", "gcc"),
 ];

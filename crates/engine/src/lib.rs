@@ -52,6 +52,7 @@ pub use expect::{Expectation, Expected};
 pub use findings::UNDO;
 pub use guard::{Counts, Stop};
 pub use made::trust;
+pub use note::Notes;
 pub use owed::owed;
 pub use plan::{Forecast, LegPlan, StorePlan, forecast, growth};
 pub use point::{BundleOptions, Chosen, choose_point};

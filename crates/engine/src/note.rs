@@ -1,6 +1,6 @@
-//! Notes in the state directory of what has to be undone: each is durable before that is begun,
-//! and goes when it is undone. A cut between any two steps leaves the note, and whoever reads it
-//! does what it says once more.
+//! Small durable notes in the state directory: of what has to be undone, and of what was last seen or
+//! said. One of the first kind is durable before that is begun, and goes when it is undone: a cut
+//! between any two steps leaves the note, and whoever reads it does what it says once more.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -19,13 +19,14 @@ const NEXT: &str = ".json.next";
 
 /// The notes of one kind, in a folder of their own.
 #[derive(Debug)]
-pub(crate) struct Notes {
+pub struct Notes {
     state: PathBuf,
     folder: PathBuf,
 }
 
 impl Notes {
-    pub(crate) fn new(state: &Path, kind: &str) -> Self {
+    /// Those of a kind, which is the name of their folder in the state directory.
+    pub fn new(state: &Path, kind: &str) -> Self {
         Self {
             state: state.to_owned(),
             folder: state.join(kind),
@@ -37,7 +38,10 @@ impl Notes {
     }
 
     /// The names of all there are, in order.
-    pub(crate) fn names(&self) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn names(&self) -> Result<Vec<String>> {
         let doing = || Error::io(format!("looking into `{}`", shown(&self.folder)));
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -53,8 +57,11 @@ impl Notes {
         Ok(names)
     }
 
-    /// What a note says. Error: there is one, and it is not known what it says.
-    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+    /// What a note says.
+    ///
+    /// # Errors
+    /// There is one, and it is not known what it says.
+    pub fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let path = self.path(name, ENDING);
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -68,7 +75,10 @@ impl Notes {
 
     /// Writes a note, in place of the one of that name; it is durable when this returns. The name
     /// is fit to be a file's.
-    pub(crate) fn write<T: Serialize>(&self, name: &str, said: &T) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write<T: Serialize>(&self, name: &str, said: &T) -> Result<()> {
         let (path, next) = (self.path(name, ENDING), self.path(name, NEXT));
         let text = serde_json::to_vec(said)
             .map_err(|error| Error::bad(format!("`{}`", shown(&path)), error.to_string()))?;
@@ -86,7 +96,10 @@ impl Notes {
     }
 
     /// Removes a note, durably. That there is none is no error.
-    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<()> {
         let path = self.path(name, ENDING);
         let removed = match fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
