@@ -1,6 +1,7 @@
 //! The command line, declared once: help, completions and man pages come from here.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,6 +71,10 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// Per dataset and store: state, age, what is pending
     Status,
+    /// Metrics in Prometheus' text format, on standard output or where [metrics] says
+    Metrics(MetricsArgs),
+    /// Alert rules for Prometheus, made from the configuration
+    Rules(RulesArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -239,6 +244,35 @@ pub struct RunArgs {
     /// Let this dataset's guards pass once: what is gone or changed is meant to be
     #[arg(long, value_name = "DATASET")]
     pub accept: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// Push them to the Pushgateway and write the text file that [metrics] names
+    #[arg(long)]
+    pub push: bool,
+    /// Answer scrapes at http://ADDRESS/metrics until stopped, as `127.0.0.1:9709`
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "push")]
+    pub listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+pub struct RulesArgs {
+    /// Write the rules' own tests, for promtool; the rules are looked for beside FILE, as
+    /// thrice.rules.yml
+    #[arg(long, value_name = "FILE")]
+    pub tests: Option<PathBuf>,
+    /// Compare with what Prometheus has loaded; 3 when that is something else [default URL: of
+    /// [metrics]]
+    #[arg(
+        long,
+        value_name = "URL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with = "tests"
+    )]
+    pub check: Option<String>,
 }
 
 #[derive(Debug, Args)]

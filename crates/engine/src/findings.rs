@@ -19,6 +19,9 @@ const CORRUPT: &str = "copy-corrupt";
 /// The same of something that only past versions need.
 const CORRUPT_PAST: &str = "history-corrupt";
 
+/// The kinds of findings of copies that are bad.
+pub const CORRUPT_KINDS: [&str; 2] = [CORRUPT, CORRUPT_PAST];
+
 /// The finding of a bundle whose `before` is not undone.
 pub const UNDO: &str = "bundle-undo";
 

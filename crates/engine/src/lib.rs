@@ -49,7 +49,7 @@ mod workload;
 
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};
-pub use findings::UNDO;
+pub use findings::{CORRUPT_KINDS, UNDO};
 pub use guard::{Counts, Stop};
 pub use made::trust;
 pub use note::Notes;
@@ -70,4 +70,4 @@ pub use source::At;
 pub use stores::{Opened, Purpose, check_store, open};
 pub use time::rfc3339;
 pub use verify::{Verified, VerifyOptions, verify};
-pub use volumes::look;
+pub use volumes::{Pools, look, pools};

@@ -307,6 +307,39 @@ fn floors(config: &Config) -> BTreeMap<&str, Floor> {
     floors
 }
 
+/// A volume group that the configuration names.
+#[derive(Debug)]
+pub struct Pools {
+    pub group: String,
+    /// What has to be free of each of its pools before a snapshot is made.
+    pub floor: Floor,
+    /// Its thin pools that say how full they are.
+    pub fills: capture::Result<Vec<Fill>>,
+}
+
+/// How full the thin pools are that the configuration knows of. Needs no lock, and may be asked
+/// while a run goes on.
+///
+/// # Errors
+/// When the installation has no identity yet that could be asked with. What cannot be asked of one
+/// group stands with it.
+pub fn pools(config: &Config, job: &Job<'_>) -> Result<Vec<Pools>> {
+    let owner = owner(config)?;
+    let ask = |group: &str| {
+        let lvm = Lvm::new(group, owner.clone(), Select::default())?;
+        let listing = lvm.listing(job)?;
+        let pools = lvm.pools(&listing).into_iter();
+        Ok(pools.filter_map(|(_, fill)| fill).collect())
+    };
+    let groups = floors(config).into_iter();
+    let asked = groups.map(|(group, floor)| Pools {
+        group: group.to_owned(),
+        floor,
+        fills: ask(group),
+    });
+    Ok(asked.collect())
+}
+
 /// What is remembered of a volume whose last capture is whole and sealed in the first store: in
 /// the place where it is remembered what made data was when it was last good.
 #[derive(Debug, Serialize, Deserialize)]

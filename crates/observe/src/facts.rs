@@ -6,7 +6,7 @@ use catalog::{Catalog, Finding, FindingRow, Replica, Run, RunStatus, Severity, W
 use engine::{Expectation, Result};
 use feed::Feed;
 use jiff::Timestamp;
-use policy::{Config, Coverage, Schedule};
+use policy::{Config, Coverage, Schedule, StoreKind};
 
 use crate::report;
 
@@ -64,12 +64,25 @@ pub struct ReplicaFacts {
 #[derive(Clone, Debug, Default)]
 pub struct StoreFacts {
     pub name: String,
+    /// `disk` or `agent`.
+    pub kind: &'static str,
+    /// The share of it that may be used before somebody is told.
+    pub warn_full: f64,
     /// Whether the last attempt reached it.
     pub reachable: bool,
     /// Size and what is left of it, in bytes, when it was last reached.
     pub space: Option<(u64, u64)>,
     /// Bytes a day, from the runs on record.
     pub growth: Option<f64>,
+}
+
+impl StoreFacts {
+    /// When it is full at the rate of the runs on record; `None`: not known, or it does not grow.
+    pub fn days_to_full(&self) -> Option<f64> {
+        let (_, available) = self.space?;
+        let growth = self.growth.filter(|growth| *growth > 0.0)?;
+        Some(available as f64 / growth)
+    }
 }
 
 /// Reads all that a report needs.
@@ -178,6 +191,11 @@ fn stores(config: &Config, catalog: &Catalog, runs: &[Run]) -> Result<Vec<StoreF
             .map(|info| &info.space);
         StoreFacts {
             name: spec.name.clone(),
+            kind: match spec.kind {
+                StoreKind::Disk => "disk",
+                _ => "agent",
+            },
+            warn_full: spec.warn_full,
             reachable: row.is_some_and(|row| row.reachable),
             space: space.map(|space| (space.size_bytes, space.available_bytes)),
             growth: engine::growth(runs, &spec.name),
@@ -300,6 +318,7 @@ fn new(
 fn finding(id: String, body: Finding) -> report::Finding {
     report::Finding {
         id,
+        kind: body.kind,
         severity: body.severity.as_str(),
         subject: body.subject,
         message: body.message,

@@ -18,6 +18,9 @@ const DAY: i64 = 24 * HOUR;
 /// for the longest day of the year, which has 25.
 pub const OBJECTIVE_DEFAULT: i64 = DAY + HOUR;
 
+/// How far in the future a success may lie, seconds: clocks are set by little all the time.
+const CLOCK_SLACK: i64 = 300;
+
 /// Turns what is known into what is said.
 pub fn judge(facts: &Facts, now: Timestamp) -> StatusReport {
     let all = facts.datasets.iter();
@@ -77,7 +80,9 @@ fn one(facts: &Facts, dataset: &DatasetFacts, now: Timestamp) -> DatasetStatus {
         let age_seconds = replica
             .last_success
             .map(|at| now.as_second() - at.as_second());
-        let fresh = age_seconds.is_some_and(|age| age <= objective_seconds);
+        // What succeeds in the future tells only that a clock was wrong.
+        let fresh =
+            age_seconds.is_some_and(|age| (-CLOCK_SLACK..=objective_seconds).contains(&age));
         let reachable = known.is_some_and(|known| known.reachable);
         Replica {
             store: store.clone(),
@@ -130,15 +135,12 @@ fn state(held: bool, reachable: bool, fresh: bool, replica: &ReplicaFacts) -> St
 
 fn store(facts: &StoreFacts) -> StoreStatus {
     let available = facts.space.map(|(_, available)| available);
-    let growth = facts.growth.filter(|growth| *growth > 0.0);
     StoreStatus {
         name: facts.name.clone(),
         reachable: facts.reachable,
         size_bytes: facts.space.map(|(size, _)| size),
         available_bytes: available,
-        days_to_full: available
-            .zip(growth)
-            .map(|(bytes, growth)| bytes as f64 / growth),
+        days_to_full: facts.days_to_full(),
     }
 }
 
@@ -204,6 +206,8 @@ mod tests {
             }],
             stores: vec![StoreFacts {
                 name: "sda".into(),
+                kind: "disk",
+                warn_full: 0.85,
                 reachable: true,
                 space: Some((1_000, 400)),
                 growth: Some(100.0),
@@ -232,6 +236,7 @@ mod tests {
         });
         facts.findings.push(Finding {
             id: "0011223344556677".into(),
+            kind: "leg-partial".into(),
             severity: "S2",
             subject: "docs → sda".into(),
             message: "m".into(),
@@ -307,6 +312,7 @@ mod tests {
           "findings": [
             {
               "id": "0011223344556677",
+              "kind": "leg-partial",
               "severity": "S2",
               "subject": "docs → sda",
               "message": "m",
@@ -335,9 +341,10 @@ mod tests {
     fn r07_a_finding_that_puts_data_at_risk_is_not_ok() {
         let mut facts = facts(Some(good()));
         assert!(judge(&facts, now()).ok);
-        let (id, subject, message, remedy) = Default::default();
+        let (id, kind, subject, message, remedy) = Default::default();
         facts.findings.push(Finding {
             id,
+            kind,
             severity: "S1",
             subject,
             message,
@@ -364,6 +371,12 @@ mod tests {
         assert_eq!(with(|r| r.last_success = at(90_000)), State::Current);
         assert_eq!(with(|r| r.last_success = at(90_001)), State::Behind);
         assert_eq!(with(|r| r.version = None), State::Missing);
+    }
+
+    #[test]
+    fn r08_a_success_in_the_future_is_none() {
+        assert_eq!(with(|r| r.last_success = at(-300)), State::Current);
+        assert_eq!(with(|r| r.last_success = at(-301)), State::Behind);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 mod facts;
 mod judge;
+pub mod metrics;
 mod report;
+pub mod rules;
 
 use catalog::Catalog;
 use engine::Expectation;

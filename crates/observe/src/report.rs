@@ -124,7 +124,10 @@ pub struct StoreStatus {
 /// Something that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
+    /// The same for the same kind and subject.
     pub id: String,
+    /// What was found, in a word, as `leg-failed`.
+    pub kind: String,
     /// `S1` (data is at risk now) to `S3` (untidy).
     pub severity: &'static str,
     pub subject: String,

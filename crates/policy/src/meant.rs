@@ -238,6 +238,10 @@ pub struct Metrics {
     pub pushgateway: Option<String>,
     /// Absolute.
     pub textfile: Option<PathBuf>,
+    /// URL of the Prometheus that evaluates the rules.
+    pub prometheus: Option<String>,
+    /// URL of the page that rules link to; the alert's name is put after a `#`.
+    pub runbooks: Option<String>,
 }
 
 /// `[schedule]`.

@@ -807,10 +807,14 @@ fn read_metrics(mut fields: Fields<'_, '_>) -> Metrics {
     };
     let pushgateway = fields.parsed("pushgateway", url);
     let textfile = fields.parsed("textfile", clean_path);
+    let prometheus = fields.parsed("prometheus", url);
+    let runbooks = fields.parsed("runbooks", url);
     fields.finish();
     Metrics {
         pushgateway: pushgateway.map(|url| url.value),
         textfile: textfile.map(|path| path.value),
+        prometheus: prometheus.map(|url| url.value),
+        runbooks: runbooks.map(|url| url.value),
     }
 }
 

@@ -6,9 +6,11 @@ mod care;
 mod check;
 mod help;
 mod init;
+mod metrics;
 mod plan;
 mod refetch;
 mod restore;
+mod rules;
 mod run;
 mod snapshot;
 mod status;
@@ -32,6 +34,8 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
         Command::Status => status::status(global, printer),
+        Command::Metrics(args) => metrics::metrics(global, printer, args),
+        Command::Rules(args) => rules::rules(global, printer, args),
         Command::Versions { target } => browse::versions(global, printer, target),
         Command::Ls(args) => browse::ls(global, printer, args),
         Command::Find(args) => browse::find(global, printer, args),

@@ -1,10 +1,12 @@
 //! `thrice run`.
 
 use anyhow::Result;
+use catalog::Catalog;
 use engine::{Engine, RunOptions, Status, Summary, VerifyOptions};
+use policy::Config;
 use serde::Serialize;
 
-use super::verify;
+use super::{metrics, verify};
 use crate::args::{Global, RunArgs, Step};
 use crate::exit;
 use crate::printer::{Printer, bytes};
@@ -26,15 +28,27 @@ fn event<T: Serialize>(printer: &Printer, event: &'static str, body: &T) {
     printer.event(&Finished { event, body });
 }
 
-/// Runs.
+/// Runs, and tells those who watch how it ended.
 pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
     session::give_way(&config, printer);
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_write(&config)?;
+    let code = pipeline(&config, &catalog, printer, &interrupt, args);
+    metrics::after_run(&config, &catalog, printer);
+    code
+}
+
+fn pipeline(
+    config: &Config,
+    catalog: &Catalog,
+    printer: &Printer,
+    interrupt: &Interrupt,
+    args: &RunArgs,
+) -> Result<u8> {
     let engine = Engine {
-        config: &config,
-        catalog: &catalog,
+        config,
+        catalog,
         observer: printer,
         cancel: interrupt.flag(),
         now: &session::now,
@@ -87,7 +101,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
         finished(printer, &summary);
     }
     if let Some(verified) = verified.transpose()? {
-        code = code.max(verify::code(&verified, &interrupt));
+        code = code.max(verify::code(&verified, interrupt));
     }
     Ok(code)
 }

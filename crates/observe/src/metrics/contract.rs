@@ -1,0 +1,413 @@
+//! Which metrics there are: names and labels are an interface.
+
+use catalog::RunStatus;
+use jiff::Timestamp;
+
+use super::gather::{Measured, PoolFacts, RunFacts};
+use super::text::{Family, MetricKind, Series};
+use crate::facts::{DatasetFacts, ReplicaFacts, StoreFacts};
+use crate::judge::objective;
+
+/// Bringing a dataset to the first store of its route.
+pub const STEP_BACKUP: &str = "backup";
+/// Bringing it to a later one.
+pub const STEP_OFFSITE: &str = "offsite";
+/// Reading a copy back.
+pub const STEP_VERIFY: &str = "verify";
+
+/// Everything that is told at `now`.
+pub fn families(measured: &Measured, now: Timestamp) -> Vec<Family> {
+    let mut all = host(measured, now);
+    all.extend(replicas(measured));
+    all.extend(stores(measured));
+    all.extend(pools(measured));
+    all.extend(tracker(measured));
+    all.extend(findings(measured));
+    all
+}
+
+/// Labels begin with the host.
+struct Teller<'a> {
+    host: &'a str,
+}
+
+impl Teller<'_> {
+    fn series(&self, labels: &[(&'static str, &str)], value: f64) -> Series {
+        let host = std::iter::once(("host", self.host));
+        let labels = host.chain(labels.iter().copied());
+        Series {
+            labels: labels
+                .map(|(name, value)| (name, value.to_owned()))
+                .collect(),
+            value,
+        }
+    }
+}
+
+fn gauge(name: &'static str, help: &'static str, series: Vec<Series>) -> Family {
+    Family {
+        name,
+        help,
+        kind: MetricKind::Gauge,
+        series,
+    }
+}
+
+fn counter(name: &'static str, help: &'static str, series: Vec<Series>) -> Family {
+    Family {
+        kind: MetricKind::Counter,
+        ..gauge(name, help, series)
+    }
+}
+
+fn seconds(time: Timestamp) -> f64 {
+    // To the millisecond, which a double holds exactly enough.
+    time.as_millisecond() as f64 / 1e3
+}
+
+/// 0: done; 1: in part, failed or stopped by a guard; 2: it did not come to its end. `None`: it is
+/// at it.
+fn status(status: RunStatus) -> Option<f64> {
+    match status {
+        RunStatus::Ok => Some(0.0),
+        RunStatus::Partial | RunStatus::Failed | RunStatus::Held => Some(1.0),
+        RunStatus::Aborted => Some(2.0),
+        RunStatus::Running => None,
+    }
+}
+
+fn host(measured: &Measured, now: Timestamp) -> Vec<Family> {
+    let tell = Teller {
+        host: &measured.facts.host,
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let run = measured.run.iter();
+    let of_run = |value: &dyn Fn(&RunFacts) -> Option<f64>| -> Vec<Series> {
+        let values = run.clone().filter_map(value);
+        values.map(|value| tell.series(&[], value)).collect()
+    };
+    let took = |run: &RunFacts| {
+        Some(
+            run.ended?
+                .duration_since(run.started)
+                .as_secs_f64()
+                .max(0.0),
+        )
+    };
+    vec![
+        gauge(
+            "thrice_exported_timestamp_seconds",
+            "When these metrics were gathered, by this host's clock.",
+            vec![tell.series(&[], seconds(now))],
+        ),
+        gauge(
+            "thrice_build_info",
+            "Always 1; which version gathered them.",
+            vec![tell.series(&[("version", version)], 1.0)],
+        ),
+        gauge(
+            "thrice_run_start_timestamp_seconds",
+            "When the newest run began.",
+            of_run(&|run| Some(seconds(run.started))),
+        ),
+        gauge(
+            "thrice_run_duration_seconds",
+            "How long the newest run took; absent while it goes on.",
+            of_run(&took),
+        ),
+        gauge(
+            "thrice_run_status",
+            "How the newest run ended: 0 ok, 1 partial, failed or held, 2 aborted.",
+            of_run(&|run| status(run.status)),
+        ),
+        gauge(
+            "thrice_run_in_progress",
+            "1 while a run goes on.",
+            of_run(&|run| Some(f64::from(u8::from(run.status == RunStatus::Running)))),
+        ),
+    ]
+}
+
+/// A dataset that has to be in a store.
+struct Expected<'a> {
+    dataset: &'a DatasetFacts,
+    store: &'a str,
+    step: &'static str,
+    replica: Option<&'a ReplicaFacts>,
+}
+
+fn expected(measured: &Measured) -> Vec<Expected<'_>> {
+    let mut all = Vec::new();
+    for dataset in &measured.facts.datasets {
+        for (position, store) in dataset.route.iter().enumerate() {
+            all.push(Expected {
+                dataset,
+                store,
+                step: match position {
+                    0 => STEP_BACKUP,
+                    _ => STEP_OFFSITE,
+                },
+                replica: dataset.replicas.get(store),
+            });
+        }
+    }
+    all
+}
+
+fn replicas(measured: &Measured) -> Vec<Family> {
+    let facts = &measured.facts;
+    let tell = Teller { host: &facts.host };
+    let all = expected(measured);
+    // By dataset, store and step, of whatever has a value.
+    let of = |value: &dyn Fn(&Expected<'_>) -> Option<f64>| -> Vec<Series> {
+        let values = all.iter().filter_map(|one| Some((one, value(one)?)));
+        let series = values.map(|(one, value)| {
+            let labels = [("dataset", &*one.dataset.name), ("store", one.store)];
+            tell.series(&[labels[0], labels[1], ("step", one.step)], value)
+        });
+        series.collect()
+    };
+    let replica = |value: &dyn Fn(&ReplicaFacts) -> Option<f64>| of(&|one| value(one.replica?));
+    let mut intervals = of(&|one| Some(objective(&facts.schedule, one.step) as f64));
+    if facts
+        .schedule
+        .steps
+        .iter()
+        .any(|(step, _)| step == STEP_VERIFY)
+    {
+        let within = objective(&facts.schedule, STEP_VERIFY) as f64;
+        intervals.extend(of(&|_| Some(within)).into_iter().map(|mut series| {
+            for (_, step) in series.labels.iter_mut().filter(|(name, _)| *name == "step") {
+                STEP_VERIFY.clone_into(step);
+            }
+            series
+        }));
+    }
+    let since = |one: &Expected<'_>| {
+        let key = (one.dataset.name.clone(), one.store.to_owned());
+        measured.expected.get(&key).copied().map(seconds)
+    };
+    let info = facts.datasets.iter().filter(|one| !one.route.is_empty());
+    let info = info.map(|one| {
+        let kind = if one.kind.is_empty() {
+            "tree"
+        } else {
+            one.kind
+        };
+        tell.series(&[("dataset", &one.name), ("kind", kind)], 1.0)
+    });
+    vec![
+        gauge(
+            "thrice_dataset_info",
+            "Always 1; what kind of dataset it is.",
+            info.collect(),
+        ),
+        gauge(
+            "thrice_expected_interval_seconds",
+            "How old the last success may become.",
+            intervals,
+        ),
+        gauge(
+            "thrice_expected_since_timestamp_seconds",
+            "Since when the dataset is expected in the store.",
+            of(&since),
+        ),
+        gauge(
+            "thrice_last_success_timestamp_seconds",
+            "When it last succeeded; absent while it never has.",
+            replica(&|one| one.last_success.map(seconds)),
+        ),
+        gauge(
+            "thrice_last_attempt_timestamp_seconds",
+            "When it was last tried.",
+            replica(&|one| one.last_attempt.map(seconds)),
+        ),
+        gauge(
+            "thrice_last_status",
+            "How the last try ended: 0 ok, 1 partial, failed or held, 2 aborted.",
+            replica(&|one| status(one.last_status?)),
+        ),
+        gauge(
+            "thrice_pending_files",
+            "Files that the store does not have yet.",
+            replica(&|one| Some(one.pending.0 as f64)),
+        ),
+        gauge(
+            "thrice_pending_bytes",
+            "Their bytes.",
+            replica(&|one| Some(one.pending.1 as f64)),
+        ),
+        counter(
+            "thrice_bytes_written_total",
+            "Bytes of content written to the store, ever.",
+            replica(&|one| Some(one.wear.written as f64)),
+        ),
+        counter(
+            "thrice_bytes_changed_total",
+            "Bytes of content that differed and had to get there, ever.",
+            replica(&|one| Some(one.wear.changed as f64)),
+        ),
+        gauge(
+            "thrice_last_verified_timestamp_seconds",
+            "When all of it was last read back and found right; absent while it never was.",
+            replica(&|one| one.last_verified.map(seconds)),
+        ),
+    ]
+}
+
+fn stores(measured: &Measured) -> Vec<Family> {
+    let tell = Teller {
+        host: &measured.facts.host,
+    };
+    let all = &measured.facts.stores;
+    let of = |value: &dyn Fn(&StoreFacts) -> Option<f64>| -> Vec<Series> {
+        let values = all.iter().filter_map(|one| Some((one, value(one)?)));
+        let series = values.map(|(one, value)| tell.series(&[("store", &one.name)], value));
+        series.collect()
+    };
+    let info = all.iter().map(|one| {
+        let labels = [("store", &*one.name), ("kind", one.kind)];
+        tell.series(&labels, 1.0)
+    });
+    vec![
+        gauge(
+            "thrice_store_info",
+            "Always 1; what kind of store it is.",
+            info.collect(),
+        ),
+        gauge(
+            "thrice_store_warn_ratio",
+            "The share of it that may be used.",
+            of(&|one| Some(one.warn_full)),
+        ),
+        gauge(
+            "thrice_store_reachable",
+            "1 when the last attempt reached the store.",
+            of(&|one| Some(f64::from(u8::from(one.reachable)))),
+        ),
+        gauge(
+            "thrice_store_size_bytes",
+            "The size of the store's file system when it was last reached.",
+            of(&|one| Some(one.space?.0 as f64)),
+        ),
+        gauge(
+            "thrice_store_available_bytes",
+            "What was free of it then.",
+            of(&|one| Some(one.space?.1 as f64)),
+        ),
+        gauge(
+            "thrice_store_days_to_full",
+            "At the rate of the runs on record; absent when it does not grow.",
+            of(&StoreFacts::days_to_full),
+        ),
+    ]
+}
+
+fn pools(measured: &Measured) -> Vec<Family> {
+    let tell = Teller {
+        host: &measured.facts.host,
+    };
+    let of = |value: &dyn Fn(&PoolFacts) -> Option<f64>| -> Vec<Series> {
+        let values = measured.pools.iter();
+        let values = values.filter_map(|one| Some((one, value(one)?)));
+        let series = values.map(|(one, value)| tell.series(&[("pool", &one.name)], value));
+        series.collect()
+    };
+    vec![
+        gauge(
+            "thrice_thinpool_readable",
+            "1 when the thin pool said how full it is.",
+            of(&|one| Some(f64::from(u8::from(one.data.is_some())))),
+        ),
+        gauge(
+            "thrice_thinpool_data_percent",
+            "Used of the thin pool's data.",
+            of(&|one| one.data),
+        ),
+        gauge(
+            "thrice_thinpool_metadata_percent",
+            "Used of its metadata.",
+            of(&|one| one.metadata),
+        ),
+        gauge(
+            "thrice_thinpool_data_floor_percent",
+            "What has to be free of the data before a snapshot is made.",
+            of(&|one| Some(one.data_floor)),
+        ),
+        gauge(
+            "thrice_thinpool_metadata_floor_percent",
+            "The same of the metadata.",
+            of(&|one| Some(one.metadata_floor)),
+        ),
+    ]
+}
+
+fn tracker(measured: &Measured) -> Vec<Family> {
+    let facts = &measured.facts;
+    let tell = Teller { host: &facts.host };
+    let tracker = facts.tracker.iter();
+    let heartbeats = tracker
+        .clone()
+        .map(|tracker| tell.series(&[], seconds(tracker.heartbeat)));
+    let overflows = tracker.map(|tracker| tell.series(&[], tracker.overflows as f64));
+    vec![
+        gauge(
+            "thrice_feed_heartbeat_timestamp_seconds",
+            "The change tracker's last sign of life; absent while it has never run.",
+            heartbeats.collect(),
+        ),
+        counter(
+            "thrice_feed_overflows_total",
+            "How often the kernel dropped events.",
+            overflows.collect(),
+        ),
+        counter(
+            "thrice_feed_missed_total",
+            "Changes that the tracker did not tell and the audit found.",
+            vec![tell.series(&[], facts.missed as f64)],
+        ),
+    ]
+}
+
+fn findings(measured: &Measured) -> Vec<Family> {
+    let facts = &measured.facts;
+    let tell = Teller { host: &facts.host };
+    let by_severity = ["S1", "S2", "S3"].map(|severity| {
+        let open = facts.findings.iter();
+        let open = open.filter(|finding| finding.severity == severity).count();
+        tell.series(&[("severity", severity)], open as f64)
+    });
+    let mut kinds = std::collections::BTreeMap::<_, u32>::new();
+    for finding in &facts.findings {
+        *kinds.entry((&*finding.kind, finding.severity)).or_default() += 1;
+    }
+    let by_kind = kinds.into_iter().map(|((kind, severity), open)| {
+        tell.series(&[("kind", kind), ("severity", severity)], f64::from(open))
+    });
+    let unrouted = facts.findings.iter();
+    let unrouted = unrouted
+        .filter(|finding| finding.kind == "unrouted-path")
+        .count();
+    vec![
+        gauge(
+            "thrice_findings",
+            "Findings that are open.",
+            by_severity.into(),
+        ),
+        gauge(
+            "thrice_findings_by_kind",
+            "The same, by what was found; absent where nothing was.",
+            by_kind.collect(),
+        ),
+        gauge(
+            "thrice_unrouted_paths",
+            "Paths under a coverage root that have no route.",
+            vec![tell.series(&[], unrouted as f64)],
+        ),
+        counter(
+            "thrice_corrupt_files_total",
+            "Copies that were found to differ from what was recorded, ever.",
+            vec![tell.series(&[], measured.corrupt as f64)],
+        ),
+    ]
+}

@@ -1,0 +1,89 @@
+//! Alert rules for Prometheus, made from policy, and the tests that prove them.
+//!
+//! Thresholds are metrics ([`crate::metrics`]), so that they follow the schedule without anybody
+//! thinking of it (rule R20). No rule waits with `for`: each compares times that the metrics carry,
+//! so a Prometheus that restarts, or was away, says at once what it would have said. A rule holds
+//! for one host, and two hosts' rules stand side by side in one Prometheus.
+
+mod check;
+mod list;
+mod proof;
+mod yaml;
+
+pub use check::{Drift, Loaded, compare, loaded};
+pub use list::rules;
+pub use proof::tests;
+pub use yaml::render;
+
+/// Where the tests expect the rules: beside them, under this name.
+pub const RULES_FILE: &str = "thrice.rules.yml";
+
+/// An alert rule. Texts may have `{{ $labels.NAME }}` in them.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    pub alert: &'static str,
+    pub severity: Level,
+    /// PromQL; what it yields are the alerts.
+    pub expr: String,
+    /// What happened, in a line.
+    pub summary: &'static str,
+    /// What that means for the data.
+    pub meaning: &'static str,
+    /// What to do.
+    pub remedy: &'static str,
+    /// Where it is told how; a URL.
+    pub runbook: String,
+    /// What makes it fire.
+    pub fires: Case,
+    /// What must not.
+    pub quiet: Case,
+}
+
+/// How much it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Data is at risk.
+    Critical,
+    Warning,
+}
+
+impl Level {
+    /// As the label `severity` has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// What a Prometheus has seen, and when it is asked.
+#[derive(Clone, Debug, Default)]
+pub struct Case {
+    /// Series as a query names them, and values in the notation of `promtool`, one a minute.
+    pub series: Vec<(String, String)>,
+    /// Seconds since the first value, which is the beginning of time there.
+    pub at: i64,
+    /// The labels of the alert, but for `alertname` and `severity`; empty where none is expected.
+    pub labels: Vec<(&'static str, String)>,
+}
+
+impl Rule {
+    /// Tells rules of one name apart: changes with whatever the rule says or does.
+    pub fn print(&self) -> String {
+        let said = [self.summary, self.meaning, self.remedy, &self.runbook].join("\0");
+        let whole = format!("{}\0{said}\0{}", self.severity.word(), self.expr);
+        catalog::finding_id(self.alert, &whole)
+    }
+
+    /// What goes with an alert, in the order in which it is written.
+    pub fn annotations(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("summary", self.summary.to_owned()),
+            ("description", self.meaning.to_owned()),
+            ("remedy", self.remedy.to_owned()),
+            ("runbook_url", self.runbook.clone()),
+            ("thrice_rule", self.print()),
+        ]
+    }
+}
