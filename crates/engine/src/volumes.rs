@@ -273,6 +273,21 @@ impl Groups {
     }
 }
 
+/// How full the pools of the volume groups are that the configuration names; by group.
+pub fn pools(config: &Config) -> Vec<(String, capture::Result<Vec<Fill>>)> {
+    let never = AtomicBool::new(false);
+    let fills = |group: &VolumeGroup| {
+        let lvm = Lvm::new(&group.name, owner(config)?, Select::default())?;
+        let listing = lvm.listing(&Job::new(ALLOWED, &never))?;
+        let pools = lvm.pools(&listing).into_iter();
+        Ok(pools.filter_map(|(_, fill)| fill).collect())
+    };
+    let groups = crate::snapshots::groups(config).into_iter();
+    groups
+        .map(|group| (group.name.clone(), fills(group)))
+        .collect()
+}
+
 /// What a sweep of a group did, and its pools.
 type Swept = (Vec<String>, Vec<(String, Option<Fill>)>);
 

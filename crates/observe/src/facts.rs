@@ -300,6 +300,7 @@ fn new(
 fn finding(id: String, body: Finding) -> report::Finding {
     report::Finding {
         id,
+        kind: body.kind,
         severity: body.severity.as_str(),
         subject: body.subject,
         message: body.message,

@@ -232,6 +232,7 @@ mod tests {
         });
         facts.findings.push(Finding {
             id: "0011223344556677".into(),
+            kind: "leg-partial".into(),
             severity: "S2",
             subject: "docs → sda".into(),
             message: "m".into(),

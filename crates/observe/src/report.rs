@@ -125,6 +125,9 @@ pub struct StoreStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub id: String,
+    /// A word for the sort of thing.
+    #[serde(skip)]
+    pub kind: String,
     /// `S1` (data is at risk now) to `S3` (untidy).
     pub severity: &'static str,
     pub subject: String,
