@@ -70,6 +70,8 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// Per dataset and store: state, age, what is pending
     Status,
+    /// What is wrong or about to be, and what mends it; 3 when something has to be seen to
+    Audit(AuditArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -239,6 +241,24 @@ pub struct RunArgs {
     /// Let this dataset's guards pass once: what is gone or changed is meant to be
     #[arg(long, value_name = "DATASET")]
     pub accept: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// How to say it: `beads` for the issue tracker of that name [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<AuditFormat>,
+    /// Take a finding's new data, jump or content for what should be (may be given more than once)
+    #[arg(long, value_name = "ID")]
+    pub accept: Vec<String>,
+}
+
+/// How an audit says what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AuditFormat {
+    Text,
+    Json,
+    Beads,
 }
 
 #[derive(Debug, Args)]

@@ -273,8 +273,9 @@ impl Groups {
     }
 }
 
-/// How full the pools of the volume groups are that the configuration names; by group.
-pub fn pools(config: &Config) -> Vec<(String, capture::Result<Vec<Fill>>)> {
+/// How full the pools of the volume groups are that the configuration names, and what is to be free
+/// of each; by group.
+pub fn pools(config: &Config) -> Vec<(String, Floor, capture::Result<Vec<Fill>>)> {
     let never = AtomicBool::new(false);
     let fills = |group: &VolumeGroup| {
         let lvm = Lvm::new(&group.name, owner(config)?, Select::default())?;
@@ -284,7 +285,7 @@ pub fn pools(config: &Config) -> Vec<(String, capture::Result<Vec<Fill>>)> {
     };
     let groups = crate::snapshots::groups(config).into_iter();
     groups
-        .map(|group| (group.name.clone(), fills(group)))
+        .map(|group| (group.name.clone(), floor_of(group), fills(group)))
         .collect()
 }
 

@@ -11,11 +11,14 @@ mod copies;
 mod data;
 mod deployed;
 mod evidence;
+mod keys;
 mod memory;
 mod places;
 mod recovery;
 mod schedule;
 mod secrets;
+mod survey;
+mod tools;
 
 use std::collections::BTreeSet;
 
