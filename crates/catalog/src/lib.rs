@@ -20,6 +20,7 @@ mod runs;
 mod schema;
 mod signatures;
 mod state;
+mod survey;
 mod types;
 mod versions;
 

@@ -75,6 +75,8 @@ pub enum Command {
     Metrics(MetricsArgs),
     /// Alert rules for Prometheus, made from the configuration
     Rules(RulesArgs),
+    /// What is wrong or about to be, and what mends it; 3 when something has to be seen to
+    Audit(AuditArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -273,6 +275,28 @@ pub struct RulesArgs {
         conflicts_with = "tests"
     )]
     pub check: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// How to say it: `beads` for the issue tracker of that name [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<AuditFormat>,
+    /// Take a finding's new data, jump or content for what should be (may be given more than once)
+    #[arg(long, value_name = "ID")]
+    pub accept: Vec<String>,
+    /// Instead: plant what each alert is for, in a folder of its own with a real Pushgateway and a
+    /// real Prometheus, and see it fire; 3 when one does not, or one too many does
+    #[arg(long, conflicts_with_all = ["format", "accept"])]
+    pub prove_alerts: bool,
+}
+
+/// How an audit says what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AuditFormat {
+    Text,
+    Json,
+    Beads,
 }
 
 #[derive(Debug, Args)]

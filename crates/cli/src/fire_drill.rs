@@ -59,8 +59,7 @@ pub fn run(dir: &Path, cancel: &AtomicBool) -> Result<Vec<Outcome>> {
     let rules = rules.collect::<Result<Vec<_>>>()?;
     let prometheus = Prometheus::start(dir, &gateway, &rules, &job)?;
     for (case, site) in &mut sites {
-        (case.plant)(site, &prometheus, &job)
-            .with_context(|| format!("planting {}", case.host))?;
+        (case.plant)(site, &prometheus, &job).with_context(|| format!("planting {}", case.host))?;
     }
     watch(&prometheus, &job)?;
     let fired = prometheus.firing(&job)?;
@@ -92,9 +91,8 @@ fn watch(prometheus: &Prometheus, job: &Job<'_>) -> Result<()> {
     while began.elapsed() < FIRED {
         job.check("the fire drill")?;
         let firing = prometheus.firing(job)?;
-        let fires = |&(host, alert): &(&str, &str)| {
-            firing.contains(&(host.to_owned(), alert.to_owned()))
-        };
+        let fires =
+            |&(host, alert): &(&str, &str)| firing.contains(&(host.to_owned(), alert.to_owned()));
         if expected.iter().all(fires) {
             break;
         }

@@ -7,6 +7,7 @@ mod claims;
 mod databases;
 mod decide;
 mod delta;
+mod deployed;
 mod dirty;
 mod error;
 mod expect;
@@ -47,6 +48,7 @@ mod watch;
 mod window;
 mod workload;
 
+pub use deployed::{Deployed, PROGRAM, config_digest, deployed};
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};
 pub use findings::{CORRUPT_KINDS, UNDO};

@@ -17,6 +17,7 @@ use store::{Seal, SealStatus, Session};
 use tree::{Dir, FsIdentity, RelPath};
 
 use crate::databases::{self, Databases};
+use crate::deployed;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
@@ -200,7 +201,9 @@ impl Engine<'_> {
                     .into(),
             });
         }
-        let result = run.all(&expectation);
+        let result = run
+            .all(&expectation)
+            .and_then(|()| deployed::note(self, &run.pool));
         run.summary.seconds = started.elapsed().as_secs_f64();
         if let Err(error) = result {
             run.summary.status = run.summary.status.max(Status::Failed);

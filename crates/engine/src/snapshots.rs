@@ -19,7 +19,7 @@ pub(crate) const ALLOWED: Duration = Duration::from_secs(600);
 pub type Outcomes<T> = Vec<(String, capture::Result<T>)>;
 
 /// What the configuration says of volume groups: of single volumes first.
-pub(crate) fn all_groups(config: &Config) -> impl Iterator<Item = &VolumeGroup> {
+pub fn all_groups(config: &Config) -> impl Iterator<Item = &VolumeGroup> {
     let datasets = config.datasets.iter();
     let single = datasets.filter_map(|declared| match &declared.what {
         policy::DeclaredSource::Volume(volume) => Some(&volume.group),

@@ -47,6 +47,14 @@ impl Opened {
         }
     }
 
+    /// Program and version of the far side, where there is one and it says so.
+    pub(crate) fn program(&self) -> Option<&str> {
+        match &self.backend {
+            Backend::Disk(_) => None,
+            Backend::Remote(remote) => remote.program(),
+        }
+    }
+
     /// Bytes sent over a network, as far as it has one.
     pub fn bytes_sent(&self) -> Option<u64> {
         match &self.backend {

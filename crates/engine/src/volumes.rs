@@ -318,15 +318,10 @@ pub struct Pools {
 }
 
 /// How full the thin pools are that the configuration knows of. Needs no lock, and may be asked
-/// while a run goes on.
-///
-/// # Errors
-/// When the installation has no identity yet that could be asked with. What cannot be asked of one
-/// group stands with it.
-pub fn pools(config: &Config, job: &Job<'_>) -> Result<Vec<Pools>> {
-    let owner = owner(config)?;
+/// while a run goes on. What cannot be asked of one group stands with it.
+pub fn pools(config: &Config, job: &Job<'_>) -> Vec<Pools> {
     let ask = |group: &str| {
-        let lvm = Lvm::new(group, owner.clone(), Select::default())?;
+        let lvm = Lvm::new(group, owner(config)?, Select::default())?;
         let listing = lvm.listing(job)?;
         let pools = lvm.pools(&listing).into_iter();
         Ok(pools.filter_map(|(_, fill)| fill).collect())
@@ -337,7 +332,7 @@ pub fn pools(config: &Config, job: &Job<'_>) -> Result<Vec<Pools>> {
         floor,
         fills: ask(group),
     });
-    Ok(asked.collect())
+    asked.collect()
 }
 
 /// What is remembered of a volume whose last capture is whole and sealed in the first store: in

@@ -126,6 +126,10 @@ pub fn serve(
 fn welcome(out: &Outbox, reply: &Welcome) -> Result<()> {
     let mut payload = Vec::new();
     wire::encode(&mut payload, reply)?;
+    // After all that hosts of every age read.
+    if reply.is_ok() {
+        wire::encode(&mut payload, &wire::PROGRAM)?;
+    }
     out.send_frame(Kind::Welcome, &[&payload])
 }
 

@@ -30,6 +30,7 @@ mod staging;
 mod store;
 #[cfg(test)]
 mod tests;
+mod unowned;
 
 pub use agent::{AgentOptions, serve};
 pub use message::Hello;
@@ -42,3 +43,4 @@ pub use store::{
     Begun, Check, Checked, Error, Event, Place, Result, Seal, SealStatus, Session, Source, Space,
     StageJob, Staged, Store, StoreInfo, Want,
 };
+pub use unowned::unowned;

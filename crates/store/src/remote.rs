@@ -84,6 +84,7 @@ pub struct Remote {
     info: StoreInfo,
     /// The protocol that both sides speak.
     version: u16,
+    program: Option<String>,
     calls: AtomicU32,
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
@@ -179,7 +180,7 @@ impl Remote {
         });
         let mut inbox = Inbox::new(File::from(input), options.silence_limit);
         inbox.cancel = options.cancel.clone();
-        let (version, info) = match introduce(&shared.out, &mut inbox, options) {
+        let (version, info, program_there) = match introduce(&shared.out, &mut inbox, options) {
             Ok(introduced) => introduced,
             Err(error) => {
                 shared.out.close();
@@ -207,6 +208,7 @@ impl Remote {
             shared,
             info,
             version,
+            program: program_there,
             calls: AtomicU32::new(0),
             stop,
             received,
@@ -223,6 +225,11 @@ impl Remote {
     /// Bytes received over the connection so far.
     pub fn bytes_received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Program and version of the agent; `None`: it does not say.
+    pub fn program(&self) -> Option<&str> {
+        self.program.as_deref()
     }
 
     /// The store as it was when it was opened.
@@ -305,9 +312,9 @@ fn introduce(
     out: &Outbox,
     inbox: &mut Inbox<File>,
     options: &RemoteOptions,
-) -> Result<(u16, StoreInfo)> {
+) -> Result<(u16, StoreInfo, Option<String>)> {
     let hello = Hello {
-        program: concat!("thrice ", env!("CARGO_PKG_VERSION")).into(),
+        program: wire::PROGRAM.into(),
         host: options.host.clone(),
         read_only: options.read_only,
         create: options.create,
@@ -322,13 +329,18 @@ fn introduce(
     inbox.expect_magic()?;
     match inbox.next()? {
         Incoming::Welcome(bytes) => {
-            let (welcome, _) = wire::decode::<Welcome>(bytes)?;
+            let (welcome, rest) = wire::decode::<Welcome>(bytes)?;
             let (version, info) = welcome?;
             if !wire::VERSIONS.contains(&version) {
                 let text = format!("the agent chose protocol {version}, which was not offered");
                 return Err(Error::Wire(text));
             }
-            Ok((version, info))
+            // An older agent does not say.
+            let program = match rest {
+                [] => None,
+                rest => Some(wire::decode(rest)?.0),
+            };
+            Ok((version, info, program))
         }
         Incoming::End => Err(Error::Wire(
             "the agent ended before it said anything".into(),

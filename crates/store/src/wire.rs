@@ -246,6 +246,9 @@ pub(crate) fn put_message(
     Ok(head_len)
 }
 
+/// This program and its version, as both sides introduce themselves.
+pub(crate) const PROGRAM: &str = concat!("thrice ", env!("CARGO_PKG_VERSION"));
+
 /// Reads a message's head; what is left is its tail.
 pub(crate) fn decode<T: DeserializeOwned>(message: &[u8]) -> Result<(T, &[u8])> {
     postcard::take_from_bytes(message)

@@ -1,6 +1,7 @@
 //! One file per command, or per family of commands.
 
 mod agent;
+mod audit;
 mod browse;
 mod care;
 mod check;
@@ -33,6 +34,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Run(args) => run::run(global, printer, args),
         Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
+        Command::Audit(args) => audit::audit(global, printer, args),
         Command::Status => status::status(global, printer),
         Command::Metrics(args) => metrics::metrics(global, printer, args),
         Command::Rules(args) => rules::rules(global, printer, args),

@@ -156,8 +156,8 @@ full = { warn = "100%", stop = "100%" }
 path = "DIR/live/media"
 route = ["one"]
 [root."vg:HOST"]
-route = []
-why = "only its figures are played"
+each = "volume"
+route = ["one"]
 "#;
 
 /// All of them.
@@ -201,7 +201,7 @@ pub const CASES: &[Case] = &[
         host: "killed",
         configuration: SLOW,
         planted: "a run was killed while it was at work",
-        alerts: &["BackupRunAborted"],
+        alerts: &["BackupRunAborted", "BackupFailing"],
         plant: killed,
     },
     Case {
@@ -215,14 +215,14 @@ pub const CASES: &[Case] = &[
         host: "pool",
         configuration: VOLUMES,
         planted: "a thin pool's data and metadata are used up (figures)",
-        alerts: &["LVMThinPoolLow", "LVMThinPoolMetadataLow"],
+        alerts: &["LVMThinPoolLow", "LVMThinPoolMetadataLow", "BackupFinding"],
         plant: pool,
     },
     Case {
         host: "dark",
         configuration: VOLUMES,
-        planted: "LVM cannot be asked",
-        alerts: &["LVMThinPoolUnknown"],
+        planted: "the volume group is not there",
+        alerts: &["LVMThinPoolUnknown", "BackupFinding"],
         plant: good,
     },
     Case {

@@ -115,11 +115,19 @@ impl Site {
     /// A run in a process of its own that is killed while it is at work.
     pub fn run_and_kill(&self, job: &Job<'_>) -> Result<()> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("--config").arg(self.path("thrice.toml")).arg("run");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("--config")
+            .arg(self.path("thrice.toml"))
+            .arg("run");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut child = command.env_remove("THRICE_CONFIG").spawn()?;
         // What it waits for makes this file.
-        let began = until("a run that is at work", job, || Ok(self.path("began").exists()));
+        let began = until("a run that is at work", job, || {
+            Ok(self.path("began").exists())
+        });
         child.kill()?;
         child.wait()?;
         began
@@ -140,14 +148,25 @@ impl Site {
         }
         let expectation = Expectation::of(&self.config, &catalog)?;
         let now = self.now();
-        Ok(metrics::measure(&self.config, &catalog, &expectation, job, now)?)
+        Ok(metrics::measure(
+            &self.config,
+            &catalog,
+            &expectation,
+            job,
+            now,
+        )?)
     }
 
     /// Tells it.
     pub fn tell(&self, measured: &Measured, job: &Job<'_>) -> Result<()> {
         let families = metrics::families(measured, self.now());
         let job = job.within(PUSH);
-        Ok(metrics::push(&families, &self.gateway, &self.config.host.name, &job)?)
+        Ok(metrics::push(
+            &families,
+            &self.gateway,
+            &self.config.host.name,
+            &job,
+        )?)
     }
 
     /// Measures and tells, as after a run.

@@ -92,11 +92,8 @@ fn run(run: &Run) -> RunFacts {
 /// What cannot be asked is there all the same, without figures: that is told too.
 fn pools(config: &Config, job: &Job<'_>) -> Vec<PoolFacts> {
     let job = job.within(POOLS);
-    let Ok(groups) = engine::pools(config, &job) else {
-        return Vec::new();
-    };
     let mut pools = Vec::new();
-    for group in groups {
+    for group in engine::pools(config, &job) {
         let pool = |name, data, metadata| PoolFacts {
             name,
             data,

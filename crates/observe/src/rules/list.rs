@@ -43,7 +43,7 @@ pub fn rules(config: &Config, copies: usize) -> Vec<Rule> {
         all.push(made.verify(objective(&config.schedule, STEP_VERIFY)));
     }
     all.extend(made.stores());
-    if config.roots.iter().any(|root| root.group.is_some()) {
+    if engine::snapshots::all_groups(config).next().is_some() {
         all.extend(made.pools());
     }
     all.extend(made.tracker());
