@@ -67,7 +67,9 @@ fn suspects(
         found.push(
             Found::new(severity, dataset, message)
                 .evidence(lines)
-                .remedy(format!("{remedy}; if it is right so: thrice audit --accept ID")),
+                .remedy(format!(
+                    "{remedy}; if it is right so: thrice audit --accept ID"
+                )),
         );
     }
     found

@@ -155,7 +155,11 @@ mod tests {
             (5_000 * GIB, 5_099 * GIB, false),
             (5_000 * GIB, 5_670 * GIB, true),
         ] {
-            assert_eq!(size(&of(before), &of(now)).is_some(), told, "{before} {now}");
+            assert_eq!(
+                size(&of(before), &of(now)).is_some(),
+                told,
+                "{before} {now}"
+            );
         }
         let files = |files| measure("tree", files, 0, &[]);
         assert!(size(&files(10_000), &files(20_000)).is_some());

@@ -168,7 +168,11 @@ pub(super) fn needs(keys: &[Key], config: &Config, coverage: &Coverage) -> Needs
         let own = keys.iter();
         let own = own.filter(|key| matches!(&key.opens, Opens::Store(name) if *name == spec.name));
         let any: Vec<Thing> = own.map(|key| Thing::File(shown(&key.path))).collect();
-        let all = if any.is_empty() { Vec::new() } else { vec![any] };
+        let all = if any.is_empty() {
+            Vec::new()
+        } else {
+            vec![any]
+        };
         needs.insert(Thing::Store(spec.name.clone()), all);
     }
     for key in keys {
@@ -194,9 +198,9 @@ fn holders(file: &Path, coverage: &Coverage) -> Vec<String> {
             let rel = rel.and_then(|rel| RelPath::new(rel.as_os_str().as_encoded_bytes()).ok());
             rel.is_some_and(|rel| matches!(scope.judge_alone(&rel, false), Verdict::Take))
         }
-        Source::Volume(spec, _) => volume.as_ref().is_some_and(|(group, name)| {
-            (group, name) == (&spec.group.name, &spec.volume)
-        }),
+        Source::Volume(spec, _) => volume
+            .as_ref()
+            .is_some_and(|(group, name)| (group, name) == (&spec.group.name, &spec.volume)),
         Source::Device(_) | Source::Made(_) => false,
     };
     let routed = coverage.datasets.iter().filter(|one| !one.route.is_empty());
@@ -236,7 +240,10 @@ mod tests {
     fn names_of_the_device_mapper_are_understood() {
         let pair = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
         assert_eq!(volume_of("pve-data"), pair("pve", "data"));
-        assert_eq!(volume_of("my--vg-vm--100--disk"), pair("my-vg", "vm-100-disk"));
+        assert_eq!(
+            volume_of("my--vg-vm--100--disk"),
+            pair("my-vg", "vm-100-disk")
+        );
         assert_eq!(volume_of("cr_home"), None);
     }
 

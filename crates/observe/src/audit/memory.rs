@@ -87,7 +87,8 @@ impl Memory {
                 (seen.name.clone(), Known::seeing(known, seen, appeared, now))
             })
             .collect();
-        next.pools.retain(|pool, _| evidence.pools.contains_key(pool));
+        next.pools
+            .retain(|pool, _| evidence.pools.contains_key(pool));
         for (pool, fill) in &evidence.pools {
             let samples = next.pools.entry(pool.clone()).or_default();
             samples.push(Sample {
@@ -188,9 +189,10 @@ impl Known {
                 base: last.clone(),
                 jumped: None,
                 read: seen.survey.as_ref().map(|survey| survey.read.clone()),
-                suspects: seen.survey.as_ref().map_or_else(Suspects::default, |survey| {
-                    survey.suspects.clone()
-                }),
+                suspects: seen
+                    .survey
+                    .as_ref()
+                    .map_or_else(Suspects::default, |survey| survey.suspects.clone()),
                 last,
             };
         };

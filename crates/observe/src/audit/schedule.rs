@@ -48,10 +48,11 @@ pub(super) fn collisions(scene: &Scene<'_>) -> Vec<Found> {
     let mut found = Vec::new();
     for (index, (one, when)) in steps.iter().enumerate() {
         for (other, then) in &steps[index + 1..] {
-            let Some((first, second, minutes)) = [(one, when, other, then), (other, then, one, when)]
-                .into_iter()
-                .filter_map(|(a, at, b, then)| Some((a, b, apart(at, then)?)))
-                .min_by_key(|(.., minutes)| *minutes)
+            let Some((first, second, minutes)) =
+                [(one, when, other, then), (other, then, one, when)]
+                    .into_iter()
+                    .filter_map(|(a, at, b, then)| Some((a, b, apart(at, then)?)))
+                    .min_by_key(|(.., minutes)| *minutes)
             else {
                 continue;
             };
