@@ -354,3 +354,63 @@ pub fn remembered(state: &std::path::Path) -> Result<Memory> {
 pub fn remember(state: &std::path::Path, memory: &Memory) -> Result<()> {
     Ok(Notes::new(state, NOTE).write(NOTE, memory)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_findings_is_in_the_documentation() {
+        let docs = include_str!("../../../../docs/audit.md");
+        let rows = docs.lines().filter_map(|line| line.strip_prefix("| `"));
+        let rows: Vec<String> = rows
+            .map(|row| row.splitn(4, " | ").take(3).collect::<Vec<_>>().join(" | "))
+            .collect();
+        let checks = CHECKS.iter().map(|check| {
+            let severity = check.severity.as_str();
+            format!("{}` | {severity} | {}", check.kind, check.what)
+        });
+        assert_eq!(rows, checks.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_found_is_found_once_and_closed_once() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let finding = |subject: &str| crate::Finding {
+            id: String::new(),
+            kind: "leg-failed".into(),
+            severity: "S1",
+            subject: subject.into(),
+            message: "m".into(),
+            remedy: "r".into(),
+        };
+        let mut evidence = Evidence::default();
+        evidence.facts.findings = vec![finding("a"), finding("a"), finding("b")];
+        let (report, memory) = judge(&evidence, &Memory::default(), at(1));
+        let said: Vec<_> = report.findings.iter().map(|one| one.new).collect();
+        assert_eq!(said, [true, true]);
+        assert!(!report.is_ok());
+        evidence.facts.findings.remove(2);
+        let (report, memory) = judge(&evidence, &memory, at(2));
+        let closed = |report: &AuditReport| report.closed.len();
+        assert_eq!((report.findings.len(), closed(&report)), (1, 1));
+        assert_eq!(report.findings[0].finding.since, at(1));
+        assert!(!report.findings[0].new);
+        // Whoever keeps issues is told for long; others once.
+        let (report, memory) = judge(&evidence, &memory, at(3));
+        assert_eq!(closed(&report), 0);
+        assert_eq!(beads(&report, &memory, at(3)).unwrap().len(), 2);
+        // What comes again is open, and nothing else.
+        evidence.facts.findings.push(finding("b"));
+        let (report, memory) = judge(&evidence, &memory, at(4));
+        assert_eq!(beads(&report, &memory, at(4)).unwrap().len(), 2);
+        evidence.facts.findings.clear();
+        let (report, memory) = judge(&evidence, &memory, at(5));
+        assert!(report.is_ok());
+        let issues = beads(&report, &memory, at(5)).unwrap();
+        assert!(issues[0].contains(r#""closed_at":"1970-01-01T00:00:05Z""#));
+        // What is written is what is read.
+        let json = serde_json::to_string(&memory).unwrap();
+        assert_eq!(serde_json::from_str::<Memory>(&json).unwrap(), memory);
+    }
+}

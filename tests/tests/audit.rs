@@ -1,0 +1,766 @@
+//! `thrice audit`: each sort of finding is planted, seen once, mended, and goes.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use blackbox::{Running, World};
+use serde_json::Value;
+
+const DAY: i64 = 86_400;
+
+/// A world, the time that it is in it, and where programs are found.
+struct Stage {
+    world: World,
+    days: i64,
+    path: Option<String>,
+}
+
+/// What is to be seen: a finding of this kind about this.
+struct Case<'a> {
+    kind: &'static str,
+    subject: &'a str,
+}
+
+impl Stage {
+    fn new(world: World) -> Self {
+        let (days, path) = (0, None);
+        Self { world, days, path }
+    }
+
+    /// A world with `live/docs` in it, copied.
+    fn copied() -> Result<Self> {
+        let world = World::one_store()?;
+        world.write("docs/a", "hello")?;
+        let stage = Self::new(world);
+        stage.run(&["run"], 0)?;
+        Ok(stage)
+    }
+
+    fn run(&self, arguments: &[&str], code: i32) -> Result<String> {
+        let mut command = self.world.command(arguments);
+        if self.days > 0 {
+            let now = jiff::Timestamp::now().as_second() + self.days * DAY;
+            let now = jiff::Timestamp::from_second(now)?;
+            command.env("THRICE_NOW", now.to_string());
+        }
+        if let Some(path) = &self.path {
+            command.env("PATH", path);
+        }
+        let outcome = Running::spawn(&mut command)?.wait()?;
+        ensure!(
+            outcome.code == Some(code),
+            "{arguments:?}: {code} wanted\n{outcome}"
+        );
+        Ok(outcome.stdout)
+    }
+
+    /// What an audit says; that its exit code fits is checked.
+    fn audit(&self) -> Result<Value> {
+        let text = self
+            .run(&["audit", "--json"], 3)
+            .or_else(|_| self.run(&["audit", "--json"], 0));
+        Ok(serde_json::from_str(&text?)?)
+    }
+
+    /// The one finding of a kind about something, if there is one.
+    fn find(&self, case: &Case<'_>) -> Result<(Option<Value>, Value)> {
+        let report = self.audit()?;
+        let fits = |one: &&Value| one["kind"] == case.kind && one["subject"] == case.subject;
+        let all: Vec<&Value> = list(&report["findings"]).iter().filter(fits).collect();
+        ensure!(all.len() <= 1, "{} is said again: {report:#}", case.kind);
+        Ok((all.first().map(|one| (*one).clone()), report.clone()))
+    }
+
+    /// Plants it, sees it once, mends it, and sees it go.
+    fn cycle(
+        &mut self,
+        case: Case<'_>,
+        plant: impl FnOnce(&mut Self) -> Result<()>,
+        mend: impl FnOnce(&mut Self, &Value) -> Result<()>,
+    ) -> Result<()> {
+        let (before, report) = self.find(&case)?;
+        ensure!(before.is_none(), "{} before: {report:#}", case.kind);
+        plant(self)?;
+        let (seen, report) = self.find(&case)?;
+        let seen = seen.with_context(|| format!("no {}: {report:#}", case.kind))?;
+        ensure!(seen["new"] == true, "not new: {seen:#}");
+        ensure!(
+            !list(&seen["evidence"]).is_empty() || is_carried(&case),
+            "{seen:#}"
+        );
+        ensure!(seen["remedy"].as_str().is_some_and(|text| !text.is_empty()));
+        let urgent = seen["severity"] != "S3";
+        if urgent {
+            self.run(&["audit"], 3)?;
+        }
+        let (again, report) = self.find(&case)?;
+        let again = again.with_context(|| format!("{} went: {report:#}", case.kind))?;
+        ensure!(
+            again["new"] == false && again["id"] == seen["id"],
+            "{again:#}"
+        );
+        ensure!(again["since"] == seen["since"], "{again:#}");
+        let issue = self.issue(&seen)?.context("no issue")?;
+        ensure!(issue["status"] == "open", "{issue:#}");
+        mend(self, &seen)?;
+        let (gone, report) = self.find(&case)?;
+        ensure!(gone.is_none(), "{} stays: {report:#}", case.kind);
+        let closed = list(&report["closed"]).iter();
+        let closed = closed.filter(|one| one["id"] == seen["id"]).count();
+        ensure!(closed == 1, "not closed: {report:#}");
+        // Whoever keeps issues may have missed the audit that saw it mended.
+        ensure!(
+            list(&self.audit()?["closed"])
+                .iter()
+                .all(|one| one["id"] != seen["id"])
+        );
+        let issue = self.issue(&seen)?.context("no closed issue")?;
+        ensure!(issue["status"] == "closed", "{issue:#}");
+        ensure!(issue["closed_at"].is_string(), "{issue:#}");
+        Ok(())
+    }
+
+    /// Sees what is planted, says that it is right so, and sees it no more.
+    fn accept(&self, case: &Case<'_>) -> Result<()> {
+        let (seen, report) = self.find(case)?;
+        let seen = seen.with_context(|| format!("no {}: {report:#}", case.kind))?;
+        let id = seen["id"].as_str().context("an id")?;
+        let said = self.run(&["audit", "--accept", id], 0)?;
+        let mended = format!("mended: {} {}", case.kind, case.subject);
+        ensure!(said.contains(&mended), "{said}");
+        let (gone, report) = self.find(case)?;
+        ensure!(gone.is_none(), "{} stays: {report:#}", case.kind);
+        Ok(())
+    }
+
+    /// The issue of a finding, of which there may be one.
+    fn issue(&self, finding: &Value) -> Result<Option<Value>> {
+        let beads = ["audit", "--format", "beads"];
+        let text = self.run(&beads, 3).or_else(|_| self.run(&beads, 0))?;
+        let id = finding["id"].as_str().context("an id")?;
+        let id = format!("thrice-{}", &id[..8]);
+        let mut found = None;
+        for line in text.lines() {
+            let issue: Value = serde_json::from_str(line)?;
+            if issue["id"] == *id {
+                ensure!(found.is_none(), "two issues: {text}");
+                found = Some(issue);
+            }
+        }
+        Ok(found)
+    }
+
+    fn configure(&self, more: &str) -> Result<()> {
+        let world = &self.world;
+        let root = world.root(&["sda"]);
+        world.configure(&format!("{}{root}{more}", world.head()))
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// What the catalog has has no lines of evidence.
+fn is_carried(case: &Case<'_>) -> bool {
+    ["unrouted-path", "coverage-error", "copy-corrupt"].contains(&case.kind)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    Ok(std::fs::set_permissions(
+        path,
+        std::fs::Permissions::from_mode(mode),
+    )?)
+}
+
+/// Changes a note of the state directory.
+fn renote(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let mut note: Value = serde_json::from_slice(&std::fs::read(path)?)?;
+    change(&mut note);
+    Ok(std::fs::write(path, note.to_string())?)
+}
+
+#[test]
+fn every_sort_of_finding_is_planted_here() -> Result<()> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/audit.md");
+    let docs = std::fs::read_to_string(docs)?;
+    let here = include_str!("audit.rs");
+    let rows = docs.lines().filter_map(|line| line.strip_prefix("| `"));
+    let kinds: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    ensure!(kinds.len() > 20, "{kinds:?}");
+    for kind in kinds {
+        ensure!(here.contains(&format!("kind: \"{kind}\",")), "{kind}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_copied_world_has_nothing_to_be_seen_to() -> Result<()> {
+    let stage = Stage::copied()?;
+    for _ in 0..2 {
+        let report: Value = serde_json::from_str(&stage.run(&["audit", "--format", "json"], 0)?)?;
+        ensure!(list(&report["findings"]).is_empty(), "{report:#}");
+    }
+    let error = stage.world.expect(&["audit", "--accept", "0123"], 2)?;
+    ensure!(error.stderr.contains("no open finding"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn r08_what_never_ran_is_found() -> Result<()> {
+    let world = World::one_store()?;
+    world.write("docs/a", "hello")?;
+    let report = Stage::new(world).audit()?;
+    let first = &report["findings"][0];
+    ensure!(first["kind"] == "copies-missing", "{report:#}");
+    Ok(())
+}
+
+#[test]
+fn r02_paths_without_a_route_or_with_two() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let other = stage.world.path("other");
+    std::fs::create_dir(&other)?;
+    stage.configure(&format!("[root.\"{}\"]\n", other.display()))?;
+    let stray = other.join("stray");
+    let case = Case {
+        kind: "unrouted-path",
+        subject: &stray.to_string_lossy(),
+    };
+    stage.cycle(
+        case,
+        |_| {
+            std::fs::create_dir(&stray)?;
+            Ok(std::fs::write(stray.join("file"), "x")?)
+        },
+        |_, _| Ok(std::fs::remove_dir_all(&stray)?),
+    )?;
+    let live = stage.world.live();
+    let live = live.display();
+    let twice = format!(
+        "[dataset.one]\nmatch = \"{live}/d?cs\"\n\n[dataset.two]\nmatch = \"{live}/do?s\"\n"
+    );
+    stage.configure(&twice)?;
+    let report = stage.audit()?;
+    let error = list(&report["findings"]).iter();
+    let mut error = error.filter(|one| one["kind"] == "coverage-error");
+    let subject = error.next().with_context(|| format!("{report:#}"))?["subject"].clone();
+    stage.configure("")?;
+    stage.audit()?;
+    let case = Case {
+        kind: "coverage-error",
+        subject: subject.as_str().context("a subject")?,
+    };
+    stage.cycle(case, |s| s.configure(&twice), |s, _| s.configure(""))
+}
+
+#[test]
+fn r14_new_data_is_told_until_someone_knows() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let path = stage.world.live().join("fresh");
+    let subject = path.to_string_lossy().into_owned();
+    let case = || Case {
+        kind: "new-data",
+        subject: &subject,
+    };
+    stage.cycle(
+        case(),
+        |stage| stage.world.write("fresh/a", "x"),
+        |_, _| Ok(std::fs::remove_dir_all(&path)?),
+    )?;
+    stage.cycle(
+        case(),
+        |stage| stage.world.write("fresh/a", "x"),
+        |stage, _| {
+            stage.days = 8;
+            Ok(())
+        },
+    )?;
+    // Or until a person has looked.
+    stage.world.write("more/a", "x")?;
+    let path = stage.world.live().join("more");
+    let case = Case {
+        kind: "new-data",
+        subject: &path.to_string_lossy(),
+    };
+    stage.accept(&case)
+}
+
+#[test]
+fn r14_a_dataset_that_jumps_is_told() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let case = Case {
+        kind: "size-jump",
+        subject: "docs",
+    };
+    let big = stage.world.live().join("docs/image");
+    stage.audit()?;
+    stage.cycle(
+        case,
+        |stage| {
+            std::fs::File::create(&big)?.set_len(2 << 30)?;
+            stage.run(&["run"], 0).map(drop)
+        },
+        |stage, _| {
+            std::fs::remove_file(&big)?;
+            stage.run(&["run"], 0).map(drop)
+        },
+    )?;
+    let (photo, locked) = (big.with_file_name("a.jpg"), big.with_file_name("a.locked"));
+    std::fs::write(&photo, vec![7; 2 << 20])?;
+    stage.run(&["run"], 0)?;
+    // Measured by what it has from now on.
+    stage.days = 8;
+    stage.run(&["run"], 0)?;
+    let case = Case {
+        kind: "kind-jump",
+        subject: "docs",
+    };
+    stage.cycle(
+        case,
+        |stage| {
+            std::fs::rename(&photo, &locked)?;
+            stage.run(&["run"], 0).map(drop)
+        },
+        |stage, _| {
+            std::fs::rename(&locked, &photo)?;
+            stage.run(&["run"], 0).map(drop)
+        },
+    )?;
+    std::fs::rename(&photo, &locked)?;
+    stage.run(&["run"], 0)?;
+    let case = Case {
+        kind: "kind-jump",
+        subject: "docs",
+    };
+    stage.accept(&case)
+}
+
+#[test]
+fn r12_ninety_nine_photos_of_zeros() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let photo = |n: usize| format!("docs/{n}.jpg");
+    let write = |stage: &Stage, content: &dyn Fn(usize) -> Vec<u8>| -> Result<()> {
+        for n in 0..99 {
+            stage.world.write(&photo(n), content(n))?;
+        }
+        stage.run(&["run"], 0).map(drop)
+    };
+    let good = |n: usize| format!("photo {n}").repeat(100 + n).into_bytes();
+    write(&stage, &good)?;
+    let case = Case {
+        kind: "zero-filled",
+        subject: "docs",
+    };
+    stage.cycle(
+        case,
+        |stage| {
+            write(stage, &|n| vec![0; good(n).len()])?;
+            // One is nothing but a hole.
+            let hole = std::fs::File::create(stage.world.live().join(photo(7)))?;
+            hole.set_len(1 << 20)?;
+            // What was a hole from the first is nobody's loss.
+            let disk = std::fs::File::create(stage.world.live().join("docs/disk"))?;
+            disk.set_len(1 << 20)?;
+            stage.run(&["run"], 0).map(drop)
+        },
+        |stage, seen| {
+            let message = seen["message"].as_str().unwrap_or_default();
+            ensure!(message.starts_with("99 files"), "{seen:#}");
+            // The remedy says a command that does it.
+            let remedy = seen["remedy"].as_str().unwrap_or_default();
+            let at = remedy.split("--at ").nth(1).context("a version")?;
+            let at = at.split(' ').next().context("a version")?;
+            let to = stage.world.path("out").join("back");
+            let to = to.to_string_lossy();
+            let one = format!("docs:{}", &photo(3)["docs/".len()..]);
+            stage.run(&["restore", &one, "--at", at, "--to", &to], 0)?;
+            let back = Path::new(&*to).join("3.jpg");
+            ensure!(std::fs::read(back)? == good(3), "{remedy}");
+            write(stage, &good)
+        },
+    )
+}
+
+#[test]
+fn r12_a_file_that_lost_almost_everything() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let write = |stage: &Stage, bytes: usize| -> Result<()> {
+        for name in ["docs/book", "docs/day.log"] {
+            stage.world.write(name, vec![1; bytes])?;
+        }
+        stage.run(&["run"], 0).map(drop)
+    };
+    write(&stage, 100_000)?;
+    let case = || Case {
+        kind: "shrunken",
+        subject: "docs",
+    };
+    stage.cycle(
+        case(),
+        |stage| write(stage, 10),
+        |stage, seen| {
+            let message = seen["message"].as_str().unwrap_or_default();
+            ensure!(message.starts_with("1 files"), "a log is none: {seen:#}");
+            write(stage, 100_000)
+        },
+    )?;
+    stage.cycle(
+        case(),
+        |stage| write(stage, 10),
+        |stage, _| {
+            std::fs::remove_file(stage.world.live().join("docs/book"))?;
+            stage.run(&["run"], 0).map(drop)
+        },
+    )?;
+    write(&stage, 100_000)?;
+    write(&stage, 20)?;
+    stage.accept(&case())
+}
+
+#[test]
+fn copies_that_are_fewer_or_older_than_declared() -> Result<()> {
+    let world = World::new()?;
+    let second = format!(
+        "[store.sdb]\nkind = \"disk\"\npath = \"{}\"\n\n",
+        world.path("sdb").display()
+    );
+    std::fs::create_dir(world.path("sdb"))?;
+    let root = world.root(&["sda", "sdb"]);
+    world.configure(&format!("{}{second}{root}", world.head()))?;
+    world.write("docs/a", "hello")?;
+    let mut stage = Stage::new(world);
+    stage.run(&["run"], 0)?;
+    let case = Case {
+        kind: "copies-missing",
+        subject: "docs → sdb",
+    };
+    stage.cycle(
+        case,
+        |stage| {
+            stage.world.write("docs/b", "more")?;
+            stage.run(&["run", "backup"], 0)?;
+            ensure!(
+                list(&stage.audit()?["findings"]).is_empty(),
+                "it is not late yet"
+            );
+            stage.days = 2;
+            Ok(())
+        },
+        |stage, _| stage.run(&["run"], 0).map(drop),
+    )?;
+    let case = Case {
+        kind: "stale",
+        subject: "docs → sda",
+    };
+    stage.cycle(
+        case,
+        |stage| {
+            stage.days = 4;
+            Ok(())
+        },
+        |stage, _| stage.run(&["run"], 0).map(drop),
+    )?;
+    let case = Case {
+        kind: "never-verified",
+        subject: "docs → sdb",
+    };
+    stage.cycle(
+        case,
+        |stage| {
+            stage.days = 40;
+            Ok(())
+        },
+        |stage, _| stage.run(&["verify"], 0).map(drop),
+    )?;
+    Ok(())
+}
+
+#[test]
+fn what_runs_and_verifications_found_is_carried() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let case = Case {
+        kind: "copy-corrupt",
+        subject: "docs:a in sda",
+    };
+    stage.cycle(
+        case,
+        |stage| {
+            std::fs::write(stage.world.path("sda/docs/a"), "hallo")?;
+            stage.run(&["verify"], 3).map(drop)
+        },
+        |stage, _| {
+            stage.world.write("docs/a", "new")?;
+            stage.run(&["run"], 0)?;
+            stage
+                .run(&["verify", "--store", "sda"], 0)
+                .or_else(|_| Ok(String::new()))
+                .map(drop)
+        },
+    )
+}
+
+#[test]
+fn schedules_that_meet_and_drills_that_never_were() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let quiet = |stage: &mut Stage, _: &Value| stage.configure("");
+    let case = Case {
+        kind: "schedule-collision",
+        subject: "backup, verify",
+    };
+    let schedule = "[schedule]\nbackup = \"05:00\"\nverify = \"Sun 05:00\"\n";
+    stage.cycle(case, |stage| stage.configure(schedule), quiet)?;
+    let case = Case {
+        kind: "never-drilled",
+        subject: "docs",
+    };
+    let schedule = "[schedule]\ndrill = \"monthly\"\n";
+    stage.cycle(case, |stage| stage.configure(schedule), quiet)
+}
+
+#[test]
+fn r16_keys_and_tools_that_a_recovery_needs() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let secret = stage.world.path("secret");
+    std::fs::create_dir(&secret)?;
+    set_mode(&secret, 0o700)?;
+    let password = secret.join("password");
+    std::fs::write(&password, "x")?;
+    set_mode(&password, 0o600)?;
+    stage.configure(&format!(
+        "[dataset.accounts]\npostgres = \"postgresql://me@127.0.0.1:1/accounts\"\n\
+         password_file = \"{}\"\nroute = [\"sda\"]\n",
+        password.display()
+    ))?;
+    let subject = password.to_string_lossy().into_owned();
+    let readable = || Case {
+        kind: "secret-readable",
+        subject: &subject,
+    };
+    stage.cycle(
+        readable(),
+        |_| set_mode(&password, 0o640),
+        |_, _| set_mode(&password, 0o600),
+    )?;
+    // Who may write to its folder puts another in its place.
+    stage.cycle(
+        readable(),
+        |_| set_mode(&secret, 0o777),
+        |_, _| set_mode(&secret, 0o700),
+    )?;
+    let case = Case {
+        kind: "recovery-key-missing",
+        subject: &subject,
+    };
+    let away = secret.join("away");
+    stage.cycle(
+        case,
+        |_| Ok(std::fs::rename(&password, &away)?),
+        |_, _| Ok(std::fs::rename(&away, &password)?),
+    )?;
+    let bin = stage.world.path("bin");
+    std::fs::create_dir(&bin)?;
+    let tool = |name: &str| -> Result<()> {
+        std::fs::write(bin.join(name), "#!/bin/sh\n")?;
+        set_mode(&bin.join(name), 0o755)
+    };
+    tool("pg_restore")?;
+    tool("psql")?;
+    stage.path = Some(bin.to_string_lossy().into_owned());
+    let case = Case {
+        kind: "recovery-tool-missing",
+        subject: "pg_restore",
+    };
+    stage.cycle(
+        case,
+        |_| Ok(std::fs::remove_file(bin.join("pg_restore"))?),
+        |_, _| tool("pg_restore"),
+    )
+}
+
+#[test]
+fn r16_the_key_to_a_store_lay_in_what_only_it_holds() -> Result<()> {
+    let stage = World::new()?;
+    stage.write("home/id", "a key")?;
+    let key = stage.live().join("home/id");
+    set_mode(&key, 0o600)?;
+    let outside = stage.path("id");
+    std::fs::write(&outside, "a key")?;
+    set_mode(&outside, 0o600)?;
+    let config = stage.path("ssh_config");
+    let name = |path: &Path| -> Result<()> {
+        let text = format!("Host nas\n  IdentityFile {}\n", path.display());
+        Ok(std::fs::write(&config, text)?)
+    };
+    name(&outside)?;
+    let nas = format!(
+        "[store.nas]\nkind = \"agent\"\nssh = \"nas\"\nssh_config = \"{}\"\npath = \"/b\"\n\n",
+        config.display()
+    );
+    let far = format!("{}{nas}{}", stage.head(), stage.root(&["nas"]));
+    let near = format!("{}{nas}{}", stage.head(), stage.root(&["sda", "nas"]));
+    stage.configure(&far)?;
+    let mut stage = Stage::new(stage);
+    let subject = key.to_string_lossy().into_owned();
+    let case = || Case {
+        kind: "recovery-circle",
+        subject: &subject,
+    };
+    stage.cycle(case(), |_| name(&key), |_, _| name(&outside))?;
+    // A store that needs no key breaks the circle as well.
+    stage.cycle(case(), |_| name(&key), |s, _| s.world.configure(&near))
+}
+
+#[test]
+fn r14_programs_and_configurations_that_are_not_at_work() -> Result<()> {
+    let world = World::new()?;
+    let nas = format!(
+        "[store.nas]\nkind = \"agent\"\nvia = [\"{}\"]\npath = \"{}\"\n\n",
+        world.program().display(),
+        world.path("nas").display()
+    );
+    let text = format!("{}{nas}{}", world.head(), world.root(&["sda", "nas"]));
+    world.configure(&text)?;
+    world.write("docs/a", "hello")?;
+    let mut stage = Stage::new(world);
+    stage.run(&["run"], 0)?;
+    let note = stage.world.path("state/deployed/run.json");
+    let case = Case {
+        kind: "binary-differs",
+        subject: "last run",
+    };
+    stage.cycle(
+        case,
+        |_| renote(&note, |note| note["program"] = "thrice 0.0.1".into()),
+        |stage, _| stage.run(&["run"], 0).map(drop),
+    )?;
+    let case = Case {
+        kind: "binary-differs",
+        subject: "agent of nas",
+    };
+    stage.cycle(
+        case,
+        |_| renote(&note, |note| note["far"]["nas"] = "thrice 0.0.1".into()),
+        // It says anew what it is when something is brought there.
+        |stage, _| {
+            stage.world.write("docs/b", "more")?;
+            stage.run(&["run"], 0).map(drop)
+        },
+    )?;
+    let case = Case {
+        kind: "config-differs",
+        subject: "last run",
+    };
+    stage.cycle(
+        case,
+        |stage| stage.world.configure(&format!("{text}# changed\n")),
+        |stage, _| stage.run(&["run"], 0).map(drop),
+    )
+}
+
+#[test]
+fn r14_a_tracker_whose_program_was_replaced() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let old = stage.world.path("thrice-old");
+    // A link to the same file: removing it is what an upgrade does.
+    std::fs::copy(stage.world.program(), &old)?;
+    let start = |stage: &Stage, program: &Path| -> Result<Running> {
+        let mut command = std::process::Command::new(program);
+        stage.world.freeze(&mut command);
+        command.args(["watch", "--inotify"]);
+        let running = Running::spawn(&mut command)?;
+        let status = stage.world.path("state/feed/status.json");
+        let pid = format!("\"pid\":{}", running.pid().context("a process")?);
+        let patience = Instant::now();
+        while !std::fs::read_to_string(&status).is_ok_and(|text| text.contains(&pid)) {
+            if patience.elapsed() > Duration::from_secs(20) {
+                bail!("the tracker does not say that it lives");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(running)
+    };
+    let mut tracker = Some(start(&stage, &old)?);
+    let case = Case {
+        kind: "binary-differs",
+        subject: "change tracker",
+    };
+    stage.cycle(
+        case,
+        |_| Ok(std::fs::remove_file(&old)?),
+        |stage, _| {
+            drop(tracker.take());
+            tracker = Some(start(stage, stage.world.program())?);
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn r17_room_that_is_short() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let root = stage.world.root(&["sda"]);
+    let with = |stage: &Stage, full: &str| {
+        let head = stage.world.head();
+        stage
+            .world
+            .configure(&format!("{}\n{full}\n{root}", head.trim_end()))
+    };
+    with(&stage, "full = { warn = \"100%\", stop = \"100%\" }")?;
+    let case = Case {
+        kind: "capacity",
+        subject: "sda",
+    };
+    stage.cycle(
+        case,
+        |stage| with(stage, "full = { warn = \"0.001%\", stop = \"100%\" }"),
+        |stage, _| with(stage, "full = { warn = \"100%\", stop = \"100%\" }"),
+    )?;
+    let case = Case {
+        kind: "unowned-in-store",
+        subject: "sda",
+    };
+    let stray = stage.world.path("sda/old-backups");
+    stage.cycle(
+        case,
+        |_| Ok(std::fs::create_dir(&stray)?),
+        |_, _| Ok(std::fs::remove_dir(&stray)?),
+    )
+}
+
+#[test]
+fn r17_a_pool_that_fills() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let bin = stage.world.path("bin");
+    std::fs::create_dir(&bin)?;
+    // LVM's own answer, with another figure in it.
+    let says = |percent: &str| -> Result<()> {
+        let pool = serde_json::json!({"report": [{"lv": [{
+            "lv_name": "data", "lv_uuid": "u-1", "lv_size": "1073741824", "lv_tags": "",
+            "pool_lv": "", "data_percent": percent, "metadata_percent": "10.00",
+            "thin_id": "", "segtype": "thin-pool", "lv_active": "active",
+            "lv_kernel_major": "253", "lv_kernel_minor": "3"}]}]});
+        let script = format!("#!/bin/sh\necho '{pool}'\n");
+        std::fs::write(bin.join("lvm"), script)?;
+        set_mode(&bin.join("lvm"), 0o755)
+    };
+    says("50.00")?;
+    stage.path = Some(format!("{}:/usr/bin:/bin", bin.display()));
+    stage.configure("[root.\"vg:pve\"]\neach = \"volume\"\nroute = [\"sda\"]\n")?;
+    let case = || Case {
+        kind: "pool",
+        subject: "pve/data",
+    };
+    stage.cycle(case(), |_| says("95.00"), |_, _| says("50.00"))?;
+    // Three in a hundred a day: full in a fortnight.
+    stage.cycle(
+        case(),
+        |stage| {
+            stage.days = 10;
+            says("80.00")
+        },
+        |_, _| says("40.00"),
+    )
+}
