@@ -5,6 +5,7 @@
 //! into the proof ([`resolve`]) as a value ([`Landscape`]), so the proof is pure.
 
 mod bundle;
+mod calendar;
 mod claim;
 mod coverage;
 mod diagnostic;
