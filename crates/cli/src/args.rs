@@ -201,16 +201,26 @@ pub struct PlanArgs {
 /// A step of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Step {
+    Snapshot,
+    /// A part of `backup`
+    #[value(hide = true)]
+    Capture,
     Backup,
     Offsite,
     Prune,
     Verify,
+    /// Not in this version
+    #[value(hide = true)]
+    Drill,
 }
 
 impl Step {
     /// The word.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Snapshot => "snapshot",
+            Self::Capture => "capture",
+            Self::Drill => "drill",
             Self::Backup => "backup",
             Self::Offsite => "offsite",
             Self::Prune => "prune",
@@ -221,7 +231,8 @@ impl Step {
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Which steps [default: backup offsite prune]
+    /// Which steps [default: what is due by the schedule; where there is none, or something else
+    /// is asked for, backup offsite prune]
     #[arg(value_name = "STEP")]
     pub steps: Vec<Step>,
     /// Only this dataset (may be given more than once)
@@ -239,6 +250,9 @@ pub struct RunArgs {
     /// Let this dataset's guards pass once: what is gone or changed is meant to be
     #[arg(long, value_name = "DATASET")]
     pub accept: Vec<String>,
+    /// Keep this machine from shutting down and going to sleep meanwhile (systemd-inhibit)
+    #[arg(long)]
+    pub inhibit: bool,
 }
 
 #[derive(Debug, Args)]

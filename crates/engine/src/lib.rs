@@ -8,6 +8,7 @@ mod databases;
 mod decide;
 mod delta;
 mod dirty;
+mod due;
 mod error;
 mod expect;
 mod findings;
@@ -47,6 +48,7 @@ mod watch;
 mod window;
 mod workload;
 
+pub use due::{Due, DueLeg, DueLegs, DueStep, Why, due, pruned};
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};
 pub use findings::UNDO;

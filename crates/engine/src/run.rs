@@ -17,6 +17,7 @@ use store::{Seal, SealStatus, Session};
 use tree::{Dir, FsIdentity, RelPath};
 
 use crate::databases::{self, Databases};
+use crate::due::DueLegs;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
@@ -70,6 +71,8 @@ pub struct RunOptions {
     pub window: Option<Duration>,
     /// The command line, for the record.
     pub command: String,
+    /// What of it the schedule asks for; `None`: all.
+    pub due: Option<DueLegs>,
 }
 
 impl RunOptions {
@@ -79,6 +82,23 @@ impl RunOptions {
 
     fn store(&self, name: &str) -> bool {
         self.stores.is_empty() || self.stores.iter().any(|store| store == name)
+    }
+
+    /// Whether a dataset is to be brought to a store.
+    fn leg(&self, dataset: &str, store: &str) -> bool {
+        let is_due = |due: &DueLegs| due.has(dataset, store);
+        self.store(store) && self.due.as_ref().is_none_or(is_due)
+    }
+
+    fn prunes(&self, dataset: &str, store: &str) -> bool {
+        let is_due = |due: &DueLegs| due.prune || due.has(dataset, store);
+        self.store(store) && self.due.as_ref().is_none_or(is_due)
+    }
+
+    /// Whether any of it has to do with the dataset.
+    fn concerns(&self, expected: &Expected) -> bool {
+        let mut route = expected.route.iter();
+        route.any(|store| self.prunes(&expected.name, store))
     }
 }
 
@@ -280,7 +300,10 @@ impl Run<'_, '_> {
         }
         self.findings.coverage(&expectation.coverage)?;
         self.findings.bundles(&self.engine.config.bundles)?;
-        let units = self.units(expectation);
+        let mut units = self.units(expectation);
+        if self.options.due.is_some() {
+            units.retain(|unit| unit.members.iter().any(|one| self.options.concerns(one)));
+        }
         let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
         // Where the time is short, what is stalest comes to its last store before anything else
         // begins: else the first legs could take every window, and the last ones never start.
@@ -388,7 +411,7 @@ impl Run<'_, '_> {
         }
         for (position, store) in expected.route.iter().enumerate() {
             let step = if position == 0 { "backup" } else { "offsite" };
-            let wanted = self.options.step(step) && self.options.store(store);
+            let wanted = self.options.step(step) && self.options.leg(&expected.name, store);
             let legs = self.outcomes.entry(expected.name.clone()).or_default();
             if wanted && !legs.iter().any(|(leg, _)| leg.store == *store) {
                 let leg = Leg {
@@ -452,7 +475,7 @@ impl Run<'_, '_> {
         let Some(first) = expected.route.first() else {
             return Ok(());
         };
-        if !self.options.store(first) {
+        if !self.options.leg(&expected.name, first) {
             return Ok(());
         }
         self.leg("backup", expected, 0, Self::backup)
@@ -1230,7 +1253,8 @@ impl Run<'_, '_> {
                 let Some(store) = expected.route.get(position) else {
                     continue;
                 };
-                let wanted = self.options.store(store) && !self.retired.contains(&expected.name);
+                let wanted = self.options.leg(&expected.name, store)
+                    && !self.retired.contains(&expected.name);
                 if wanted && !self.cancelled() {
                     self.leg("offsite", expected, position, Self::offsite)?;
                 }
@@ -1394,7 +1418,7 @@ impl Run<'_, '_> {
             for store in expected
                 .route
                 .iter()
-                .filter(|store| self.options.store(store))
+                .filter(|store| self.options.prunes(&expected.name, store))
             {
                 // In a whole run no leg may have come as far as its store: a pool that is full
                 // stops all that lie in it, and nothing is pruned but here. One that could not be

@@ -13,6 +13,10 @@ use crate::units::{STEPS, TimeOfDay, When};
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
 
+/// The steps that a schedule has done by `thrice run`, in their order. `capture` is a part of
+/// `backup`.
+pub const RUN_STEPS: [&str; 5] = ["snapshot", "backup", "offsite", "verify", "prune"];
+
 /// What follows another step where the schedule does not say when: copies that are not brought on,
 /// or never pruned, are what nobody means.
 const FOLLOWS: [(&str, &str); 2] = [("offsite", "backup"), ("prune", "backup")];
@@ -28,9 +32,9 @@ impl Schedule {
         named.and_then(Result::ok).unwrap_or_else(TimeZone::system)
     }
 
-    /// Whether any step has a time.
+    /// Whether any step of a run has a time.
     pub fn is_timed(&self) -> bool {
-        STEPS.iter().any(|step| self.when(step).is_some())
+        RUN_STEPS.iter().any(|step| self.when(step).is_some())
     }
 
     /// What a step waits for, if it has no time of its own: what the schedule says, or what is

@@ -10,6 +10,7 @@ mod plan;
 mod refetch;
 mod restore;
 mod run;
+mod scheduled;
 mod snapshot;
 mod status;
 mod target;
