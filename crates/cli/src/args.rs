@@ -63,6 +63,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Run the pipeline, or steps of it
     Run(RunArgs),
+    /// Write systemd's services and timers for the schedule, and say what was written
+    Install(InstallArgs),
     /// Listen to what changes, so that runs need not look at everything; goes on until stopped
     Watch(WatchArgs),
     /// Snapshots of volumes, on the same disk, to go back to
@@ -172,6 +174,16 @@ pub struct InitArgs {
     #[arg(long = "device", value_name = "USER@HOST")]
     pub devices: Vec<String>,
     /// Write it to standard output and nowhere else
+    #[arg(long)]
+    pub print: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// The folder that they are written into
+    #[arg(long, value_name = "DIR", default_value = "/etc/systemd/system")]
+    pub to: PathBuf,
+    /// Show them on standard output, and write nothing
     #[arg(long)]
     pub print: bool,
 }

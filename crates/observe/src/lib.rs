@@ -6,6 +6,7 @@
 mod facts;
 mod judge;
 mod report;
+pub mod units;
 
 use catalog::Catalog;
 use engine::Expectation;
