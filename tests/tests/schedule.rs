@@ -1,8 +1,12 @@
-//! `thrice run` by the schedule, with a clock that the tests set.
+//! `thrice run` by the schedule, with a clock that the tests set; and the units that start it.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{Outcome, World};
+use blackbox::{Outcome, World, skip};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const DAILY: &str = "[schedule]\nzone = \"Europe/Sofia\"\nbackup = \"05:00\"\n";
 
@@ -66,7 +70,7 @@ fn a_run_without_steps_does_what_is_due_and_nothing_twice() -> Result<()> {
     assert_eq!(early["datasets"], json!([]));
     let due_now = at("2026-11-27T03:00:00Z", 0)?;
     assert_eq!(due(&due_now)?, all);
-    assert_eq!(due_now.summary()?["files_changed"], 1);
+    assert_eq!(std::fs::read_to_string(world.path("nas/docs/a"))?, "2");
     let quiet = run_at(&world, "2026-11-27T03:01:00Z", &["run"], 0)?;
     let said = "nothing is due; next: backup at Sat 2026-11-28 05:00 EET";
     assert!(quiet.stderr.contains(said), "{quiet:?}");
@@ -119,8 +123,8 @@ fn what_failed_stays_due_and_the_others_do_not() -> Result<()> {
     std::fs::rename(&nas, &aside)?;
     std::fs::write(&nas, "")?;
     world.write("docs/a", "2")?;
-    at("2026-11-27T04:00:00Z", 1)?;
-    let again = at("2026-11-27T04:10:00Z", 1)?;
+    at("2026-11-27T04:00:00Z", 4)?;
+    let again = at("2026-11-27T04:10:00Z", 4)?;
     assert_eq!(due(&again)?, [json!(["offsite", ["nas"]])]);
     std::fs::remove_file(&nas)?;
     std::fs::rename(&aside, &nas)?;
@@ -172,7 +176,7 @@ fn each_step_has_its_own_time() -> Result<()> {
 #[test]
 fn r07_nothing_to_back_up_is_failure_by_schedule_too() -> Result<()> {
     let world = world(DAILY)?;
-    world.configure(&format!("{}{DAILY}", world.head()))?;
+    std::fs::remove_dir_all(world.live().join("docs"))?;
     let none = run_at(&world, "2026-11-26T12:00:00Z", &["run"], 1)?;
     assert!(none.stderr.contains("no dataset has a route"), "{none:?}");
     Ok(())
@@ -195,5 +199,211 @@ fn steps_that_are_none_of_their_own_say_so() -> Result<()> {
     );
     let none = world.expect(&["run", "snapshot"], 0)?;
     assert!(none.stderr.contains("no volume group"), "{none:?}");
+    Ok(())
+}
+
+#[test]
+fn install_writes_units_that_systemd_takes() -> Result<()> {
+    let (_parent, world) = installed_world()?;
+    let to = world.path("units");
+    let all = world.expect(&["install", "--to", text(&to)?, "--json"], 0)?;
+    let all: Value = serde_json::from_str(&all.stdout)?;
+    let run = ["thrice-run.service", "thrice-run.timer"];
+    let names = [
+        run[0],
+        run[1],
+        "thrice-watch.service",
+        METRICS[0],
+        METRICS[1],
+    ];
+    assert_eq!(all["written"], json!(names));
+    let enable =
+        "systemctl enable --now thrice-run.timer thrice-watch.service thrice-metrics.timer";
+    assert_eq!(all["next"], json!(["systemctl daemon-reload", enable]));
+    let printed = world.expect(&["install", "--print"], 0)?.stdout;
+    for name in names {
+        assert!(
+            printed.contains(&std::fs::read_to_string(to.join(name))?),
+            "{name}"
+        );
+    }
+    let mut verify = Command::new("systemd-analyze");
+    verify
+        .args(["verify", "--man=no"])
+        .args(names.map(|name| to.join(name)));
+    let verified = match verify.output() {
+        Err(error) => return skip(format!("systemd-analyze: {error}")),
+        Ok(verified) => verified,
+    };
+    let said = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success() && said.is_empty(), "{said}");
+    Ok(())
+}
+
+const METRICS: [&str; 2] = ["thrice-metrics.service", "thrice-metrics.timer"];
+
+/// With metrics, and a place to write units into, at a path that is awkward for systemd.
+fn installed_world() -> Result<(TempDir, World)> {
+    let prefix = "thrice 100% $HOME \"";
+    let parent = tempfile::Builder::new().prefix(prefix).tempdir()?;
+    let world = World::new_in(parent.path())?;
+    std::fs::create_dir(world.path("units"))?;
+    let metrics = format!(
+        "[metrics]\ntextfile = '{}'\n",
+        world.path("t.prom").display()
+    );
+    configure(&world, &format!("{metrics}{DAILY}"))?;
+    Ok((parent, world))
+}
+
+fn configure(world: &World, more: &str) -> Result<()> {
+    let text = format!(
+        "[host]\nname = \"box\"\nstate = '{}'\n[store.sda]\nkind = \"disk\"\npath = '{}'\n\
+         [root.'{}']\neach = \"dir\"\nroute = [\"sda\"]\n{more}",
+        world.path("state").display(),
+        world.path("sda").display(),
+        world.live().display()
+    );
+    world.configure(&text)
+}
+
+fn text(path: &std::path::Path) -> Result<&str> {
+    path.to_str().context("a path that is no text")
+}
+
+#[test]
+fn install_writes_what_has_changed_and_removes_what_is_not_wanted() -> Result<()> {
+    let (_parent, world) = installed_world()?;
+    let to = world.path("units");
+    let install = || -> Result<Value> {
+        let done = world.expect(&["install", "--to", text(&to)?, "--json"], 0)?;
+        Ok(serde_json::from_str(&done.stdout)?)
+    };
+    install()?;
+    let inode = |name: &str| -> Result<u64> { Ok(std::fs::metadata(to.join(name))?.ino()) };
+    let timer = inode("thrice-run.timer")?;
+    let again = install()?;
+    assert_eq!(
+        (&again["written"], &again["removed"]),
+        (&json!([]), &json!([]))
+    );
+    assert_eq!(inode("thrice-run.timer")?, timer);
+    // As `systemctl enable` leaves it, and what is somebody else's.
+    let wants = to.join("timers.target.wants");
+    std::fs::create_dir(&wants)?;
+    std::os::unix::fs::symlink(to.join(METRICS[1]), wants.join(METRICS[1]))?;
+    std::fs::write(to.join("thrice-more.service"), "mine")?;
+    configure(&world, &DAILY.replace("05:00", "06:00"))?;
+    let changed = install()?;
+    assert_eq!(changed["removed"], json!(METRICS));
+    assert_eq!(
+        changed["written"],
+        json!(["thrice-run.service", "thrice-run.timer"])
+    );
+    let next = json!([
+        "systemctl stop thrice-metrics.service thrice-metrics.timer",
+        "systemctl daemon-reload",
+        "systemctl enable --now thrice-run.timer thrice-watch.service",
+        "systemctl try-restart thrice-run.timer"
+    ]);
+    assert_eq!(changed["next"], next);
+    assert!(std::fs::read_dir(&wants)?.next().is_none());
+    let mut left: Vec<_> = std::fs::read_dir(&to)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()?;
+    left.sort();
+    let units = [
+        "thrice-more.service",
+        "thrice-run.service",
+        "thrice-run.timer",
+    ];
+    assert_eq!(
+        left,
+        [&units[..], &["thrice-watch.service", "timers.target.wants"]].concat()
+    );
+    Ok(())
+}
+
+#[test]
+fn r03_install_touches_no_unit_that_it_has_not_written() -> Result<()> {
+    let (_parent, world) = installed_world()?;
+    let to = world.path("units");
+    std::fs::write(
+        to.join("thrice-watch.service"),
+        "[Service]\nExecStart=/mine\n",
+    )?;
+    let refused = world.expect(&["install", "--to", text(&to)?], 4)?;
+    assert!(
+        refused
+            .stderr
+            .contains("was not written by `thrice install`"),
+        "{refused:?}"
+    );
+    assert_eq!(std::fs::read_dir(&to)?.count(), 1);
+    // One that is masked is somebody's wish too.
+    std::fs::remove_file(to.join("thrice-watch.service"))?;
+    std::os::unix::fs::symlink("/dev/null", to.join("thrice-run.timer"))?;
+    world.expect(&["install", "--to", text(&to)?], 4)?;
+    assert_eq!(std::fs::read_dir(&to)?.count(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_wrong_configuration_installs_nothing() -> Result<()> {
+    let (_parent, world) = installed_world()?;
+    let to = world.path("units");
+    for schedule in [
+        "",
+        "[schedule]\nbackup = \"25:00\"\n",
+        "[schedule]\ndrill = \"monthly\"\n",
+    ] {
+        configure(&world, schedule)?;
+        world.expect(&["install", "--to", text(&to)?], 2)?;
+        assert_eq!(std::fs::read_dir(&to)?.count(), 0, "{schedule}");
+    }
+    let elsewhere = world.expect(&["install", "--to", text(&world.path("none"))?], 2)?;
+    assert!(elsewhere.stderr.contains("[schedule]"), "{elsewhere:?}");
+    configure(&world, DAILY)?;
+    let elsewhere = world.expect(&["install", "--to", text(&world.path("none"))?], 2)?;
+    assert!(elsewhere.stderr.contains("is no folder"), "{elsewhere:?}");
+    Ok(())
+}
+
+/// In the place of systemd-inhibit: notes that it is held, and when it is no more.
+const INHIBIT: &str = "#!/bin/sh\n\
+    echo \"$1 $2\" >>\"$NOTES\"\n\
+    while [ \"$1\" != sh ]; do shift; done\n\
+    \"$@\"\necho free >>\"$NOTES\"\n";
+
+#[test]
+fn a_run_holds_the_inhibitor_from_its_beginning_to_its_end() -> Result<()> {
+    let world = world(DAILY)?;
+    let (bin, notes) = (world.path("bin"), world.path("notes"));
+    std::fs::create_dir(&bin)?;
+    std::fs::write(bin.join("systemd-inhibit"), INHIBIT)?;
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(bin.join("systemd-inhibit"), executable)?;
+    let path = std::env::var("PATH")?;
+    let run = |bin: &std::path::Path| -> Result<Outcome> {
+        let mut command = world.command(&["run", "--inhibit", "--full"]);
+        command
+            .env("PATH", format!("{}:{path}", bin.display()))
+            .env("NOTES", &notes);
+        blackbox::Running::spawn(&mut command)?.wait()
+    };
+    let done = run(&bin)?;
+    ensure!(done.code == Some(0), "{done:?}");
+    let held = "--what=shutdown:sleep --mode=block\nfree\n";
+    assert_eq!(std::fs::read_to_string(&notes)?, held);
+    // One that cannot be had is told, and the run goes on.
+    std::fs::write(
+        bin.join("systemd-inhibit"),
+        "#!/bin/sh\necho no bus >&2\nexit 1\n",
+    )?;
+    let without = run(&bin)?;
+    assert!(
+        without.code == Some(0) && without.stderr.contains("no bus"),
+        "{without:?}"
+    );
     Ok(())
 }

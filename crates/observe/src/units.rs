@@ -168,7 +168,6 @@ fn run(config: &Config, installation: &Installation) -> String {
     format!(
         "[Unit]
 Description=Backup by Thrice: what is due
-Documentation=man:thrice-run(1)
 # Without its state it would begin anew, beside the real one.
 RequiresMountsFor={state}
 Wants=network-online.target
@@ -180,8 +179,10 @@ Type=oneshot
 # --inhibit: the machine neither shuts down nor sleeps meanwhile, unless it is forced to.
 ExecStart={exec}
 {push}Environment=HOME=%h
-# Another run was at work (5): what is due stays due.
-RestartForceExitStatus=5
+# Another run was at work (5): what is due stays due. How all else ended is told, and tried at the
+# next time.
+Restart=on-failure
+RestartPreventExitStatus=1 2 3 4 101 130 141 143 SIGABRT SIGBUS SIGKILL SIGSEGV
 RestartSec=10min
 # The run is told, and nobody else: it ends what it has begun, and undoes what it owes. To be killed
 # in the end does no harm either.
@@ -244,7 +245,6 @@ fn watch(config: &Config, installation: &Installation) -> String {
     format!(
         "[Unit]
 Description=Thrice listens to what changes
-Documentation=man:thrice-watch(1)
 RequiresMountsFor={state}
 After=local-fs.target remote-fs.target
 

@@ -27,6 +27,9 @@ struct Installed {
     written: Vec<&'static str>,
     unchanged: Vec<&'static str>,
     removed: Vec<&'static str>,
+    /// Of what was written: what was another unit of ours before.
+    #[serde(skip)]
+    renewed: Vec<&'static str>,
     /// Commands that are left to a person.
     next: Vec<String>,
 }
@@ -133,7 +136,9 @@ fn bring(to: &Path, units: &[Unit], found: Vec<(&'static str, Found)>) -> Result
         let unit = units.iter().find(|unit| unit.name == name);
         match (unit, found) {
             (Some(unit), Found::Ours(text)) if text == unit.text => installed.unchanged.push(name),
-            (Some(unit), _) => {
+            (Some(unit), found) => {
+                let is_ours = matches!(found, Found::Ours(_));
+                installed.renewed.extend(is_ours.then_some(name));
                 write(&path, &unit.text).with_context(doing)?;
                 installed.written.push(name);
             }
@@ -197,13 +202,10 @@ fn next(units: &[Unit], installed: &Installed) -> Vec<String> {
     let enabled: Vec<&str> = enabled.map(|unit| unit.name).collect();
     commands.push(format!("systemctl enable --now {}", enabled.join(" ")));
     // What was running goes on as it was written before.
-    let mut restarted = installed
-        .written
-        .iter()
-        .filter(|name| enabled.contains(*name));
-    if let Some(first) = restarted.next() {
-        let rest = restarted.fold((*first).to_owned(), |all, name| format!("{all} {name}"));
-        commands.push(format!("systemctl try-restart {rest}"));
+    let mut restarted = installed.renewed.clone();
+    restarted.retain(|name| enabled.contains(name));
+    if !restarted.is_empty() {
+        commands.push(format!("systemctl try-restart {}", restarted.join(" ")));
     }
     commands
 }
