@@ -75,8 +75,8 @@ pub fn create(config: &Config, cancel: &AtomicBool, names: &[String]) -> Outcome
     outcomes
 }
 
-/// The volumes that have no kept snapshot made since then, by the storage that they lie in. One from
-/// the future was made by a clock that was wrong.
+/// The volumes that have no kept snapshot made since then, by the storage that they lie in. One
+/// from the future was made by a clock that was wrong.
 pub fn stale(
     config: &Config,
     cancel: &AtomicBool,

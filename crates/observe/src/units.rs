@@ -128,10 +128,10 @@ UMask=0077
 # What a run never needs. No mount namespace (ProtectSystem=, ProtectHome=, PrivateTmp=,
 # ProtectKernelTunables=, ProtectControlGroups= and others make one): snapshots are mounted where
 # everybody sees them, a disk that is plugged in or taken away has to be seen here, and the tracker
-# and the run compare the mounts that they see. No limit on devices (PrivateDevices=, ProtectClock=):
-# volumes are read as devices. No RestrictSUIDSGID=: copies of files with these bits have them too.
-# No limit on namespaces and memory that is both written and run: containers' tools and databases'
-# tools use them.
+# and the run compare the mounts that they see. No limit on devices (PrivateDevices=,
+# ProtectClock=): volumes are read as devices. No RestrictSUIDSGID=: copies of files with these
+# bits have them too. No limit on namespaces, and on memory that is both written and run: the tools
+# of containers and databases use them.
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictRealtime=yes

@@ -1,7 +1,7 @@
 //! When steps are due: the schedule laid over a clock. Pure; the clock is an argument.
 //!
-//! Times are those of the schedule's zone. A time that the clocks skip in spring comes once, as much
-//! later as they skip; one that they show twice in autumn comes once, the first time.
+//! Times are those of the schedule's zone. A time that the clocks skip in spring comes once, as
+//! much later as they skip; one that they show twice in autumn comes once, the first time.
 
 use jiff::civil::{Date, DateTime, Weekday};
 use jiff::tz::{AmbiguousOffset, TimeZone};

@@ -842,8 +842,8 @@ fn read_schedule(sink: &Sink<'_>, mut fields: Fields<'_, '_>) -> Schedule {
     }
 }
 
-/// `thrice run` does what the schedule asks for and nothing else: one that asks for no backup may be
-/// meant, and rarely is.
+/// `thrice run` does what the schedule asks for and nothing else: one that asks for no backup may
+/// be meant, and rarely is.
 fn check_backup(sink: &Sink<'_>, steps: &[(&str, Option<At<When>>)]) {
     let mut others = steps.iter().filter(|(step, _)| RUN_STEPS.contains(step));
     let Some(first) = others.find_map(|(_, when)| when.as_ref()) else {

@@ -92,7 +92,7 @@ fn check(args: &RunArgs) -> Result<()> {
     } else if has(Step::Drill) {
         "this version has no drills; to try a restore: thrice restore DATASET --to DIR"
     } else if has(Step::Snapshot) && !(args.dataset.is_empty() && args.store.is_empty()) {
-        "`snapshot` is of volumes, not of datasets or stores; of some: thrice snapshot create VOLUME"
+        "`snapshot` is of volumes, not of datasets or stores: thrice snapshot create VOLUME"
     } else {
         return Ok(());
     };
