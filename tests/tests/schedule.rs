@@ -156,7 +156,10 @@ fn each_step_has_its_own_time() -> Result<()> {
     let first = at("2026-11-26T12:00:00Z", 0)?;
     let prune = json!(["prune", []]);
     let both = [json!(["backup", ["sda"]]), json!(["offsite", ["nas"]])];
-    assert_eq!(due(&first)?, [&both[..], std::slice::from_ref(&prune)].concat());
+    assert_eq!(
+        due(&first)?,
+        [&both[..], std::slice::from_ref(&prune)].concat()
+    );
     assert_eq!(due(&at("2026-11-27T05:00:00Z", 0)?)?, both[..1]);
     assert_eq!(due(&at("2026-11-28T06:00:00Z", 0)?)?, both);
     let sunday = at("2026-11-29T10:00:00Z", 0)?;
