@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{Outcome, World, skip};
+use blackbox::{FileSystem, LoopFs, Outcome, World, skip};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -177,6 +177,86 @@ fn each_step_has_its_own_time() -> Result<()> {
 }
 
 #[test]
+fn what_comes_due_during_a_run_is_done_by_it_and_what_failed_is_not_tried_again() -> Result<()> {
+    let world = World::new()?;
+    let clock = world.path("clock");
+    // While it is captured, five hours go by.
+    let made = format!(
+        "[dataset.slow]\ncommand = [\"sh\", \"-c\", \"echo 2026-11-26T10:00:00Z >{}; echo x\"]\n\
+         route = [\"sda\"]\n[dataset.bad]\ncommand = [\"false\"]\nroute = [\"sda\"]\n",
+        clock.display()
+    );
+    let schedule = "[schedule]\nzone = \"UTC\"\nbackup = \"05:00\"\nverify = \"09:30\"\n";
+    let text = format!("{}{}{made}{schedule}", world.head(), world.root(&["sda"]));
+    world.configure(&text)?;
+    world.write("docs/a", "1")?;
+    run_at(&world, "2026-11-25T12:00:00Z", &["run"], 1)?;
+    std::fs::write(&clock, "2026-11-26T05:00:00Z")?;
+    let long = run_at(
+        &world,
+        &format!("@{}", clock.display()),
+        &["run", "--json"],
+        1,
+    )?;
+    let backup = json!(["backup", ["sda", "sda", "sda"]]);
+    assert_eq!(due(&long)?, [backup, json!(["verify", ["sda", "sda"]])]);
+    let words = long.events()?;
+    let words = words.iter().filter_map(|event| event["event"].as_str());
+    let words: Vec<&str> = words
+        .filter(|word| ["ran", "verified", "finished"].contains(word))
+        .collect();
+    assert_eq!(words, ["ran", "finished"]);
+    assert_eq!(long.summary()?["bad"], 0, "{long:?}");
+    Ok(())
+}
+
+#[test]
+fn snapshots_are_made_when_they_are_due() -> Result<()> {
+    let fs = match LoopFs::new(FileSystem::Btrfs, 400 << 20) {
+        Err(reason) => return skip(reason),
+        Ok(fs) => fs,
+    };
+    let volume = fs.path().join("vol");
+    let made = Command::new("btrfs")
+        .args(["subvolume", "create"])
+        .arg(&volume)
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    std::fs::write(volume.join("a"), "1")?;
+    let world = World::new()?;
+    // Snapshots have the time of the real clock: half a day from any of these moments.
+    let hour = (jiff::Timestamp::now().as_second() / 3_600 + 12) % 24;
+    let text = format!(
+        "{}[dataset.t]\npath = \"{}\"\nroute = [\"sda\"]\nsnapshot = true\n\
+         [schedule]\nzone = \"UTC\"\nsnapshot = \"{hour:02}:00\"\nbackup = \"after snapshot\"\n",
+        world.head(),
+        volume.display()
+    );
+    world.configure(&text)?;
+    let run = |arguments: &[&str]| world.expect(arguments, 0);
+    let first = run(&["run", "--json"])?;
+    let steps = [json!(["snapshot", []]), json!(["backup", ["sda"]])];
+    assert_eq!(due(&first)?, steps);
+    let events = first.events()?;
+    let taken = events.iter().find(|event| event["event"] == "snapshot");
+    let taken = taken.context("no `snapshot`")?;
+    assert_eq!(
+        (&taken["number"], &taken["error"]),
+        (&json!(1), &Value::Null)
+    );
+    let idle = run(&["run"])?;
+    assert!(idle.stderr.contains("nothing is due"), "{idle:?}");
+    // What is asked for is made; of one day the last is kept.
+    run(&["run", "snapshot"])?;
+    let kept = run(&["snapshot", "list", "--json"])?;
+    let kept: Value = serde_json::from_str(&kept.stdout)?;
+    let numbers = kept.as_array().into_iter().flatten();
+    let numbers: Vec<_> = numbers.map(|one| one["number"].clone()).collect();
+    assert_eq!(numbers, [2], "{kept}");
+    Ok(())
+}
+
+#[test]
 fn r07_nothing_to_back_up_is_failure_by_schedule_too() -> Result<()> {
     let world = world(DAILY)?;
     std::fs::remove_dir_all(world.live().join("docs"))?;
@@ -324,6 +404,30 @@ fn install_writes_what_has_changed_and_removes_what_is_not_wanted() -> Result<()
         left,
         [&units[..], &["thrice-watch.service", "timers.target.wants"]].concat()
     );
+    Ok(())
+}
+
+#[test]
+fn what_a_cut_has_left_of_an_install_is_brought_to_its_end() -> Result<()> {
+    let (_parent, world) = installed_world()?;
+    let to = world.path("units");
+    // Cut while one was written, and before the next.
+    std::fs::write(to.join(".thrice-run.service.new"), "half")?;
+    world.expect(&["install", "--to", text(&to)?], 0)?;
+    // Cut after a unit that is not wanted any more had lost what starts it.
+    std::fs::create_dir(to.join("timers.target.wants"))?;
+    configure(&world, DAILY)?;
+    world.expect(&["install", "--to", text(&to)?], 0)?;
+    let mut left: Vec<_> = std::fs::read_dir(&to)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()?;
+    left.sort();
+    let units = [
+        "thrice-run.service",
+        "thrice-run.timer",
+        "thrice-watch.service",
+    ];
+    assert_eq!(left, [&units[..], &["timers.target.wants"]].concat());
     Ok(())
 }
 

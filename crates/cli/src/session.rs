@@ -85,16 +85,24 @@ pub fn give_way(config: &Config, printer: &Printer) {
     }
 }
 
-/// The wall clock. Debug builds take `THRICE_NOW` (RFC 3339) for it: tests make clocks jump.
+/// The wall clock. Debug builds take `THRICE_NOW` (RFC 3339, or `@FILE` with that in it) for it:
+/// tests make clocks jump.
 pub fn now() -> Timestamp {
     #[cfg(debug_assertions)]
-    if let Some(at) = std::env::var("THRICE_NOW")
-        .ok()
-        .and_then(|text| text.parse().ok())
-    {
+    if let Some(at) = pretended() {
         return at;
     }
     Timestamp::now()
+}
+
+#[cfg(debug_assertions)]
+fn pretended() -> Option<Timestamp> {
+    let text = std::env::var("THRICE_NOW").ok()?;
+    let text = match text.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).ok()?,
+        None => text,
+    };
+    text.trim().parse().ok()
 }
 
 /// The exit code of the signal that came, once one is watched for; 0 when none has.
