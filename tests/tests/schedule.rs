@@ -2,9 +2,11 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{FileSystem, LoopFs, Outcome, World, skip};
+use blackbox::{FileSystem, LoopFs, Outcome, World, is_root, skip};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -473,6 +475,55 @@ fn a_wrong_configuration_installs_nothing() -> Result<()> {
     configure(&world, DAILY)?;
     let elsewhere = world.expect(&["install", "--to", text(&world.path("none"))?], 2)?;
     assert!(elsewhere.stderr.contains("is no folder"), "{elsewhere:?}");
+    Ok(())
+}
+
+/// How the tracker watches, when it is started like this.
+fn watched_by(world: &World, mut command: Command) -> Result<Value> {
+    let mut tracker = blackbox::Running::spawn(&mut command)?;
+    let pid = tracker.pid();
+    let patience = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = world.run(&["status", "--json"])?;
+        let feed = serde_json::from_str::<Value>(&status.stdout).unwrap_or_default();
+        let feed = &feed["feed"]["watched"][0]["how"];
+        if feed.is_string() {
+            tracker.signal(Signal::TERM)?;
+            tracker.wait()?;
+            return Ok(feed.clone());
+        }
+        ensure!(
+            tracker.is_running(),
+            "{pid:?} has ended: {}",
+            tracker.wait()?
+        );
+        ensure!(Instant::now() < patience, "it does not watch");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_tracker_does_its_work_with_the_capabilities_that_its_unit_leaves_it() -> Result<()> {
+    if !is_root() {
+        return skip("only root can be left some of its capabilities");
+    }
+    let world = world(DAILY)?;
+    world.expect(&["run", "backup"], 0)?;
+    let units = world.expect(&["install", "--print"], 0)?.stdout;
+    let left = units
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet=CAP"));
+    let left = left.context("no capabilities")?.to_lowercase();
+    let left = left.replace(" cap_", ",+").replacen('_', "+", 1);
+    let mut restricted = Command::new("setpriv");
+    restricted
+        .arg(format!("--bounding-set=-all,{left}"))
+        .args(["--inh-caps=-all", "--no-new-privs"])
+        .arg(world.program())
+        .args(["watch", "--config", text(&world.path("thrice.toml"))?]);
+    let all = watched_by(&world, world.command(&["watch"]))?;
+    std::fs::remove_dir_all(world.path("state/feed"))?;
+    assert_eq!(watched_by(&world, restricted)?, all);
     Ok(())
 }
 
