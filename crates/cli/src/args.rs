@@ -64,6 +64,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Run the pipeline, or steps of it
     Run(RunArgs),
+    /// Write systemd's services and timers for the schedule, and say what was written
+    Install(InstallArgs),
     /// Listen to what changes, so that runs need not look at everything; goes on until stopped
     Watch(WatchArgs),
     /// Snapshots of volumes, on the same disk, to go back to
@@ -184,6 +186,16 @@ pub struct InitArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// The folder that they are written into
+    #[arg(long, value_name = "DIR", default_value = "/etc/systemd/system")]
+    pub to: PathBuf,
+    /// Show them on standard output, and write nothing
+    #[arg(long)]
+    pub print: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct WatchArgs {
     /// Watch trees directory by directory (inotify), also where file systems could be watched whole
     #[arg(long)]
@@ -208,16 +220,26 @@ pub struct PlanArgs {
 /// A step of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Step {
+    Snapshot,
+    /// A part of `backup`
+    #[value(hide = true)]
+    Capture,
     Backup,
     Offsite,
     Prune,
     Verify,
+    /// Not in this version
+    #[value(hide = true)]
+    Drill,
 }
 
 impl Step {
     /// The word.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Snapshot => "snapshot",
+            Self::Capture => "capture",
+            Self::Drill => "drill",
             Self::Backup => "backup",
             Self::Offsite => "offsite",
             Self::Prune => "prune",
@@ -228,7 +250,8 @@ impl Step {
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Which steps [default: backup offsite prune]
+    /// Which steps [default: what is due by the schedule; where there is none, or something else
+    /// is asked for, backup offsite prune]
     #[arg(value_name = "STEP")]
     pub steps: Vec<Step>,
     /// Only this dataset (may be given more than once)
@@ -246,6 +269,9 @@ pub struct RunArgs {
     /// Let this dataset's guards pass once: what is gone or changed is meant to be
     #[arg(long, value_name = "DATASET")]
     pub accept: Vec<String>,
+    /// Keep this machine from shutting down and going to sleep meanwhile (systemd-inhibit)
+    #[arg(long)]
+    pub inhibit: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod commands;
 mod demo;
 mod exit;
 mod fire_drill;
+mod inhibit;
 mod printer;
 mod session;
 

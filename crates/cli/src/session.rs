@@ -1,5 +1,6 @@
 //! What a command works with: the configuration, the catalog, the clock, Ctrl-C.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -15,11 +16,16 @@ use crate::printer::Printer;
 /// Runs looked at for one that died.
 const RUNS: usize = 16;
 
+/// Finds the configuration.
+pub fn config_file(global: &Global) -> Result<PathBuf> {
+    let env = std::env::var_os("THRICE_CONFIG");
+    let found = policy::find(global.config.as_deref(), env.as_deref());
+    Ok(found.map_err(|error| Usage(error.to_string()))?)
+}
+
 /// Finds, reads and checks the configuration. Warnings are said, errors end the command.
 pub fn config(global: &Global, printer: &Printer) -> Result<Config> {
-    let env = std::env::var_os("THRICE_CONFIG");
-    let file = policy::find(global.config.as_deref(), env.as_deref())
-        .map_err(|error| Usage(error.to_string()))?;
+    let file = config_file(global)?;
     match policy::load(&file) {
         Ok((config, warnings)) => {
             if !warnings.is_empty() {
@@ -79,16 +85,24 @@ pub fn give_way(config: &Config, printer: &Printer) {
     }
 }
 
-/// The wall clock. Debug builds take `THRICE_NOW` (RFC 3339) for it: tests make clocks jump.
+/// The wall clock. Debug builds take `THRICE_NOW` (RFC 3339, or `@FILE` with that in it) for it:
+/// tests make clocks jump.
 pub fn now() -> Timestamp {
     #[cfg(debug_assertions)]
-    if let Some(at) = std::env::var("THRICE_NOW")
-        .ok()
-        .and_then(|text| text.parse().ok())
-    {
+    if let Some(at) = pretended() {
         return at;
     }
     Timestamp::now()
+}
+
+#[cfg(debug_assertions)]
+fn pretended() -> Option<Timestamp> {
+    let text = std::env::var("THRICE_NOW").ok()?;
+    let text = match text.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).ok()?,
+        None => text,
+    };
+    text.trim().parse().ok()
 }
 
 /// The exit code of the signal that came, once one is watched for; 0 when none has.

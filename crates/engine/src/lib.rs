@@ -9,6 +9,7 @@ mod decide;
 mod delta;
 mod deployed;
 mod dirty;
+mod due;
 mod error;
 mod expect;
 mod findings;
@@ -49,6 +50,7 @@ mod window;
 mod workload;
 
 pub use deployed::{Deployed, PROGRAM, config_digest, deployed};
+pub use due::{Due, DueLeg, DueLegs, DueStep, Why, due, pruned};
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};
 pub use findings::{CORRUPT_KINDS, UNDO};

@@ -18,6 +18,7 @@ use tree::{Dir, FsIdentity, RelPath};
 
 use crate::databases::{self, Databases};
 use crate::deployed;
+use crate::due::DueLegs;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
 use crate::findings::{Corrupt, Findings};
@@ -71,6 +72,8 @@ pub struct RunOptions {
     pub window: Option<Duration>,
     /// The command line, for the record.
     pub command: String,
+    /// What of it the schedule asks for; `None`: all.
+    pub due: Option<DueLegs>,
 }
 
 impl RunOptions {
@@ -80,6 +83,23 @@ impl RunOptions {
 
     fn store(&self, name: &str) -> bool {
         self.stores.is_empty() || self.stores.iter().any(|store| store == name)
+    }
+
+    /// Whether a dataset is to be brought to a store.
+    fn leg(&self, dataset: &str, store: &str) -> bool {
+        let is_due = |due: &DueLegs| due.has(dataset, store);
+        self.store(store) && self.due.as_ref().is_none_or(is_due)
+    }
+
+    fn prunes(&self, dataset: &str, store: &str) -> bool {
+        let is_due = |due: &DueLegs| due.prune || due.has(dataset, store);
+        self.store(store) && self.due.as_ref().is_none_or(is_due)
+    }
+
+    /// Whether any of it has to do with the dataset.
+    fn concerns(&self, expected: &Expected) -> bool {
+        let mut route = expected.route.iter();
+        route.any(|store| self.prunes(&expected.name, store))
     }
 }
 
@@ -283,7 +303,10 @@ impl Run<'_, '_> {
         }
         self.findings.coverage(&expectation.coverage)?;
         self.findings.bundles(&self.engine.config.bundles)?;
-        let units = self.units(expectation);
+        let mut units = self.units(expectation);
+        if self.options.due.is_some() {
+            units.retain(|unit| unit.members.iter().any(|one| self.options.concerns(one)));
+        }
         let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
         // Where the time is short, what is stalest comes to its last store before anything else
         // begins: else the first legs could take every window, and the last ones never start.
@@ -391,7 +414,7 @@ impl Run<'_, '_> {
         }
         for (position, store) in expected.route.iter().enumerate() {
             let step = if position == 0 { "backup" } else { "offsite" };
-            let wanted = self.options.step(step) && self.options.store(store);
+            let wanted = self.options.step(step) && self.options.leg(&expected.name, store);
             let legs = self.outcomes.entry(expected.name.clone()).or_default();
             if wanted && !legs.iter().any(|(leg, _)| leg.store == *store) {
                 let leg = Leg {
@@ -455,7 +478,7 @@ impl Run<'_, '_> {
         let Some(first) = expected.route.first() else {
             return Ok(());
         };
-        if !self.options.store(first) {
+        if !self.options.leg(&expected.name, first) {
             return Ok(());
         }
         self.leg("backup", expected, 0, Self::backup)
@@ -1233,7 +1256,8 @@ impl Run<'_, '_> {
                 let Some(store) = expected.route.get(position) else {
                     continue;
                 };
-                let wanted = self.options.store(store) && !self.retired.contains(&expected.name);
+                let wanted = self.options.leg(&expected.name, store)
+                    && !self.retired.contains(&expected.name);
                 if wanted && !self.cancelled() {
                     self.leg("offsite", expected, position, Self::offsite)?;
                 }
@@ -1397,7 +1421,7 @@ impl Run<'_, '_> {
             for store in expected
                 .route
                 .iter()
-                .filter(|store| self.options.store(store))
+                .filter(|store| self.options.prunes(&expected.name, store))
             {
                 // In a whole run no leg may have come as far as its store: a pool that is full
                 // stops all that lie in it, and nothing is pruned but here. One that could not be

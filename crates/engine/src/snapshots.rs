@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use capture::Job;
 use capture::snapshot::{self, Action, Kind, Snapshot, SwapPlan, Volume};
+use jiff::Timestamp;
 use policy::{Config, VolumeGroup};
 
 use crate::places::{self, Place};
@@ -72,6 +73,32 @@ pub fn create(config: &Config, cancel: &AtomicBool, names: &[String]) -> Outcome
         }
     }
     outcomes
+}
+
+/// The volumes that have no kept snapshot made since then, by the storage that they lie in. One
+/// from the future was made by a clock that was wrong.
+pub fn stale(
+    config: &Config,
+    cancel: &AtomicBool,
+    since: Timestamp,
+    now: Timestamp,
+) -> Outcomes<Vec<String>> {
+    let wanted = since.as_second()..=now.as_second();
+    let of = |place: Place| {
+        let job = Job::new(ALLOWED, cancel);
+        let (mut volumes, all) = (place.volumes(&job)?, place.list(&job)?);
+        volumes.retain(|volume| {
+            let mut own = all.iter().filter(|one| one.volume_uuid == volume.uuid);
+            !own.any(|one| {
+                let at = i64::try_from(one.at).unwrap_or(i64::MAX);
+                one.kind == Kind::Kept && wanted.contains(&at)
+            })
+        });
+        Ok(volumes.into_iter().map(|volume| volume.name).collect())
+    };
+    let all = places::all(config, cancel).into_iter();
+    all.map(|(name, place)| (name, place.and_then(of)))
+        .collect()
 }
 
 /// Lets go of those that `keep` does not ask for, whatever the pool's state.

@@ -38,6 +38,8 @@ pub struct VerifyOptions {
     pub sample: f64,
     /// Replace bad copies from good ones.
     pub repair: bool,
+    /// Dataset and store, of what the schedule asks for; `None`: all.
+    pub due: Option<BTreeSet<(String, String)>>,
 }
 
 impl VerifyOptions {
@@ -47,6 +49,11 @@ impl VerifyOptions {
 
     fn store(&self, name: &str) -> bool {
         self.stores.is_empty() || self.stores.iter().any(|asked| asked == name)
+    }
+
+    fn copy(&self, dataset: &str, store: &str) -> bool {
+        let is_due = |due: &BTreeSet<_>| due.contains(&(dataset.to_owned(), store.to_owned()));
+        self.dataset(dataset) && self.due.as_ref().is_none_or(is_due)
     }
 }
 
@@ -98,7 +105,7 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
         }
         let mut replicas: Vec<Named> = Vec::new();
         for dataset in engine.catalog.datasets()? {
-            if !options.dataset(&dataset.name) {
+            if !options.copy(&dataset.name, &spec.name) {
                 continue;
             }
             let mut own = engine.catalog.replicas(dataset.id)?;

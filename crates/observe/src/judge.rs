@@ -4,7 +4,7 @@ use catalog::RunStatus;
 use engine::rfc3339;
 use feed::TrackerStatus;
 use jiff::Timestamp;
-use policy::{STEPS, Schedule, When};
+use policy::Schedule;
 
 use crate::facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts};
 use crate::report::{
@@ -147,25 +147,18 @@ fn store(facts: &StoreFacts) -> StoreStatus {
 /// How many seconds old the last success of a step may become: its interval, and what the clock's
 /// changes and the run itself may add.
 pub fn objective(schedule: &Schedule, step: &str) -> i64 {
-    let mut step = step;
-    // `after` may lead in a circle, but no further than all steps.
-    for _ in STEPS {
-        let when = schedule.steps.iter().find(|(name, _)| name == step);
-        step = match when.map(|(_, when)| when) {
-            None => break,
-            Some(When::Daily(_)) => return DAY + HOUR,
-            Some(When::Weekly(..)) => return 8 * DAY,
-            Some(When::Monthly(_)) => return 32 * DAY,
-            Some(When::After(other)) => other,
-        };
+    match schedule.interval(step) {
+        None => OBJECTIVE_DEFAULT,
+        Some(interval) if interval <= OBJECTIVE_DEFAULT => interval,
+        // What is done rarely may take the rest of the day.
+        Some(interval) => (interval + DAY - 1) / DAY * DAY,
     }
-    OBJECTIVE_DEFAULT
 }
 
 #[cfg(test)]
 mod tests {
     use jiff::civil::Weekday;
-    use policy::TimeOfDay;
+    use policy::{TimeOfDay, When};
 
     use super::*;
     use crate::report::Finding;

@@ -9,6 +9,7 @@ mod judge;
 pub mod metrics;
 mod report;
 pub mod rules;
+pub mod units;
 
 use catalog::Catalog;
 use engine::Expectation;

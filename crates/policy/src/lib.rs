@@ -5,6 +5,7 @@
 //! into the proof ([`resolve`]) as a value ([`Landscape`]), so the proof is pure.
 
 mod bundle;
+mod calendar;
 mod claim;
 mod coverage;
 mod diagnostic;
@@ -23,6 +24,7 @@ mod volume;
 mod written;
 
 pub use bundle::{Bundle, Member};
+pub use calendar::RUN_STEPS;
 pub use claim::claim_name;
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};

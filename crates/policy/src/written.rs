@@ -8,6 +8,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::bundle::{self, Bundle};
+use crate::calendar::RUN_STEPS;
 use crate::fields::{At, Fields, Sink};
 use crate::made::Made;
 pub(crate) use crate::making::Refetch;
@@ -830,6 +831,7 @@ fn read_schedule(sink: &Sink<'_>, mut fields: Fields<'_, '_>) -> Schedule {
         }
     }
     fields.finish();
+    check_backup(sink, &read);
     let mut steps: Vec<(&str, At<When>)> = read
         .into_iter()
         .filter_map(|(step, when)| Some((step, when?)))
@@ -841,6 +843,21 @@ fn read_schedule(sink: &Sink<'_>, mut fields: Fields<'_, '_>) -> Schedule {
             .into_iter()
             .map(|(step, when)| (step.into(), when.value))
             .collect(),
+    }
+}
+
+/// `thrice run` does what the schedule asks for and nothing else: one that asks for no backup may
+/// be meant, and rarely is.
+fn check_backup(sink: &Sink<'_>, steps: &[(&str, Option<At<When>>)]) {
+    let mut others = steps.iter().filter(|(step, _)| RUN_STEPS.contains(step));
+    let Some(first) = others.find_map(|(_, when)| when.as_ref()) else {
+        return;
+    };
+    let has_backup = |(step, when): &(&str, Option<At<When>>)| *step == "backup" && when.is_some();
+    if !steps.iter().any(has_backup) && !sink.has_errors() {
+        let message = "nothing is backed up by this schedule: `backup` has no time";
+        let warning = sink.diagnostic(&first.span, message).warning();
+        sink.push(warning.remedy("write `backup = \"05:00\"` too"));
     }
 }
 

@@ -1105,6 +1105,21 @@ fn the_documented_example_means_what_it_says() {
 }
 
 #[test]
+fn a_schedule_without_a_backup_is_told() {
+    let warned = |schedule: &str| {
+        let text = format!("{TEN_LINES}[schedule]\n{schedule}");
+        let (_, warnings) = policy::parse(Path::new("thrice.toml"), &text).unwrap();
+        warnings.render(false)
+    };
+    let said = warned("verify = \"Sun 10:00\"\n");
+    let message = "warning: nothing is backed up by this schedule: `backup` has no time";
+    assert!(said.starts_with(message), "{said}");
+    assert!(said.contains("write `backup = \"05:00\"` too"), "{said}");
+    assert_eq!(warned("backup = \"05:00\"\n"), "");
+    assert_eq!(warned("drill = \"monthly\"\n"), "");
+}
+
+#[test]
 fn a_folder_can_be_declared_under_the_name_it_has() {
     let declare =
         |name: &str| format!("{TEN_LINES}[dataset.\"{name}\"]\npath = \"/data/My Files\"\n");

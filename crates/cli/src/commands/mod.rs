@@ -7,12 +7,14 @@ mod care;
 mod check;
 mod help;
 mod init;
+mod install;
 mod metrics;
 mod plan;
 mod refetch;
 mod restore;
 mod rules;
 mod run;
+mod scheduled;
 mod snapshot;
 mod status;
 mod target;
@@ -29,6 +31,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
     let global = &cli.global;
     match &cli.command {
         Command::Init(args) => init::init(global, printer, args),
+        Command::Install(args) => install::install(global, printer, args),
         Command::Check => check::check(global, printer),
         Command::Plan(args) => plan::plan(global, printer, args),
         Command::Run(args) => run::run(global, printer, args),

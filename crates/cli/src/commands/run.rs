@@ -1,14 +1,17 @@
 //! `thrice run`.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use anyhow::Result;
-use catalog::Catalog;
-use engine::{Engine, RunOptions, Status, Summary, VerifyOptions};
-use policy::Config;
+use engine::{DueLegs, Engine, RunOptions, Status, Summary, Verified, VerifyOptions};
 use serde::Serialize;
 
-use super::{metrics, verify};
+use super::{metrics, scheduled, snapshot, verify};
 use crate::args::{Global, RunArgs, Step};
-use crate::exit;
+use crate::exit::{self, Usage};
+use crate::inhibit::Inhibitor;
 use crate::printer::{Printer, bytes};
 use crate::session::{self, Interrupt};
 
@@ -24,86 +27,205 @@ pub fn finished<T: Serialize>(printer: &Printer, body: &T) {
     event(printer, "finished", body);
 }
 
-fn event<T: Serialize>(printer: &Printer, event: &'static str, body: &T) {
+/// Writes an event that is none of the engine's.
+pub fn event<T: Serialize>(printer: &Printer, event: &'static str, body: &T) {
     printer.event(&Finished { event, body });
+}
+
+/// What a run works with.
+pub struct Work<'a> {
+    pub printer: &'a Printer,
+    pub engine: &'a Engine<'a>,
+    pub interrupt: &'a Interrupt,
+    args: &'a RunArgs,
+    command: String,
+}
+
+/// What came of a run, or of one pass of it.
+#[derive(Default)]
+pub struct Done {
+    pub code: u8,
+    pub summary: Option<Summary>,
+    pub verified: Option<engine::Result<Verified>>,
 }
 
 /// Runs, and tells those who watch how it ended.
 pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
+    check(args)?;
     let config = session::config(global, printer)?;
     session::give_way(&config, printer);
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_write(&config)?;
-    let code = pipeline(&config, &catalog, printer, &interrupt, args);
-    metrics::after_run(&config, &catalog, printer);
-    code
-}
-
-fn pipeline(
-    config: &Config,
-    catalog: &Catalog,
-    printer: &Printer,
-    interrupt: &Interrupt,
-    args: &RunArgs,
-) -> Result<u8> {
+    // Until the run has ended, however it does.
+    let _inhibitor = args.inhibit.then(|| Inhibitor::hold(printer));
     let engine = Engine {
-        config,
-        catalog,
+        config: &config,
+        catalog: &catalog,
         observer: printer,
         cancel: interrupt.flag(),
         now: &session::now,
     };
     let words = std::env::args_os().skip(1);
     let words = words.map(|word| tree::escape(word.as_encoded_bytes()).into_owned());
-    let command = words.collect::<Vec<_>>().join(" ");
-    let pipeline: Vec<String> = args
-        .steps
-        .iter()
-        .filter(|step| **step != Step::Verify)
-        .map(|step| step.word().to_owned())
-        .collect();
-    let (mut code, mut summary) = (exit::OK, None);
-    if args.steps.is_empty() || !pipeline.is_empty() {
-        let options = RunOptions {
-            steps: pipeline,
-            datasets: args.dataset.clone(),
-            stores: args.store.clone(),
-            full: args.full,
-            accept: args.accept.clone(),
-            window: args.window,
-            command,
-        };
-        let done = engine.run(&options)?;
-        if !printer.is_json() {
-            conclude(printer, &done);
+    let work = Work {
+        printer,
+        engine: &engine,
+        interrupt: &interrupt,
+        args,
+        command: words.collect::<Vec<_>>().join(" "),
+    };
+    // Whoever names what is to be done wants it done now.
+    let is_asked = !(args.steps.is_empty() && args.dataset.is_empty() && args.store.is_empty())
+        || args.full
+        || !args.accept.is_empty();
+    let code = if is_asked || !config.schedule.is_timed() {
+        work.asked()
+    } else {
+        scheduled::run(&work)
+    };
+    metrics::after_run(&config, &catalog, printer);
+    code
+}
+
+/// Whether the steps are such as there are.
+fn check(args: &RunArgs) -> Result<()> {
+    let has = |step| args.steps.contains(&step);
+    let wrong = if has(Step::Capture) {
+        "`capture` is no step of its own: it is a part of `backup`; write `thrice run backup`"
+    } else if has(Step::Drill) {
+        "this version has no drills; to try a restore: thrice restore DATASET --to DIR"
+    } else if has(Step::Snapshot) && !(args.dataset.is_empty() && args.store.is_empty()) {
+        "`snapshot` is of volumes, not of datasets or stores: thrice snapshot create VOLUME"
+    } else {
+        return Ok(());
+    };
+    Err(Usage(wrong.into()).into())
+}
+
+impl Work<'_> {
+    /// Does what was asked for, or the default.
+    pub fn asked(&self) -> Result<u8> {
+        let steps = &self.args.steps;
+        let mut done = Done::default();
+        if steps.contains(&Step::Snapshot) {
+            done.code = self.snapshot(&[]);
         }
-        code = exit::of(done.status, interrupt.code());
-        summary = Some(done);
+        let pipeline = steps.iter();
+        let pipeline: Vec<String> = pipeline
+            .filter(|step| !matches!(step, Step::Verify | Step::Snapshot))
+            .map(|step| step.word().to_owned())
+            .collect();
+        if (steps.is_empty() || !pipeline.is_empty()) && self.goes_on(&mut done) {
+            self.pipeline(&mut done, pipeline, None, self.args.window)?;
+        }
+        if steps.contains(&Step::Verify) && self.goes_on(&mut done) {
+            self.verify(&mut done, None);
+        }
+        self.tell(done, true)
     }
-    let mut verified = None;
-    if args.steps.contains(&Step::Verify) && code != interrupt.code() {
+
+    /// Whether somebody wants the run to end.
+    pub fn is_over(&self) -> bool {
+        self.interrupt.flag().load(Ordering::Relaxed)
+    }
+
+    /// Whether the next step may begin; if not, that is what came of the run.
+    pub fn goes_on(&self, done: &mut Done) -> bool {
+        if self.is_over() {
+            done.code = done.code.max(self.interrupt.code());
+        }
+        !self.is_over()
+    }
+
+    /// The window that the command line or the configuration gives.
+    pub fn window(&self) -> Option<Duration> {
+        self.args.window.or(self.engine.config.host.pace.window)
+    }
+
+    /// Makes snapshots: of all volumes, or of those that are named.
+    pub fn snapshot(&self, names: &[String]) -> u8 {
+        snapshot::step(
+            self.printer,
+            self.engine.config,
+            self.interrupt.flag(),
+            names,
+        )
+    }
+
+    /// Brings data to its stores.
+    pub fn pipeline(
+        &self,
+        done: &mut Done,
+        steps: Vec<String>,
+        due: Option<DueLegs>,
+        window: Option<Duration>,
+    ) -> Result<()> {
+        let options = RunOptions {
+            steps,
+            datasets: self.args.dataset.clone(),
+            stores: self.args.store.clone(),
+            full: self.args.full,
+            accept: self.args.accept.clone(),
+            window,
+            command: self.command.clone(),
+            due,
+        };
+        let summary = self.engine.run(&options)?;
+        if !self.printer.is_json() {
+            conclude(self.printer, &summary);
+        }
+        let code = exit::of(summary.status, self.interrupt.code());
+        done.code = done.code.max(code);
+        done.summary = Some(summary);
+        Ok(())
+    }
+
+    /// Reads copies back.
+    pub fn verify(&self, done: &mut Done, due: Option<BTreeSet<(String, String)>>) {
         let options = VerifyOptions {
-            datasets: args.dataset.clone(),
-            stores: args.store.clone(),
+            datasets: self.args.dataset.clone(),
+            stores: self.args.store.clone(),
             sample: 1.0,
             repair: false,
+            due,
         };
-        verified = Some(engine::verify(&engine, &options));
+        done.verified = Some(engine::verify(self.engine, &options));
     }
-    // The run's summary is the last line, whatever came of the verification.
-    match (&verified, &summary) {
-        (Some(Ok(verified)), _) if !printer.is_json() => verify::conclude(printer, verified),
-        (Some(Ok(verified)), Some(_)) => event(printer, "verified", verified),
-        (Some(Ok(verified)), None) => finished(printer, verified),
-        _ => {}
+
+    /// Says what came of it; the code. The run's summary is the last line, whatever came of the
+    /// verification, and of several passes that of the last.
+    pub fn tell(&self, mut done: Done, is_last: bool) -> Result<u8> {
+        let printer = self.printer;
+        match (&done.verified, &done.summary) {
+            (Some(Ok(verified)), _) if !printer.is_json() => verify::conclude(printer, verified),
+            (Some(Ok(verified)), None) if is_last => finished(printer, verified),
+            (Some(Ok(verified)), _) => event(printer, "verified", verified),
+            _ => {}
+        }
+        if printer.is_json() {
+            match (&done.summary, &done.verified) {
+                (Some(summary), _) if is_last => finished(printer, summary),
+                (Some(summary), _) => event(printer, "ran", summary),
+                (None, None) if is_last => finished(printer, &without_run(done.code)),
+                _ => {}
+            }
+        }
+        if let Some(verified) = done.verified.transpose()? {
+            done.code = done.code.max(verify::code(&verified, self.interrupt));
+        }
+        Ok(done.code)
     }
-    if let Some(summary) = summary.filter(|_| printer.is_json()) {
-        finished(printer, &summary);
-    }
-    if let Some(verified) = verified.transpose()? {
-        code = code.max(verify::code(&verified, interrupt));
-    }
-    Ok(code)
+}
+
+/// Where the pipeline was not asked for anything.
+fn without_run(code: u8) -> Summary {
+    let mut summary = Summary::new(String::new());
+    summary.status = match code {
+        exit::OK => Status::Ok,
+        exit::INTERRUPTED | exit::TERMINATED => Status::Aborted,
+        _ => Status::Failed,
+    };
+    summary
 }
 
 fn conclude(printer: &Printer, summary: &Summary) {

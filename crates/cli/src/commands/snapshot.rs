@@ -13,6 +13,8 @@ use crate::exit;
 use crate::printer::{Printer, table};
 use crate::session::{self, Interrupt};
 
+pub const NO_VOLUMES: &str = "no volume group is configured, and no tree with `snapshot`";
+
 #[derive(Serialize)]
 struct Line {
     volume: String,
@@ -37,12 +39,7 @@ pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -
         SnapshotCommand::Create { volumes } => {
             let outcomes = snapshots::create(&config, cancel, volumes);
             let made = |one: &capture::snapshot::Snapshot| format!("number {}", one.number);
-            Ok(told(
-                printer,
-                outcomes,
-                "no volume group is configured, and no tree with `snapshot`",
-                made,
-            ))
+            Ok(told(printer, outcomes, NO_VOLUMES, made))
         }
         SnapshotCommand::Prune => {
             let outcomes = snapshots::prune(&config, cancel);
@@ -85,6 +82,37 @@ pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -
             Ok(exit::OK)
         }
     }
+}
+
+#[derive(Serialize)]
+struct Event<'a> {
+    event: &'static str,
+    volume: &'a str,
+    number: Option<u64>,
+    error: Option<String>,
+}
+
+/// The step `snapshot` of a run: makes one of each volume, or of those that are named, and lets go
+/// of what need not be kept.
+pub fn step(printer: &Printer, config: &Config, cancel: &AtomicBool, names: &[String]) -> u8 {
+    let made = snapshots::create(config, cancel, names);
+    if printer.is_json() {
+        for (volume, outcome) in &made {
+            printer.event(&Event {
+                event: "snapshot",
+                volume,
+                number: outcome.as_ref().ok().map(|one| one.number),
+                error: outcome.as_ref().err().map(ToString::to_string),
+            });
+        }
+    }
+    let number = |one: &capture::snapshot::Snapshot| format!("snapshot {}", one.number);
+    let code = told(printer, made, NO_VOLUMES, number);
+    if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+        return session::interrupted();
+    }
+    let removed = snapshots::prune(config, cancel);
+    code.max(told(printer, removed, "", |()| "removed".into()))
 }
 
 /// What earlier restores have stopped is started before another begins. One of the same volume must
@@ -202,7 +230,7 @@ fn told<T>(
     nothing: &str,
     done: impl Fn(&T) -> String,
 ) -> u8 {
-    if outcomes.is_empty() {
+    if outcomes.is_empty() && !nothing.is_empty() {
         printer.say(nothing);
     }
     let mut code = exit::OK;

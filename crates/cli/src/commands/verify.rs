@@ -32,6 +32,7 @@ pub fn verify(global: &Global, printer: &Printer, args: &VerifyArgs) -> Result<u
         stores: args.store.iter().cloned().collect(),
         sample,
         repair: args.repair,
+        due: None,
     };
     let verified = engine::verify(&engine, &options)?;
     if printer.is_json() {

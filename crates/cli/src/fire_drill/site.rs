@@ -107,6 +107,7 @@ impl Site {
             stores: Vec::new(),
             sample: 1.0,
             repair: false,
+            due: None,
         };
         self.engine(&catalog, |engine| engine::verify(engine, &options))?;
         Ok(())
