@@ -1,0 +1,60 @@
+//! `thrice docs`: pages about this installation, and nothing else in them.
+//!
+//! Every page is a pure function of the configuration and the coverage proof, so that whoever
+//! edits one sees in the difference of the pages what it means.
+
+mod blocks;
+mod model;
+mod pages;
+mod recipes;
+mod recovery;
+mod routing;
+mod runbook;
+mod svg;
+mod text;
+
+use policy::{Config, Coverage};
+
+use model::House;
+
+/// A file of the documents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Below the documents' folder, with `/` between its names.
+    pub path: String,
+    pub text: String,
+}
+
+/// An alert, as the reference shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AlertEntry {
+    pub name: String,
+    pub severity: String,
+    pub summary: String,
+    pub meaning: String,
+    pub remedy: String,
+    /// What Prometheus evaluates.
+    pub expr: String,
+}
+
+/// All pages of this installation, sorted by path.
+pub fn pages(config: &Config, coverage: &Coverage, alerts: &[AlertEntry]) -> Vec<Page> {
+    let house = House::new(config, coverage);
+    let page = |path: &str, text: String| Page {
+        path: path.to_owned(),
+        text,
+    };
+    let mut pages = vec![
+        page("index.md", pages::index(&house, alerts.len())),
+        page("routing.md", routing::page(&house)),
+        page("routing.svg", svg::draw(&routing::graph(&house))),
+        page("matrix.md", pages::matrix(&house)),
+        page("schedule.md", pages::schedule(&house)),
+        page("alerts.md", pages::alerts(alerts)),
+        page("recovery.md", recovery::page(&house)),
+    ];
+    let runbooks = house.items.iter();
+    pages.extend(runbooks.map(|item| page(&item.runbook(), runbook::page(&house, item))));
+    pages.sort_by(|a, b| a.path.cmp(&b.path));
+    pages
+}
