@@ -29,14 +29,19 @@ impl Remote {
     /// One line that runs `command` there with this file as its input.
     pub fn line(&self, command: &str, input: &str) -> String {
         let env = self.env.iter();
-        let env: String = env.map(|(name, value)| format!("{name}={value} ")).collect();
+        let env: String = env
+            .map(|(name, value)| format!("{name}={value} "))
+            .collect();
         match (&self.by, &self.secret) {
             (None, None) => format!("{env}{command} <{input}"),
             (None, Some((name, print))) => {
                 format!("{name}=\"$({print})\" {env}{command} <{input}")
             }
             (Some(by), None) => {
-                format!("{by} {} <{input}", word(format!("{env}{command}").as_bytes()))
+                format!(
+                    "{by} {} <{input}",
+                    word(format!("{env}{command}").as_bytes())
+                )
             }
             // What is secret goes on the standard input, before the rest.
             (Some(by), Some((name, print))) => {

@@ -4,6 +4,7 @@
 //! edits one sees in the difference of the pages what it means.
 
 mod blocks;
+mod folder;
 mod model;
 mod pages;
 mod recipes;
@@ -16,6 +17,8 @@ mod text;
 use policy::{Config, Coverage};
 
 use model::House;
+
+pub use folder::{Differences, Error, compare, write};
 
 /// A file of the documents.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -171,7 +171,12 @@ impl Item<'_> {
                 Making::Database(spec) => {
                     found.extend(spec.secret.as_ref().map(secret));
                     let tls = &spec.tls;
-                    found.extend([&tls.ca, &tls.cert, &tls.key].into_iter().flatten().cloned());
+                    found.extend(
+                        [&tls.ca, &tls.cert, &tls.key]
+                            .into_iter()
+                            .flatten()
+                            .cloned(),
+                    );
                     found.extend(config_of(&spec.place));
                 }
                 Making::Device(spec) => found.extend(spec.config.clone()),

@@ -34,7 +34,14 @@ pub(super) fn matrix(house: &House<'_>) -> String {
         }
     }
     let head = [
-        "dataset", "kind", "store", "at most so old", "versions kept", "read through", "asks first", "needs",
+        "dataset",
+        "kind",
+        "store",
+        "at most so old",
+        "versions kept",
+        "read through",
+        "asks first",
+        "needs",
     ];
     out.push_str(&table(&head, &rows));
     out.push_str(
@@ -90,7 +97,9 @@ fn keep(keep: Keep) -> String {
         (keep.monthly, "monthly"),
         (keep.yearly, "yearly"),
     ];
-    let said = counts.iter().filter_map(|(count, what)| count.map(|count| format!("{count} {what}")));
+    let said = counts
+        .iter()
+        .filter_map(|(count, what)| count.map(|count| format!("{count} {what}")));
     let said: Vec<_> = said.collect();
     match said.is_empty() {
         true => "all".to_owned(),
@@ -142,7 +151,9 @@ pub(super) fn schedule(house: &House<'_>) -> String {
     let zone = schedule.zone.as_deref();
     out.push_str(&format!(
         "Times are those of {}.\n\n",
-        zone.map_or("this machine's time zone".to_owned(), |zone| code(zone.as_bytes()))
+        zone.map_or("this machine's time zone".to_owned(), |zone| code(
+            zone.as_bytes()
+        ))
     ));
     let said = |step: &str| schedule.steps.iter().find(|(name, _)| name == step);
     let rows: Vec<_> = schedule
@@ -163,7 +174,10 @@ pub(super) fn schedule(house: &House<'_>) -> String {
     let missing: Vec<_> = STEPS.iter().filter(|step| said(step).is_none()).collect();
     if !rows.is_empty() && !missing.is_empty() {
         let missing: Vec<_> = missing.iter().map(|step| code(step.as_bytes())).collect();
-        out.push_str(&format!("\nWithout a time of their own: {}.\n", missing.join(", ")));
+        out.push_str(&format!(
+            "\nWithout a time of their own: {}.\n",
+            missing.join(", ")
+        ));
     }
     if !rows.is_empty() {
         out.push_str("\n```mermaid\nflowchart LR\n");
@@ -177,7 +191,9 @@ pub(super) fn schedule(house: &House<'_>) -> String {
     }
     if let Some(window) = house.config.host.pace.window {
         let window = duration(i64::try_from(window.as_secs()).unwrap_or(i64::MAX));
-        out.push_str(&format!("\nA run takes at most {window}; what does not fit goes first next time.\n"));
+        out.push_str(&format!(
+            "\nA run takes at most {window}; what does not fit goes first next time.\n"
+        ));
     }
     out
 }
@@ -226,10 +242,16 @@ pub(super) fn index(house: &House<'_>, alerts: usize) -> String {
     ));
     let pages = [
         ("routing.md", "Routing: what goes where".to_owned()),
-        ("matrix.md", "Protection: every dataset in every store".to_owned()),
+        (
+            "matrix.md",
+            "Protection: every dataset in every store".to_owned(),
+        ),
         ("schedule.md", "Schedule".to_owned()),
         ("alerts.md", format!("Alerts: {alerts}")),
-        ("recovery.md", "Recovery: in which order everything comes back".to_owned()),
+        (
+            "recovery.md",
+            "Recovery: in which order everything comes back".to_owned(),
+        ),
     ];
     for (path, title) in &pages {
         out.push_str(&format!("- [{title}]({path})\n"));
@@ -238,7 +260,13 @@ pub(super) fn index(house: &House<'_>, alerts: usize) -> String {
     let rows: Vec<_> = house
         .items
         .iter()
-        .map(|item| vec![to_runbook(item), item.word().into(), plain(&route(item.route()))])
+        .map(|item| {
+            vec![
+                to_runbook(item),
+                item.word().into(),
+                plain(&route(item.route())),
+            ]
+        })
         .collect();
     out.push_str(&table(&["dataset", "kind", "route"], &rows));
     out.push_str(&format!(

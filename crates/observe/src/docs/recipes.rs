@@ -63,7 +63,13 @@ pub(super) fn not_backed_up(house: &House<'_>, item: &Item<'_>) -> String {
         ", but it is fetched again from: {}. What there was is in a list, and this compares with \
          it; the code is 3 while something is missing:\n\n{}",
         plain(&refetch.origin),
-        run("refetch", &[format!("{thrice} restore {name} --in-place"), format!("{thrice} verify {name}")])
+        run(
+            "refetch",
+            &[
+                format!("{thrice} restore {name} --in-place"),
+                format!("{thrice} verify {name}")
+            ]
+        )
     ));
     out
 }
@@ -80,7 +86,9 @@ fn volume_back(name: &str, volume: &VolumeSpec) -> String {
         Some(key) => {
             let key = path_word(key);
             commands.push(format!("cryptsetup luksFormat --key-file {key} {device}"));
-            commands.push(format!("cryptsetup open --key-file {key} {device} thrice-back"));
+            commands.push(format!(
+                "cryptsetup open --key-file {key} {device} thrice-back"
+            ));
             "/dev/mapper/thrice-back".to_owned()
         }
         None => device,
@@ -91,7 +99,13 @@ fn volume_back(name: &str, volume: &VolumeSpec) -> String {
         format!("cp -a {}/. /mnt", below_to(name.as_bytes())),
         "umount /mnt".into(),
     ]);
-    commands.extend(volume.group.luks_key.as_ref().map(|_| "cryptsetup close thrice-back".into()));
+    commands.extend(
+        volume
+            .group
+            .luks_key
+            .as_ref()
+            .map(|_| "cryptsetup close thrice-back".into()),
+    );
     format!(
         "Into a new volume, as large as the old one was, with the file system that it had. Stop \
          what uses it first:\n\n{}",
@@ -120,7 +134,10 @@ fn guest(name: &str, id: u64) -> String {
         "By Proxmox itself, a virtual machine or a container:\n\n{}",
         read_first(&[
             TO.to_owned(),
-            format!("qmrestore {} {id}", archive(format!("vzdump-qemu-{id}.vma"))),
+            format!(
+                "qmrestore {} {id}",
+                archive(format!("vzdump-qemu-{id}.vma"))
+            ),
             format!(
                 "pct restore {id} {} --storage local-lvm",
                 archive(format!("vzdump-lxc-{id}.tar"))
@@ -163,13 +180,19 @@ fn host(name: &str) -> String {
         "1. Disks: compare what there was with what there is, then each that was replaced.",
         &[
             format!("less {}", files("disks/lsblk.json")),
-            format!("sfdisk /dev/DISK <{}", files("disks/partitions/DISK.sfdisk")),
+            format!(
+                "sfdisk /dev/DISK <{}",
+                files("disks/partitions/DISK.sfdisk")
+            ),
         ],
     );
     out.push_str(&step(
         "2. LVM; with thin pools `--force`, and the pool and its volumes are made anew.",
         &[
-            format!("pvcreate --uuid UUID --restorefile {} /dev/PART", files("disks/lvm/GROUP.vg")),
+            format!(
+                "pvcreate --uuid UUID --restorefile {} /dev/PART",
+                files("disks/lvm/GROUP.vg")
+            ),
             format!("vgcfgrestore --file {} GROUP", files("disks/lvm/GROUP.vg")),
             "vgchange --activate y GROUP".into(),
         ],
@@ -184,7 +207,10 @@ fn host(name: &str) -> String {
                 files("packages/dpkg-selections.txt")
             ),
             "apt-get update && apt-get dselect-upgrade".into(),
-            format!("xargs apt-mark manual <{}", files("packages/apt-manual.txt")),
+            format!(
+                "xargs apt-mark manual <{}",
+                files("packages/apt-manual.txt")
+            ),
         ],
     ));
     out.push_str(&step(
@@ -242,7 +268,10 @@ fn device(name: &str, spec: &DeviceSpec) -> String {
             }
         };
         let all: Vec<_> = std::iter::once(TO.to_owned()).chain(commands).collect();
-        out.push_str(&format!("{shown}, on the same model and release:\n\n{}\n", read_first(&all)));
+        out.push_str(&format!(
+            "{shown}, on the same model and release:\n\n{}\n",
+            read_first(&all)
+        ));
     }
     out.trim_end().to_owned() + "\n"
 }
@@ -256,7 +285,10 @@ fn database(name: &str, spec: &DatabaseSpec) -> String {
             "Stop the server, put the file where `CONFIG GET dir` says, owned by its user, and \
              start it. With `appendonly yes` it reads its log and **not** this file: start it once \
              with `appendonly no`.\n\n{}",
-            read_first(&[TO.to_owned(), format!("redis-check-rdb {}", file("dump.rdb"))])
+            read_first(&[
+                TO.to_owned(),
+                format!("redis-check-rdb {}", file("dump.rdb"))
+            ])
         ),
         DatabaseEngine::Etcd => format!(
             "Stop **every** member, restore on each with its own `--name`, `--initial-cluster` and \
@@ -264,17 +296,31 @@ fn database(name: &str, spec: &DatabaseSpec) -> String {
              manifest away first.\n\n{}",
             read_first(&[
                 TO.to_owned(),
-                format!("etcdutl snapshot restore --data-dir {} {}", file("restored"), file("snapshot.db")),
+                format!(
+                    "etcdutl snapshot restore --data-dir {} {}",
+                    file("restored"),
+                    file("snapshot.db")
+                ),
             ])
         ),
         DatabaseEngine::Vault => {
-            let token = spec.secret.as_ref().map(|secret| {
-                format!("export VAULT_TOKEN=\"$({})\"", print_of(secret))
-            });
-            let mut commands = vec![TO.to_owned(), format!("export VAULT_ADDR={}", word(spec.url.as_bytes()))];
+            let token = spec
+                .secret
+                .as_ref()
+                .map(|secret| format!("export VAULT_TOKEN=\"$({})\"", print_of(secret)));
+            let mut commands = vec![
+                TO.to_owned(),
+                format!("export VAULT_ADDR={}", word(spec.url.as_bytes())),
+            ];
             commands.extend(token);
-            commands.push(format!("vault operator raft snapshot inspect {}", file("vault.snap")));
-            commands.push(format!("vault operator raft snapshot restore -force {}", file("vault.snap")));
+            commands.push(format!(
+                "vault operator raft snapshot inspect {}",
+                file("vault.snap")
+            ));
+            commands.push(format!(
+                "vault operator raft snapshot restore -force {}",
+                file("vault.snap")
+            ));
             format!(
                 "Into a server that is initialised and unsealed. Afterwards it is unsealed with the \
                  keys of the snapshot, which are not in it.\n\n{}",
@@ -286,7 +332,10 @@ fn database(name: &str, spec: &DatabaseSpec) -> String {
             read_first(&[
                 TO.to_owned(),
                 format!("for archive in {}/*.archive; do", below_to(name.as_bytes())),
-                format!("    mongorestore --uri={} --archive=\"$archive\"", word(spec.url.as_bytes())),
+                format!(
+                    "    mongorestore --uri={} --archive=\"$archive\"",
+                    word(spec.url.as_bytes())
+                ),
                 "done".into(),
             ])
         ),
@@ -305,9 +354,18 @@ fn print_of(secret: &Secret) -> String {
 fn by(place: &Place) -> Option<String> {
     match place {
         Place::Here => None,
-        Place::Ssh { destination, config } => Some(ssh_to(destination, config.as_deref())),
-        Place::Pod { namespace, pod, container } => {
-            let container = container.as_ref().map(|name| format!("-c {} ", word(name.as_bytes())));
+        Place::Ssh {
+            destination,
+            config,
+        } => Some(ssh_to(destination, config.as_deref())),
+        Place::Pod {
+            namespace,
+            pod,
+            container,
+        } => {
+            let container = container
+                .as_ref()
+                .map(|name| format!("-c {} ", word(name.as_bytes())));
             Some(format!(
                 "kubectl exec -i -n {} {} {}-- sh -c",
                 word(namespace.as_bytes()),
@@ -329,11 +387,24 @@ fn postgres(name: &str, spec: &DatabaseSpec) -> String {
         env.push(("PGSSLROOTCERT", path_word(ca)));
         env.push(("PGSSLMODE", "verify-full".into()));
     }
-    env.extend(spec.tls.cert.as_ref().map(|file| ("PGSSLCERT", path_word(file))));
-    env.extend(spec.tls.key.as_ref().map(|file| ("PGSSLKEY", path_word(file))));
+    env.extend(
+        spec.tls
+            .cert
+            .as_ref()
+            .map(|file| ("PGSSLCERT", path_word(file))),
+    );
+    env.extend(
+        spec.tls
+            .key
+            .as_ref()
+            .map(|file| ("PGSSLKEY", path_word(file))),
+    );
     let remote = Remote {
         by: by(&spec.place),
-        secret: spec.secret.as_ref().map(|secret| ("PGPASSWORD", print_of(secret))),
+        secret: spec
+            .secret
+            .as_ref()
+            .map(|secret| ("PGPASSWORD", print_of(secret))),
         env,
     };
     let folder = below_to(name.as_bytes());
@@ -367,13 +438,23 @@ fn mysql(name: &str, spec: &DatabaseSpec) -> String {
         option("user", url.user.clone());
         option("socket", url.param("socket"));
     }
-    let tls = [("ca", &spec.tls.ca), ("cert", &spec.tls.cert), ("key", &spec.tls.key)];
+    let tls = [
+        ("ca", &spec.tls.ca),
+        ("cert", &spec.tls.cert),
+        ("key", &spec.tls.key),
+    ];
     for (kind, file) in tls {
-        options.extend(file.as_ref().map(|file| format!("--ssl-{kind}={}", path_word(file))));
+        options.extend(
+            file.as_ref()
+                .map(|file| format!("--ssl-{kind}={}", path_word(file))),
+        );
     }
     let remote = Remote {
         by: by(&spec.place),
-        secret: spec.secret.as_ref().map(|secret| ("MYSQL_PWD", print_of(secret))),
+        secret: spec
+            .secret
+            .as_ref()
+            .map(|secret| ("MYSQL_PWD", print_of(secret))),
         env: Vec::new(),
     };
     let client = ["mariadb".to_owned()].into_iter().chain(options);
@@ -389,7 +470,10 @@ fn mysql(name: &str, spec: &DatabaseSpec) -> String {
                 format!("    test \"$dump\" = {folder}/grants.sql && continue"),
                 format!("    {} || break", remote.line(&client, "\"$dump\"")),
                 "done".into(),
-                format!("test ! -e {folder}/grants.sql || {}", remote.line(&client, &format!("{folder}/grants.sql"))),
+                format!(
+                    "test ! -e {folder}/grants.sql || {}",
+                    remote.line(&client, &format!("{folder}/grants.sql"))
+                ),
             ]
         )
     )

@@ -45,22 +45,61 @@ fn programs(house: &House<'_>) -> String {
     };
     let any = |test: &dyn Fn(&Item<'_>) -> bool| house.items.iter().any(test);
     let engine = |engine: DatabaseEngine| any(&|item| item.kind == Kind::Database(engine));
-    let by_ssh = house.config.stores.iter().any(|store| ssh_of(store).is_some());
+    let by_ssh = house
+        .config
+        .stores
+        .iter()
+        .any(|store| ssh_of(store).is_some());
     let ssh = |item: &Item<'_>| {
-        item.kind == Kind::Device
-            || matches!(place(item), Some(Place::Ssh { .. }))
+        item.kind == Kind::Device || matches!(place(item), Some(Place::Ssh { .. }))
     };
-    add("openssh-client", "stores, devices and databases on other machines", by_ssh || any(&ssh));
-    add("lvm2", "volumes", any(&|item| matches!(item.dataset.source, Source::Volume(..))));
-    add("cryptsetup", "encrypted volumes, LUKS headers", any(&|item| luks(item) || item.kind == Kind::Host));
-    add("rsync", "this machine's configuration", any(&|item| item.kind == Kind::Host));
-    add("postgresql-client", "PostgreSQL", engine(DatabaseEngine::Postgres));
-    add("mariadb-client", "MySQL, MariaDB", engine(DatabaseEngine::Mysql));
+    add(
+        "openssh-client",
+        "stores, devices and databases on other machines",
+        by_ssh || any(&ssh),
+    );
+    add(
+        "lvm2",
+        "volumes",
+        any(&|item| matches!(item.dataset.source, Source::Volume(..))),
+    );
+    add(
+        "cryptsetup",
+        "encrypted volumes, LUKS headers",
+        any(&|item| luks(item) || item.kind == Kind::Host),
+    );
+    add(
+        "rsync",
+        "this machine's configuration",
+        any(&|item| item.kind == Kind::Host),
+    );
+    add(
+        "postgresql-client",
+        "PostgreSQL",
+        engine(DatabaseEngine::Postgres),
+    );
+    add(
+        "mariadb-client",
+        "MySQL, MariaDB",
+        engine(DatabaseEngine::Mysql),
+    );
     add("redis-tools", "Redis", engine(DatabaseEngine::Redis));
     add("etcd-client", "etcd", engine(DatabaseEngine::Etcd));
-    add("vault", "Vault, OpenBao (from its maker)", engine(DatabaseEngine::Vault));
-    add("mongodb-database-tools", "MongoDB (from its maker)", engine(DatabaseEngine::Mongo));
-    add("proxmox-ve", "guests (from its maker)", any(&|item| item.kind == Kind::Guest));
+    add(
+        "vault",
+        "Vault, OpenBao (from its maker)",
+        engine(DatabaseEngine::Vault),
+    );
+    add(
+        "mongodb-database-tools",
+        "MongoDB (from its maker)",
+        engine(DatabaseEngine::Mongo),
+    );
+    add(
+        "proxmox-ve",
+        "guests (from its maker)",
+        any(&|item| item.kind == Kind::Guest),
+    );
     let pods = |item: &Item<'_>| matches!(place(item), Some(Place::Pod { .. }));
     add("kubectl", "databases in pods", any(&pods));
     table(&["package (Debian)", "for"], &rows)
@@ -90,7 +129,11 @@ fn needed<'a>(house: &'a House<'_>) -> Vec<Needed<'a>> {
         all.push(Needed { what, by, kept });
     };
     for store in &house.config.stores {
-        if let StoreKind::Agent { ssh_config: Some(file), .. } = &store.kind {
+        if let StoreKind::Agent {
+            ssh_config: Some(file),
+            ..
+        } = &store.kind
+        {
             add(file.clone(), store.name.clone());
         }
     }
@@ -118,9 +161,17 @@ fn keeper<'a>(house: &'a House<'_>, file: &Path) -> Option<&'a Item<'a>> {
 
 fn secrets(house: &House<'_>) -> String {
     let mut out = String::new();
-    let far: Vec<_> = house.config.stores.iter().filter(|store| ssh_of(store).is_some()).collect();
+    let far: Vec<_> = house
+        .config
+        .stores
+        .iter()
+        .filter(|store| ssh_of(store).is_some())
+        .collect();
     if !far.is_empty() {
-        let names: Vec<_> = far.iter().map(|store| code(store.name.as_bytes())).collect();
+        let names: Vec<_> = far
+            .iter()
+            .map(|store| code(store.name.as_bytes()))
+            .collect();
         out.push_str(&format!(
             "The SSH key that opens {}, and the host key by which it is known, of the user that \
              runs Thrice: **keep a copy away from this machine**. Without it there is no way to \
@@ -168,7 +219,10 @@ fn stores(house: &House<'_>) -> String {
          the quickest. This makes a catalog from the store alone:\n",
     );
     for store in &house.config.stores {
-        let holds = house.protected().filter(|item| item.route().contains(&store.name)).count();
+        let holds = house
+            .protected()
+            .filter(|item| item.route().contains(&store.name))
+            .count();
         let mut lines = vec![TO.to_owned()];
         lines.extend(rescue(house, store));
         out.push_str(&format!(
@@ -224,7 +278,9 @@ fn rank(item: &Item<'_>) -> u8 {
 pub(super) fn order<'a>(house: &'a House<'_>) -> Vec<(&'a Item<'a>, Vec<&'a Item<'a>>)> {
     let needed = needed(house);
     let before = |item: &Item<'_>| -> Vec<&'a Item<'a>> {
-        let named = needed.iter().filter(|one| one.by.iter().any(|by| by == item.name()));
+        let named = needed
+            .iter()
+            .filter(|one| one.by.iter().any(|by| by == item.name()));
         let mut found: Vec<&Item<'_>> = named
             .filter_map(|one| one.kept)
             .filter(|other| other.name() != item.name())
@@ -236,8 +292,11 @@ pub(super) fn order<'a>(house: &'a House<'_>) -> Vec<(&'a Item<'a>, Vec<&'a Item
     waiting.sort_by_key(|(item, _)| rank(item));
     let mut placed: Vec<(&Item<'_>, Vec<&Item<'_>>)> = Vec::new();
     while !waiting.is_empty() {
-        let is_there = |other: &&Item<'_>| placed.iter().any(|(item, _)| item.name() == other.name());
-        let next = waiting.iter().position(|(_, before)| before.iter().all(|one| is_there(&one)));
+        let is_there =
+            |other: &&Item<'_>| placed.iter().any(|(item, _)| item.name() == other.name());
+        let next = waiting
+            .iter()
+            .position(|(_, before)| before.iter().all(|one| is_there(&one)));
         // A circle is broken where it begins; the table of secrets says that there is one.
         placed.push(waiting.remove(next.unwrap_or(0)));
     }
@@ -259,7 +318,10 @@ fn datasets(house: &House<'_>) -> String {
             ]
         })
         .collect();
-    let mut out = table(&["", "dataset", "kind", "to where it was", "needs first"], &rows);
+    let mut out = table(
+        &["", "dataset", "kind", "to where it was", "needs first"],
+        &rows,
+    );
     if !house.config.bundles.is_empty() {
         out.push_str("\nWhat belongs together is brought back to one moment:\n\n");
         let thrice = house.thrice();
@@ -271,7 +333,10 @@ fn datasets(house: &House<'_>) -> String {
         out.push_str(&read_first(&all));
     }
     let (thrice, end) = (house.thrice(), ["check", "status"]);
-    let end: Vec<_> = end.iter().map(|command| format!("{thrice} {command}")).collect();
+    let end: Vec<_> = end
+        .iter()
+        .map(|command| format!("{thrice} {command}"))
+        .collect();
     out.push_str("\nThen see whether all is there, and run:\n\n");
     out.push_str(&read_first(&end));
     out

@@ -238,7 +238,8 @@ impl Graph {
                 count: 0,
             });
             let first = alike.first().and_then(|item| item.route().first());
-            let store = first.and_then(|name| house.config.stores.iter().position(|s| s.name == *name));
+            let store =
+                first.and_then(|name| house.config.stores.iter().position(|s| s.name == *name));
             self.edges.extend(store.map(|store| Edge {
                 from: node,
                 to: stores + store,
@@ -277,11 +278,12 @@ impl Graph {
                 }
             }
         }
-        self.edges.extend(counts.into_iter().map(|((from, to), count)| Edge {
-            from: stores + from,
-            to: stores + to,
-            count,
-        }));
+        self.edges
+            .extend(counts.into_iter().map(|((from, to), count)| Edge {
+                from: stores + from,
+                to: stores + to,
+                count,
+            }));
     }
 }
 
@@ -290,7 +292,11 @@ fn unrouted(house: &House<'_>, root: &str) -> Vec<String> {
     let lines = house.coverage.proof.iter();
     let nobody = lines.filter(|line| line.because == Because::Nothing);
     let inside = |path: &Path| {
-        let around = house.config.roots.iter().filter(|one| path.starts_with(&one.path));
+        let around = house
+            .config
+            .roots
+            .iter()
+            .filter(|one| path.starts_with(&one.path));
         let around = around.max_by_key(|one| one.path.as_os_str().len());
         around.is_some_and(|one| shown(&one.path) == root)
     };
@@ -330,12 +336,17 @@ fn dataset(alike: &[&Item<'_>]) -> Node {
     let first = alike.first();
     let word = first.map(|item| item.word()).unwrap_or_default();
     let none = first.is_none_or(|item| item.route().is_empty());
-    let why = first.and_then(|item| item.dataset.why.as_deref()).unwrap_or_default();
+    let why = first
+        .and_then(|item| item.dataset.why.as_deref())
+        .unwrap_or_default();
     let (title, about) = match names.as_slice() {
         [name] => ((*name).to_owned(), word.to_owned()),
         many => {
             let shown = many.iter().take(NAMES_SHOWN).copied().collect::<Vec<_>>();
-            (format!("{} × {word}", many.len()), format!("{}, …", shown.join(", ")))
+            (
+                format!("{} × {word}", many.len()),
+                format!("{}, …", shown.join(", ")),
+            )
         }
     };
     Node {
@@ -397,7 +408,9 @@ fn mermaid(graph: &Graph) -> String {
             ));
         }
     }
-    out.push_str("  classDef none fill:#ffffff,stroke:#8c959f,color:#57606a,stroke-dasharray:5 4\n");
+    out.push_str(
+        "  classDef none fill:#ffffff,stroke:#8c959f,color:#57606a,stroke-dasharray:5 4\n",
+    );
     out.push_str("```\n");
     out
 }

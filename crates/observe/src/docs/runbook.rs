@@ -71,7 +71,11 @@ fn facts(house: &House<'_>, item: &Item<'_>) -> String {
         let text = format!("{}; at most {age} old", code(where_is(store).as_bytes()));
         rows.push(vec![format!("in {}", code(name.as_bytes())), text]);
     }
-    let secrets: Vec<_> = item.secrets().iter().map(|path| super::text::path_code(path)).collect();
+    let secrets: Vec<_> = item
+        .secrets()
+        .iter()
+        .map(|path| super::text::path_code(path))
+        .collect();
     if !secrets.is_empty() {
         rows.push(vec!["needs".into(), secrets.join(", ")]);
     }
@@ -91,7 +95,11 @@ fn sections(house: &House<'_>, item: &Item<'_>) -> Vec<Section> {
     found.extend(machine(house, item));
     found.push(before(house, item));
     for (position, name) in item.route().iter().enumerate() {
-        found.extend(house.store(name).map(|store| lost(house, item, position, store)));
+        found.extend(
+            house
+                .store(name)
+                .map(|store| lost(house, item, position, store)),
+        );
     }
     let without = item.route().iter().filter_map(|name| house.store(name));
     found.extend(without.map(|store| by_hand(item, store)));
@@ -106,11 +114,18 @@ fn tree(sections: &[Section]) -> String {
         (Branch::Gone, "gone", "gone or damaged", "How much of it?"),
         (Branch::Wrong, "wrong", "there, but wrong", ""),
         (Branch::Copy, "copy", "yes", "Which copy is lost?"),
-        (Branch::Without, "without", "Thrice does not run here", "Which store is there?"),
+        (
+            Branch::Without,
+            "without",
+            "Thrice does not run here",
+            "Which store is there?",
+        ),
     ];
     for (branch, id, answer, question) in branches {
         if !question.is_empty() {
-            out.push_str(&format!("  live -->|\"{answer}\"| {id}{{\"{question}\"}}\n"));
+            out.push_str(&format!(
+                "  live -->|\"{answer}\"| {id}{{\"{question}\"}}\n"
+            ));
         }
         for (number, section) in sections.iter().enumerate() {
             if section.branch != branch {
@@ -172,7 +187,10 @@ fn snapshot(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
     let (thrice, place) = (house.thrice(), path_word(&place));
     let list = run(
         "snapshots",
-        &[format!("{thrice} snapshot list"), format!("{thrice} snapshot restore {place}")],
+        &[
+            format!("{thrice} snapshot list"),
+            format!("{thrice} snapshot restore {place}"),
+        ],
     );
     let swap = read_first(&[
         format!("{thrice} snapshot restore {place} --yes {uses}"),
@@ -189,7 +207,10 @@ fn snapshot(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
 
 /// A path in it.
 fn part(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
-    let is_files = matches!(item.kind, Kind::Tree | Kind::Volume | Kind::Device | Kind::Host);
+    let is_files = matches!(
+        item.kind,
+        Kind::Tree | Kind::Volume | Kind::Device | Kind::Host
+    );
     if !is_files {
         return None;
     }
@@ -200,7 +221,11 @@ fn part(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
             TO.to_owned(),
             "WHAT=${WHAT:?is to be the path that is lost, below the dataset: WHAT=a/b}".into(),
             format!("{thrice} versions {name}:\"$WHAT\""),
-            format!("{thrice} restore {name}:\"$WHAT\" {} --to {}", at(), below_to(item.name().as_bytes())),
+            format!(
+                "{thrice} restore {name}:\"$WHAT\" {} --to {}",
+                at(),
+                below_to(item.name().as_bytes())
+            ),
         ],
     );
     let find = run_find(&thrice, &name);
@@ -226,7 +251,10 @@ fn whole(house: &House<'_>, item: &Item<'_>) -> Section {
     let to = below_to(item.name().as_bytes());
     let elsewhere = run(
         "whole",
-        &[TO.to_owned(), format!("{thrice} restore {name} {} --to {to}", at())],
+        &[
+            TO.to_owned(),
+            format!("{thrice} restore {name} {} --to {to}", at()),
+        ],
     );
     let mut body = String::new();
     match (item.kind, item.file()) {
@@ -246,7 +274,10 @@ fn whole(house: &House<'_>, item: &Item<'_>) -> Section {
             let target = word(&[item.name().as_bytes(), b":", file].concat());
             let in_place = run(
                 "in-place",
-                &[format!("{thrice} restore {target} {} --in-place --overwrite", at())],
+                &[format!(
+                    "{thrice} restore {target} {} --in-place --overwrite",
+                    at()
+                )],
             );
             body.push_str(&format!(
                 "Stop what uses it first. In its place, with the logs beside it removed, which \
@@ -294,7 +325,11 @@ fn bundle(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
             ),
         ],
     );
-    let members: Vec<_> = bundle.members.iter().map(|member| reference(&member.name)).collect();
+    let members: Vec<_> = bundle
+        .members
+        .iter()
+        .map(|member| reference(&member.name))
+        .collect();
     let body = format!(
         "{} belong together: bring all of them back to one moment, while the application is \
          stopped. Each comes into a folder of its name; its page says how it is put back.\n\n{commands}{}",
@@ -344,7 +379,10 @@ fn disk(house: &House<'_>, item: &Item<'_>) -> Section {
         ));
     }
     if !others.is_empty() {
-        let root = house.root_of(item).map(super::text::path_code).unwrap_or_default();
+        let root = house
+            .root_of(item)
+            .map(super::text::path_code)
+            .unwrap_or_default();
         body.push_str(&format!(
             "\nIn {root} there were also {}; [the order](../recovery.md) in which they come back.\n",
             others.join(", ")
@@ -355,8 +393,15 @@ fn disk(house: &House<'_>, item: &Item<'_>) -> Section {
 
 /// The store that is most likely to be there when this machine is not.
 fn farthest<'a>(house: &House<'a>, item: &Item<'_>) -> Option<&'a StoreSpec> {
-    let stores: Vec<_> = item.route().iter().filter_map(|name| house.store(name)).collect();
-    let far = stores.iter().rev().find(|store| store.kind != StoreKind::Disk);
+    let stores: Vec<_> = item
+        .route()
+        .iter()
+        .filter_map(|name| house.store(name))
+        .collect();
+    let far = stores
+        .iter()
+        .rev()
+        .find(|store| store.kind != StoreKind::Disk);
     far.or(stores.last()).copied()
 }
 
@@ -378,12 +423,19 @@ fn machine(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
         run("machine", &commands)
     );
     if store.kind == StoreKind::Disk {
-        body.push_str("\nMount the store's disk first; another place than before goes into `path`.\n");
+        body.push_str(
+            "\nMount the store's disk first; another place than before goes into `path`.\n",
+        );
     }
     if recipes::put_back(item).is_some() {
         body.push_str("\nThen [put it back](#put-it-back).\n");
     }
-    Some(section(Branch::Gone, "the whole machine", "The whole machine", body))
+    Some(section(
+        Branch::Gone,
+        "the whole machine",
+        "The whole machine",
+        body,
+    ))
 }
 
 /// What writes a configuration of this store alone to `$TO/rescue.toml`, and reads the store.
@@ -398,10 +450,16 @@ pub(super) fn rescue(house: &House<'_>, store: &StoreSpec) -> Vec<String> {
     lines.push(format!("[store.{}]", toml(&store.name)));
     match &store.kind {
         StoreKind::Disk => lines.push("kind = \"disk\"".into()),
-        StoreKind::Agent { ssh, ssh_config, command } => {
+        StoreKind::Agent {
+            ssh,
+            ssh_config,
+            command,
+        } => {
             lines.push("kind = \"agent\"".into());
             lines.push(format!("ssh = {}", toml(ssh)));
-            let config = ssh_config.as_ref().map(|file| toml(&file.to_string_lossy()));
+            let config = ssh_config
+                .as_ref()
+                .map(|file| toml(&file.to_string_lossy()));
             lines.extend(config.map(|file| format!("ssh_config = {file}")));
             if command != "thrice" {
                 lines.push(format!("command = {}", toml(command)));
@@ -471,7 +529,11 @@ fn lost(house: &House<'_>, item: &Item<'_>, position: usize, store: &StoreSpec) 
     } else {
         body.push_str("**Nothing else holds a copy.** The live data is all there is now.\n\n");
     }
-    let steps = if position == 0 { "backup offsite" } else { "offsite" };
+    let steps = if position == 0 {
+        "backup offsite"
+    } else {
+        "offsite"
+    };
     body.push_str(&format!(
         "Mend or replace {shown} ({}). Where it is a new and empty one, say so, and fill it:\n\n{}",
         code(where_is(store).as_bytes()),

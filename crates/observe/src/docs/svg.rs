@@ -165,13 +165,21 @@ fn lay_out(graph: &Graph) -> Layout {
     };
     let mut x = MARGIN;
     for layer in 0..count {
-        let widths = graph.nodes.iter().filter(|node| node.layer == layer).map(width);
+        let widths = graph
+            .nodes
+            .iter()
+            .filter(|node| node.layer == layer)
+            .map(width);
         let w = widths.fold(120.0, f64::max);
         layout.columns.push((x, w));
         x += w + SPACE;
     }
     // Datasets are stacked in their order; what is left of them and right of them follows.
-    layout.stack(1, layers.get(&1).map(Vec::as_slice).unwrap_or_default(), graph);
+    layout.stack(
+        1,
+        layers.get(&1).map(Vec::as_slice).unwrap_or_default(),
+        graph,
+    );
     for layer in std::iter::once(0).chain(2..count) {
         let slots = layers.get(&layer).map(Vec::as_slice).unwrap_or_default();
         layout.settle(layer, slots, &segments);
@@ -201,7 +209,11 @@ impl Layout {
         let mut last = None;
         for slot in slots {
             let root = match slot {
-                Slot::Node(at) => graph.edges.iter().find(|edge| edge.to == *at).map(|edge| edge.from),
+                Slot::Node(at) => graph
+                    .edges
+                    .iter()
+                    .find(|edge| edge.to == *at)
+                    .map(|edge| edge.from),
                 Slot::Lane(_) => None,
             };
             if last.is_some_and(|last| last != root) {
@@ -223,11 +235,13 @@ impl Layout {
     ) {
         let wanted = |slot: Slot| {
             let here = (layer, slot);
-            let ends = segments.iter().filter_map(|(from, to, _)| match (*from, *to) {
-                (from, to) if to == here => self.places.get(&from),
-                (from, to) if from == here => self.places.get(&to),
-                _ => None,
-            });
+            let ends = segments
+                .iter()
+                .filter_map(|(from, to, _)| match (*from, *to) {
+                    (from, to) if to == here => self.places.get(&from),
+                    (from, to) if from == here => self.places.get(&to),
+                    _ => None,
+                });
             let (mut sum, mut count) = (0.0, 0.0);
             for place in ends {
                 sum += place.middle();
@@ -284,9 +298,8 @@ fn lines(graph: &Graph, layout: &Layout, out: &mut String) {
         }
         let (x2, y2) = (b.x, b.middle());
         let bend = (x1 + x2) / 2.0;
-        let mut path = format!(
-            "M{x1:.1} {y1:.1} C{bend:.1} {y1:.1} {bend:.1} {y2:.1} {x2:.1} {y2:.1}"
-        );
+        let mut path =
+            format!("M{x1:.1} {y1:.1} C{bend:.1} {y1:.1} {bend:.1} {y2:.1} {x2:.1} {y2:.1}");
         if matches!(to, Slot::Lane(_)) {
             let _ = write!(path, " L{:.1} {y2:.1}", x2 + b.w);
         }
@@ -297,9 +310,11 @@ fn lines(graph: &Graph, layout: &Layout, out: &mut String) {
         let _ = writeln!(out, "<path class=\"{class}\" d=\"{path}\"{arrow}/>");
         if count > 1 && matches!(to, Slot::Node(_)) && !matches!(from, Slot::Lane(_)) {
             let (x, y) = (x2 - 26.0, y2 - 7.0);
-            let relay = graph.nodes.iter().enumerate().any(|(at, node)| {
-                from == Slot::Node(at) && node.layer >= 2
-            });
+            let relay = graph
+                .nodes
+                .iter()
+                .enumerate()
+                .any(|(at, node)| from == Slot::Node(at) && node.layer >= 2);
             if relay {
                 let _ = writeln!(
                     out,
@@ -315,16 +330,28 @@ fn draw_node(node: &Node, place: Place, out: &mut String) {
         true => format!("{} none", node.shape.class()),
         false => node.shape.class().to_owned(),
     };
-    let _ = writeln!(out, "<g class=\"{class}\"><title>{}</title>", escape(&node.all));
+    let _ = writeln!(
+        out,
+        "<g class=\"{class}\"><title>{}</title>",
+        escape(&node.all)
+    );
     if node.count > 1 {
         let behind = Place {
             x: place.x + 5.0,
             y: place.y + 5.0,
             ..place
         };
-        let _ = writeln!(out, "<path class=\"box\" d=\"{}\"/>", outline(node.shape, behind));
+        let _ = writeln!(
+            out,
+            "<path class=\"box\" d=\"{}\"/>",
+            outline(node.shape, behind)
+        );
     }
-    let _ = writeln!(out, "<path class=\"box\" d=\"{}\"/>", outline(node.shape, place));
+    let _ = writeln!(
+        out,
+        "<path class=\"box\" d=\"{}\"/>",
+        outline(node.shape, place)
+    );
     let (x, y) = (place.x + 18.0, place.y);
     let _ = writeln!(
         out,
@@ -342,51 +369,90 @@ fn outline(shape: Shape, p: Place) -> String {
     let (l, t, r, b) = (p.x, p.y, p.x + p.w, p.y + p.h);
     let m = p.middle();
     match shape {
-        Shape::Root => format!("M{l:.1} {t:.1} H{r:.1} V{b:.1} H{l:.1} Z M{:.1} {t:.1} V{b:.1}", l + 6.0),
+        Shape::Root => format!(
+            "M{l:.1} {t:.1} H{r:.1} V{b:.1} H{l:.1} Z M{:.1} {t:.1} V{b:.1}",
+            l + 6.0
+        ),
         Shape::Files => format!(
             "M{:.1} {t:.1} H{:.1} Q{r:.1} {t:.1} {r:.1} {:.1} V{:.1} Q{r:.1} {b:.1} {:.1} {b:.1} \
              H{:.1} Q{l:.1} {b:.1} {l:.1} {:.1} V{:.1} Q{l:.1} {t:.1} {:.1} {t:.1} Z",
-            l + 8.0, r - 8.0, t + 8.0, b - 8.0, r - 8.0, l + 8.0, b - 8.0, t + 8.0, l + 8.0
+            l + 8.0,
+            r - 8.0,
+            t + 8.0,
+            b - 8.0,
+            r - 8.0,
+            l + 8.0,
+            b - 8.0,
+            t + 8.0,
+            l + 8.0
         ),
         Shape::Database => {
             let rx = p.w / 2.0;
             format!(
                 "M{l:.1} {:.1} A{rx:.1} 5 0 0 1 {r:.1} {:.1} V{:.1} A{rx:.1} 5 0 0 1 {l:.1} {:.1} Z \
                  M{l:.1} {:.1} A{rx:.1} 5 0 0 0 {r:.1} {:.1}",
-                t + 4.0, t + 4.0, b - 4.0, b - 4.0, t + 4.0, t + 4.0
+                t + 4.0,
+                t + 4.0,
+                b - 4.0,
+                b - 4.0,
+                t + 4.0,
+                t + 4.0
             )
         }
         Shape::Volume => format!(
             "M{l:.1} {t:.1} H{r:.1} V{b:.1} H{l:.1} Z M{:.1} {t:.1} V{b:.1} M{:.1} {t:.1} V{b:.1}",
-            l + 8.0, r - 8.0
+            l + 8.0,
+            r - 8.0
         ),
         Shape::Image => format!(
             "M{:.1} {t:.1} H{:.1} L{r:.1} {m:.1} L{:.1} {b:.1} H{:.1} L{l:.1} {m:.1} Z",
-            l + 12.0, r - 12.0, r - 12.0, l + 12.0
+            l + 12.0,
+            r - 12.0,
+            r - 12.0,
+            l + 12.0
         ),
         Shape::Device => format!(
             "M{:.1} {t:.1} H{r:.1} L{:.1} {b:.1} H{l:.1} Z",
-            l + 14.0, r - 14.0
+            l + 14.0,
+            r - 14.0
         ),
         Shape::Command => format!(
             "M{l:.1} {t:.1} H{:.1} L{r:.1} {:.1} V{b:.1} H{l:.1} Z M{:.1} {t:.1} V{:.1} H{r:.1}",
-            r - 14.0, t + 14.0, r - 14.0, t + 14.0
+            r - 14.0,
+            t + 14.0,
+            r - 14.0,
+            t + 14.0
         ),
         Shape::Host => {
             let radius = p.h / 2.0;
             format!(
                 "M{:.1} {t:.1} H{:.1} A{radius:.1} {radius:.1} 0 0 1 {:.1} {b:.1} H{:.1} \
                  A{radius:.1} {radius:.1} 0 0 1 {:.1} {t:.1} Z",
-                l + radius, r - radius, r - radius, l + radius, l + radius
+                l + radius,
+                r - radius,
+                r - radius,
+                l + radius,
+                l + radius
             )
         }
         Shape::Disk => format!(
             "M{:.1} {t:.1} H{:.1} L{r:.1} {b:.1} H{l:.1} Z M{:.1} {:.1} H{:.1}",
-            l + 8.0, r - 8.0, l + 1.5, b - 4.0, r - 1.5
+            l + 8.0,
+            r - 8.0,
+            l + 1.5,
+            b - 4.0,
+            r - 1.5
         ),
         Shape::Far => format!(
             "M{:.1} {t:.1} H{:.1} L{r:.1} {:.1} V{:.1} L{:.1} {b:.1} H{:.1} L{l:.1} {:.1} V{:.1} Z",
-            l + 10.0, r - 10.0, t + 10.0, b - 10.0, r - 10.0, l + 10.0, b - 10.0, t + 10.0
+            l + 10.0,
+            r - 10.0,
+            t + 10.0,
+            b - 10.0,
+            r - 10.0,
+            l + 10.0,
+            b - 10.0,
+            t + 10.0
         ),
     }
 }
@@ -401,8 +467,17 @@ fn legend(graph: &Graph, top: f64, right: f64) -> (String, f64) {
             x = MARGIN;
             y += 30.0;
         }
-        let place = Place { x, y, w: 34.0, h: 20.0 };
-        let class = if none { format!("{} none", shape.class()) } else { shape.class().to_owned() };
+        let place = Place {
+            x,
+            y,
+            w: 34.0,
+            h: 20.0,
+        };
+        let class = if none {
+            format!("{} none", shape.class())
+        } else {
+            shape.class().to_owned()
+        };
         let _ = writeln!(
             out,
             "<g class=\"{class}\"><path class=\"box\" d=\"{}\"/><text class=\"about\" x=\"{:.1}\" \
@@ -414,7 +489,11 @@ fn legend(graph: &Graph, top: f64, right: f64) -> (String, f64) {
         x += w;
     };
     for shape in Shape::ALL {
-        if graph.nodes.iter().any(|node| node.shape == shape && !node.none) {
+        if graph
+            .nodes
+            .iter()
+            .any(|node| node.shape == shape && !node.none)
+        {
             entry(shape, false, shape.word());
         }
     }

@@ -13,7 +13,12 @@ pub(super) fn word(word: &[u8]) -> String {
     // A substitution takes the newlines at the end away, so they stand behind it.
     let end = word.iter().rposition(|byte| *byte != b'\n');
     let body = word.get(..end.map_or(0, |at| at + 1)).unwrap_or_default();
-    let is_shown = |text: &&str| matches!(tree::escape(text.replace('\\', "").as_bytes()), Cow::Borrowed(_));
+    let is_shown = |text: &&str| {
+        matches!(
+            tree::escape(text.replace('\\', "").as_bytes()),
+            Cow::Borrowed(_)
+        )
+    };
     let mut shown = match std::str::from_utf8(body).ok().filter(is_shown) {
         Some(text) if !text.is_empty() && body.iter().all(plain) => text.to_owned(),
         Some(_) => String::from_utf8_lossy(&capture::quote(body)).into_owned(),
