@@ -96,6 +96,8 @@ pub enum Command {
     },
     /// Let a dataset go on that was held by hand or stopped by a guard
     Release(ReleaseArgs),
+    /// Write a Grafana dashboard of the metrics, as JSON
+    Dashboard,
     /// Write documents of this installation: routing, protection, schedule, alerts, recovery, and
     /// a runbook for every dataset
     Docs(DocsArgs),

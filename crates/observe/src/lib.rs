@@ -3,6 +3,7 @@
 //! [`status`] gathers facts from the catalog and the coverage proof; [`judge`] turns them into a
 //! report. Judging is pure.
 
+pub mod dashboard;
 pub mod docs;
 mod facts;
 mod judge;

@@ -57,3 +57,105 @@ fn print(printer: &Printer, args: &DocsArgs, found: &Differences) {
     }
     printer.say(&format!("{} pages in {dir} are as they were", found.same));
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::args::Cli;
+
+    /// One of each kind.
+    const CONFIG: &str = r#"
+        [host]
+        name = "box"
+        [store.disk]
+        kind = "disk"
+        path = "/mnt/a disk's"
+        [store.far]
+        kind = "agent"
+        ssh = "backup@far"
+        path = "/volume"
+        [root."/nowhere at all"]
+        each = "dir"
+        route = ["disk", "far"]
+        [dataset.tree]
+        path = "/etc"
+        snapshot = true
+        [dataset.file]
+        sqlite = "/var/a b.db"
+        [dataset.pg]
+        postgres = "postgresql:///?host=/run/postgresql"
+        [dataset.my]
+        mysql = "mysql://backup@db/shop"
+        password_file = "/etc/secret"
+        at = "pod:shop/sts/db"
+        [dataset.re]
+        redis = "redis://127.0.0.1:6379"
+        [dataset.et]
+        etcd = "https://127.0.0.1:2379"
+        at = "ssh:root@cp1"
+        [dataset.va]
+        vault = "https://vault:8200"
+        token_env = "TOKEN"
+        [dataset.mo]
+        mongodb = "mongodb://db"
+        [dataset.device]
+        ssh = "root@fw"
+        files = [{ path = "/cf/conf/config.xml", root = "pfsense" }]
+        [dataset.command]
+        command = ["/bin/export"]
+        check = ["/bin/check"]
+        [dataset.host]
+        host = true
+        [dataset.guest]
+        guest = 101
+        [dataset.volume]
+        volume = "pve/vm-1"
+        luks_key = "/etc/key"
+        [dataset.image]
+        volume = "pve/vm-2"
+        image = true
+        [dataset.raw]
+        device = "/dev/sdz"
+        [dataset.films]
+        path = "/srv/films"
+        route = []
+        why = "on the shelf"
+        refetch = "the discs"
+        inventory = ["far"]
+        [bundle.app]
+        members = ["pg", "tree"]
+    "#;
+
+    /// Every line of a page's that calls `thrice`, as a shell reads it, is a command line.
+    #[test]
+    fn r15_every_command_in_the_pages_is_one() {
+        let file = std::path::Path::new("/srv/its own/thrice.toml");
+        let (config, _) = policy::parse(file, CONFIG).unwrap();
+        let coverage = policy::resolve(&config, &policy::look(&config), &Default::default());
+        let pages = observe::docs::pages(&config, &coverage, &[]);
+        let text: Vec<_> = pages.iter().map(|page| page.text.as_str()).collect();
+        let text = text.join("\n");
+        let lines = text.lines().map(str::trim);
+        let lines: Vec<_> = lines.filter(|line| line.starts_with("thrice ")).collect();
+        assert!(lines.len() > 150, "{}", lines.len());
+        let script = format!(
+            "thrice() {{ printf '%s\\001' thrice \"$@\"; printf '\\n'; }}\n{}",
+            lines.join("\n")
+        );
+        let output = std::process::Command::new("sh")
+            .args(["-euc", &script])
+            .envs([("AT", "2d"), ("TO", "/out"), ("WHAT", "a/b"), ("NAME", "n")])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said.lines().count(), lines.len());
+        for line in said.lines() {
+            let words = line.split_terminator('\u{1}');
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+}

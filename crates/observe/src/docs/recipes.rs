@@ -419,7 +419,7 @@ fn postgres(name: &str, spec: &DatabaseSpec) -> String {
                 TO.to_owned(),
                 remote.line(&format!("psql -Xq --dbname={url}"), &globals),
                 format!("for dump in {folder}/*.dump; do"),
-                format!("    {} || break", remote.line(&restore, "\"$dump\"")),
+                format!("    {}", remote.line(&restore, "\"$dump\"")),
                 "done".into(),
             ]
         )
@@ -468,7 +468,7 @@ fn mysql(name: &str, spec: &DatabaseSpec) -> String {
                 TO.to_owned(),
                 format!("for dump in {folder}/*.sql; do"),
                 format!("    test \"$dump\" = {folder}/grants.sql && continue"),
-                format!("    {} || break", remote.line(&client, "\"$dump\"")),
+                format!("    {}", remote.line(&client, "\"$dump\"")),
                 "done".into(),
                 format!(
                     "test ! -e {folder}/grants.sql || {}",
