@@ -59,11 +59,19 @@ impl Reader {
         let to = self.world.path("out").join(self.count.get().to_string());
         let mut sh = Command::new("sh");
         self.world.freeze(&mut sh);
-        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.world.path("bin").display());
-        sh.env("PATH", path).env_remove("THRICE_CONFIG").env("TO", &to);
+        let path = format!(
+            "{}:/usr/sbin:/usr/bin:/sbin:/bin",
+            self.world.path("bin").display()
+        );
+        sh.env("PATH", path)
+            .env_remove("THRICE_CONFIG")
+            .env("TO", &to);
         sh.envs(env.iter().copied()).args(["-euc", &block]);
         let outcome = Running::spawn(&mut sh)?.wait()?;
-        ensure!(outcome.code == Some(0), "{page}, {name}:\n{block}\n{outcome}");
+        ensure!(
+            outcome.code == Some(0),
+            "{page}, {name}:\n{block}\n{outcome}"
+        );
         Ok(to)
     }
 
@@ -144,7 +152,9 @@ fn r16_the_whole_machine_comes_back_by_the_pages_alone() -> Result<()> {
     for page in ["recovery.md", &odd()] {
         for gone in ["state", "thrice.toml"] {
             let gone = reader.world.path(gone);
-            std::fs::remove_dir_all(&gone).or_else(|_| std::fs::remove_file(&gone)).ok();
+            std::fs::remove_dir_all(&gone)
+                .or_else(|_| std::fs::remove_file(&gone))
+                .ok();
         }
         if page == "recovery.md" {
             let to = reader.follow(page, "rescue-nas", &[])?;
@@ -152,7 +162,10 @@ fn r16_the_whole_machine_comes_back_by_the_pages_alone() -> Result<()> {
             let rescue = rescue.to_string_lossy();
             let versions = ["--config", &rescue, "versions", ODD, "--json"];
             let versions = reader.world.expect(&versions, 0)?.summary()?;
-            ensure!(versions["versions"][0]["stores"][0] == "nas", "{versions:#}");
+            ensure!(
+                versions["versions"][0]["stores"][0] == "nas",
+                "{versions:#}"
+            );
             continue;
         }
         std::fs::remove_dir_all(reader.world.path("sda"))?;
@@ -196,7 +209,10 @@ fn r15_a_database_server_comes_back_by_the_runbook() -> Result<()> {
         Err(error) => return Err(error),
     };
     server.sql("postgres", "CREATE DATABASE \"Bills & 'more'\"")?;
-    server.sql("Bills & 'more'", "CREATE TABLE t (n int); INSERT INTO t VALUES (1), (2)")?;
+    server.sql(
+        "Bills & 'more'",
+        "CREATE TABLE t (n int); INSERT INTO t VALUES (1), (2)",
+    )?;
     let world = World::new()?;
     let secret = world.path("secret of it");
     std::fs::write(&secret, format!("{PASSWORD}\n"))?;
@@ -227,17 +243,30 @@ fn an_edited_configuration_is_seen_until_the_pages_are_written_again() -> Result
     reader.world.expect(&["docs", &dir, "--check"], 0)?;
     let config = reader.world.path("thrice.toml");
     let text = std::fs::read_to_string(&config)?;
-    reader.world.configure(&format!("{text}[schedule]\nbackup = \"04:30\"\n"))?;
-    let outcome = reader.world.expect(&["docs", &dir, "--check", "--json"], 3)?;
-    ensure!(outcome.summary()?["changed"][0] == "schedule.md", "{outcome}");
+    reader
+        .world
+        .configure(&format!("{text}[schedule]\nbackup = \"04:30\"\n"))?;
+    let outcome = reader
+        .world
+        .expect(&["docs", &dir, "--check", "--json"], 3)?;
+    ensure!(
+        outcome.summary()?["changed"][0] == "schedule.md",
+        "{outcome}"
+    );
     reader.write(0)?;
     reader.world.expect(&["docs", &dir, "--check"], 0)?;
 
     // A dataset that goes takes its page with it, and what is the reader's stays.
     std::fs::write(reader.docs.join("runbooks/my own.md"), "notes")?;
-    std::fs::rename(reader.world.live().join("docs"), reader.world.live().join("other"))?;
+    std::fs::rename(
+        reader.world.live().join("docs"),
+        reader.world.live().join("other"),
+    )?;
     let outcome = reader.write(0)?;
-    ensure!(outcome.stdout.contains("runbooks/docs.md: removed"), "{outcome}");
+    ensure!(
+        outcome.stdout.contains("runbooks/docs.md: removed"),
+        "{outcome}"
+    );
     ensure!(reader.docs.join("runbooks/my own.md").exists());
 
     // A folder in which somebody else's pages lie is not written to.

@@ -54,14 +54,24 @@ const fn now(
 /// All panels, the most urgent first. No question has a variable of Grafana's in it.
 pub fn panels() -> Vec<Panel> {
     vec![
-        now("May it be rebooted (1: yes)", "thrice_gate_open", "none", HOST),
+        now(
+            "May it be rebooted (1: yes)",
+            "thrice_gate_open",
+            "none",
+            HOST,
+        ),
         now(
             "Findings",
             "sum by (host, severity) (thrice_findings)",
             "none",
             "{{host}} {{severity}}",
         ),
-        now("Paths without a route", "thrice_unrouted_paths", "none", HOST),
+        now(
+            "Paths without a route",
+            "thrice_unrouted_paths",
+            "none",
+            HOST,
+        ),
         line(
             "Age of the last success, in shares of what is expected",
             "max by (host, dataset, store) (time() - thrice_last_success_timestamp_seconds) \
@@ -95,7 +105,12 @@ pub fn panels() -> Vec<Panel> {
             "percentunit",
             STORE,
         ),
-        now("Stores: days to full", "thrice_store_days_to_full", "d", STORE),
+        now(
+            "Stores: days to full",
+            "thrice_store_days_to_full",
+            "d",
+            STORE,
+        ),
         line(
             "Thin pools: data",
             "thrice_thinpool_data_percent",
@@ -228,7 +243,10 @@ mod tests {
             .unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{said}{output:?}");
-        assert!(said.contains(&format!("{} rules found", rules.len())), "{said}");
+        assert!(
+            said.contains(&format!("{} rules found", rules.len())),
+            "{said}"
+        );
     }
 
     #[test]

@@ -61,3 +61,6 @@ pub fn pages(config: &Config, coverage: &Coverage, alerts: &[AlertEntry]) -> Vec
     pages.sort_by(|a, b| a.path.cmp(&b.path));
     pages
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,7 +222,7 @@ fn part(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
             "WHAT=${WHAT:?is to be the path that is lost, below the dataset: WHAT=a/b}".into(),
             format!("{thrice} versions {name}:\"$WHAT\""),
             format!(
-                "{thrice} restore {name}:\"$WHAT\" {} --to {}",
+                "{thrice} restore {name}:\"$WHAT\" {} --merge --to {}",
                 at(),
                 below_to(item.name().as_bytes())
             ),

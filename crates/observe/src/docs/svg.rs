@@ -308,19 +308,17 @@ fn lines(graph: &Graph, layout: &Layout, out: &mut String) {
             _ => "",
         };
         let _ = writeln!(out, "<path class=\"{class}\" d=\"{path}\"{arrow}/>");
-        if count > 1 && matches!(to, Slot::Node(_)) && !matches!(from, Slot::Lane(_)) {
-            let (x, y) = (x2 - 26.0, y2 - 7.0);
-            let relay = graph
-                .nodes
-                .iter()
-                .enumerate()
-                .any(|(at, node)| from == Slot::Node(at) && node.layer >= 2);
-            if relay {
-                let _ = writeln!(
-                    out,
-                    "<text class=\"count\" x=\"{x:.1}\" y=\"{y:.1}\">{count}</text>"
-                );
-            }
+        let relays = match from {
+            Slot::Node(at) => graph.nodes.get(at).is_some_and(|node| node.layer >= 2),
+            Slot::Lane(_) => false,
+        };
+        if relays {
+            let _ = writeln!(
+                out,
+                "<text class=\"count\" x=\"{:.1}\" y=\"{:.1}\">{count}</text>",
+                x1 + 8.0,
+                y1 - 7.0
+            );
         }
     }
 }
@@ -352,7 +350,12 @@ fn draw_node(node: &Node, place: Place, out: &mut String) {
         "<path class=\"box\" d=\"{}\"/>",
         outline(node.shape, place)
     );
-    let (x, y) = (place.x + 18.0, place.y);
+    let lower = if node.shape == Shape::Database {
+        2.5
+    } else {
+        0.0
+    };
+    let (x, y) = (place.x + 18.0, place.y + lower);
     let _ = writeln!(
         out,
         "<text class=\"title\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>\n\
@@ -508,8 +511,7 @@ fn style() -> String {
         "<style>\ntext{font-family:system-ui,-apple-system,\"Segoe UI\",\"DejaVu Sans\",sans-serif;\
          fill:#1b1f24}\n.bg{fill:#ffffff}\n.head{font-size:20px;font-weight:600}\n\
          .layer{font-size:12px;fill:#57606a}\n.title{font-size:13px;font-weight:600}\n\
-         .about,.count{font-size:11px;fill:#57606a}\n.count{text-anchor:end}\n\
-         .box{stroke-width:1.4;stroke-linejoin:round}\n.belongs{fill:none;stroke:#d0d7de;\
+         .about,.count{font-size:11px;fill:#57606a}\n.box{stroke-width:1.4;stroke-linejoin:round}\n.belongs{fill:none;stroke:#d0d7de;\
          stroke-width:1.4}\n.goes{fill:none;stroke:#6e7781;stroke-width:1.6}\n.tip{fill:#6e7781}\n",
     );
     for shape in Shape::ALL {
