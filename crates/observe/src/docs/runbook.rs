@@ -472,7 +472,18 @@ pub(super) fn rescue(house: &House<'_>, store: &StoreSpec) -> Vec<String> {
         }
     }
     lines.push(format!("path = {}", toml(&store.path.to_string_lossy())));
-    lines.push("END".into());
+    // A configuration that protects nothing is refused, and this one is to protect nothing.
+    lines.extend(
+        [
+            "",
+            "[dataset.nothing]",
+            "path = \"/var/empty\"",
+            "route = []",
+            "why = \"this configuration only restores\"",
+            "END",
+        ]
+        .map(str::to_owned),
+    );
     lines.push("thrice --config \"$TO\"/rescue.toml catalog rebuild".into());
     lines
 }
@@ -563,10 +574,12 @@ fn by_hand(item: &Item<'_>, store: &StoreSpec) -> Section {
             body.push_str(&run(&format!("by-hand-{}", store.name), &lines));
         }
         (_, Some(ssh)) => {
-            let remote = word(format!("tar -C {source} -cf - .").as_bytes());
+            let remote = word(format!("tar --format=posix -C {source} -cf - .").as_bytes());
             lines.push(format!("{ssh} {remote} | tar -C {to} -xpf -"));
             body.push_str(&format!(
-                "{}\nWhere that key is for `thrice agent` only, log in there as somebody else.\n",
+                "{}\nWhere that key is for `thrice agent` only, log in there as somebody else. Where \
+                 its `tar` knows no `--format`, leave that out: times lose their fractions. ACLs and \
+                 extended attributes come with `--acls --xattrs` at both.\n",
                 run(&format!("by-hand-{}", store.name), &lines)
             ));
         }
