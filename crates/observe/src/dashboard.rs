@@ -53,134 +53,145 @@ const fn now(
 
 /// All panels, the most urgent first. No question has a variable of Grafana's in it.
 pub fn panels() -> Vec<Panel> {
-    vec![
-        now(
-            "May it be rebooted (1: yes)",
-            "thrice_gate_open",
-            "none",
-            HOST,
-        ),
-        now(
-            "Findings",
-            "sum by (host, severity) (thrice_findings)",
-            "none",
-            "{{host}} {{severity}}",
-        ),
-        now(
-            "Paths without a route",
-            "thrice_unrouted_paths",
-            "none",
-            HOST,
-        ),
-        line(
-            "Age of the last success, in shares of what is expected",
-            "max by (host, dataset, store) (time() - thrice_last_success_timestamp_seconds) \
-             / min by (host, dataset, store) (thrice_expected_interval_seconds)",
-            "percentunit",
-            EACH,
-        ),
-        line(
-            "Age of the last success",
-            "max by (host, dataset, store) (time() - thrice_last_success_timestamp_seconds)",
-            "s",
-            EACH,
-        ),
-        line(
-            "How the last attempt ended (0: well, 1: failed, 2: aborted)",
-            "max by (host, dataset, store) (thrice_last_status)",
-            "none",
-            EACH,
-        ),
-        line("Pending files", "thrice_pending_files", "short", EACH),
-        line("Pending bytes", "thrice_pending_bytes", "bytes", EACH),
-        line(
-            "How long runs take",
-            "thrice_run_duration_seconds",
-            "s",
-            "{{host}} {{step}} {{dataset}}",
-        ),
-        line(
-            "Stores: in use",
-            "1 - thrice_store_available_bytes / thrice_store_size_bytes",
-            "percentunit",
-            STORE,
-        ),
-        now(
-            "Stores: days to full",
-            "thrice_store_days_to_full",
-            "d",
-            STORE,
-        ),
-        line(
-            "Thin pools: data",
-            "thrice_thinpool_data_percent",
-            "percent",
-            "{{host}} {{pool}}",
-        ),
-        line(
-            "Thin pools: metadata",
-            "thrice_thinpool_metadata_percent",
-            "percent",
-            "{{host}} {{pool}}",
-        ),
-        line(
-            "Change tracker: last sign of life",
-            "time() - thrice_feed_heartbeat_timestamp_seconds",
-            "s",
-            HOST,
-        ),
-        line(
-            "Change tracker: overflows in a day",
-            "increase(thrice_feed_overflows_total[1d])",
-            "short",
-            HOST,
-        ),
-        line(
-            "Change tracker: missed in a day",
-            "increase(thrice_feed_missed_total[1d])",
-            "short",
-            HOST,
-        ),
-        line(
-            "Age of the last verification",
-            "max by (host, dataset, store) (time() - thrice_last_verified_timestamp_seconds)",
-            "s",
-            EACH,
-        ),
-        line(
-            "Corrupt files found in a week",
-            "sum by (host, store) (increase(thrice_corrupt_files_total[7d]))",
-            "short",
-            STORE,
-        ),
-        line("Age of the canary", "thrice_canary_age_seconds", "s", STORE),
-        line(
-            "Restore drills: measured",
-            "thrice_restore_drill_seconds",
-            "s",
-            "{{host}} {{dataset}}",
-        ),
-        now(
-            "Restore drills (0: well)",
-            "thrice_restore_drill_status",
-            "none",
-            "{{host}} {{dataset}}",
-        ),
-        line(
-            "Wear: written in a day",
-            "sum by (host, store) (increase(thrice_bytes_written_total[1d]))",
-            "bytes",
-            STORE,
-        ),
-        line(
-            "Wear: bytes written for each that changed",
-            "sum by (host, store) (increase(thrice_bytes_written_total[7d])) \
-             / (sum by (host, store) (increase(thrice_bytes_changed_total[7d])) > 0)",
-            "none",
-            STORE,
-        ),
-    ]
+    [&PROTECTION[..], &STORES[..], &PROOF[..]].concat()
 }
+
+/// Is everything backed up?
+const PROTECTION: [Panel; 9] = [
+    now(
+        "May it be rebooted (1: yes)",
+        "thrice_gate_open",
+        "none",
+        HOST,
+    ),
+    now(
+        "Findings",
+        "sum by (host, severity) (thrice_findings)",
+        "none",
+        "{{host}} {{severity}}",
+    ),
+    now(
+        "Paths without a route",
+        "thrice_unrouted_paths",
+        "none",
+        HOST,
+    ),
+    line(
+        "Age of the last success, in shares of what is expected",
+        "max by (host, dataset, store) (time() - thrice_last_success_timestamp_seconds) \
+             / min by (host, dataset, store) (thrice_expected_interval_seconds)",
+        "percentunit",
+        EACH,
+    ),
+    line(
+        "Age of the last success",
+        "max by (host, dataset, store) (time() - thrice_last_success_timestamp_seconds)",
+        "s",
+        EACH,
+    ),
+    line(
+        "How the last attempt ended (0: well, 1: failed, 2: aborted)",
+        "max by (host, dataset, store) (thrice_last_status)",
+        "none",
+        EACH,
+    ),
+    line("Pending files", "thrice_pending_files", "short", EACH),
+    line("Pending bytes", "thrice_pending_bytes", "bytes", EACH),
+    line(
+        "How long runs take",
+        "thrice_run_duration_seconds",
+        "s",
+        "{{host}} {{step}} {{dataset}}",
+    ),
+];
+
+/// Is there room, and is the tracker alive?
+const STORES: [Panel; 7] = [
+    line(
+        "Stores: in use",
+        "1 - thrice_store_available_bytes / thrice_store_size_bytes",
+        "percentunit",
+        STORE,
+    ),
+    now(
+        "Stores: days to full",
+        "thrice_store_days_to_full",
+        "d",
+        STORE,
+    ),
+    line(
+        "Thin pools: data",
+        "thrice_thinpool_data_percent",
+        "percent",
+        "{{host}} {{pool}}",
+    ),
+    line(
+        "Thin pools: metadata",
+        "thrice_thinpool_metadata_percent",
+        "percent",
+        "{{host}} {{pool}}",
+    ),
+    line(
+        "Change tracker: last sign of life",
+        "time() - thrice_feed_heartbeat_timestamp_seconds",
+        "s",
+        HOST,
+    ),
+    line(
+        "Change tracker: overflows in a day",
+        "increase(thrice_feed_overflows_total[1d])",
+        "short",
+        HOST,
+    ),
+    line(
+        "Change tracker: missed in a day",
+        "increase(thrice_feed_missed_total[1d])",
+        "short",
+        HOST,
+    ),
+];
+
+/// Would it come back, and what does it cost?
+const PROOF: [Panel; 7] = [
+    line(
+        "Age of the last verification",
+        "max by (host, dataset, store) (time() - thrice_last_verified_timestamp_seconds)",
+        "s",
+        EACH,
+    ),
+    line(
+        "Corrupt files found in a week",
+        "sum by (host, store) (increase(thrice_corrupt_files_total[7d]))",
+        "short",
+        STORE,
+    ),
+    line("Age of the canary", "thrice_canary_age_seconds", "s", STORE),
+    line(
+        "Restore drills: measured",
+        "thrice_restore_drill_seconds",
+        "s",
+        "{{host}} {{dataset}}",
+    ),
+    now(
+        "Restore drills (0: well)",
+        "thrice_restore_drill_status",
+        "none",
+        "{{host}} {{dataset}}",
+    ),
+    line(
+        "Wear: written in a day",
+        "sum by (host, store) (increase(thrice_bytes_written_total[1d]))",
+        "bytes",
+        STORE,
+    ),
+    line(
+        "Wear: bytes written for each that changed",
+        "sum by (host, store) (increase(thrice_bytes_written_total[7d])) \
+             / (sum by (host, store) (increase(thrice_bytes_changed_total[7d])) > 0)",
+        "none",
+        STORE,
+    ),
+];
 
 /// For Grafana's import. Which Prometheus is asked is chosen there.
 pub fn dashboard() -> Value {

@@ -81,8 +81,10 @@ mod tests {
         [dataset.tree]
         path = "/etc"
         snapshot = true
+        route = ["disk", "far"]
         [dataset.file]
         sqlite = "/var/a b.db"
+        route = ["disk"]
         [dataset.pg]
         postgres = "postgresql:///?host=/run/postgresql"
         [dataset.my]
@@ -112,9 +114,11 @@ mod tests {
         [dataset.volume]
         volume = "pve/vm-1"
         luks_key = "/etc/key"
+        route = ["far"]
         [dataset.image]
         volume = "pve/vm-2"
         image = true
+        route = ["far"]
         [dataset.raw]
         device = "/dev/sdz"
         [dataset.films]

@@ -258,12 +258,18 @@ fn device(name: &str, spec: &DeviceSpec) -> String {
             .to_vec(),
             "/export" => [
                 format!("scp {from} {}:", word(spec.destination.as_bytes())),
-                format!("{ssh} '/system reset-configuration no-defaults=yes skip-backup=yes run-after-reset={}'", output.name),
+                format!(
+                    "{ssh} '/system reset-configuration no-defaults=yes skip-backup=yes \
+                     run-after-reset={}'",
+                    output.name
+                ),
             ]
             .to_vec(),
             _ => {
                 let by = code(output.command.as_bytes());
-                out.push_str(&format!("{shown} is what {by} printed there, to be read.\n\n"));
+                out.push_str(&format!(
+                    "{shown} is what {by} printed there, to be read.\n\n"
+                ));
                 continue;
             }
         };
@@ -322,8 +328,8 @@ fn database(name: &str, spec: &DatabaseSpec) -> String {
                 file("vault.snap")
             ));
             format!(
-                "Into a server that is initialised and unsealed. Afterwards it is unsealed with the \
-                 keys of the snapshot, which are not in it.\n\n{}",
+                "Into a server that is initialised and unsealed. Afterwards it is unsealed with \
+                 the keys of the snapshot, which are not in it.\n\n{}",
                 read_first(&commands)
             )
         }

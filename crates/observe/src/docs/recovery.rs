@@ -296,7 +296,7 @@ pub(super) fn order<'a>(house: &'a House<'_>) -> Vec<(&'a Item<'a>, Vec<&'a Item
             |other: &&Item<'_>| placed.iter().any(|(item, _)| item.name() == other.name());
         let next = waiting
             .iter()
-            .position(|(_, before)| before.iter().all(|one| is_there(&one)));
+            .position(|(_, before)| before.iter().all(&is_there));
         // A circle is broken where it begins; the table of secrets says that there is one.
         placed.push(waiting.remove(next.unwrap_or(0)));
     }

@@ -332,7 +332,8 @@ fn bundle(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
         .collect();
     let body = format!(
         "{} belong together: bring all of them back to one moment, while the application is \
-         stopped. Each comes into a folder of its name; its page says how it is put back.\n\n{commands}{}",
+         stopped. Each comes into a folder of its name; its page says how it is put \
+         back.\n\n{commands}{}",
         members.join(", "),
         older()
     );
@@ -384,7 +385,8 @@ fn disk(house: &House<'_>, item: &Item<'_>) -> Section {
             .map(super::text::path_code)
             .unwrap_or_default();
         body.push_str(&format!(
-            "\nIn {root} there were also {}; [the order](../recovery.md) in which they come back.\n",
+            "\nIn {root} there were also {}; [the order](../recovery.md) in which \
+             they come back.\n",
             others.join(", ")
         ));
     }
@@ -416,8 +418,9 @@ fn machine(house: &House<'_>, item: &Item<'_>) -> Option<Section> {
         below_to(item.name().as_bytes())
     ));
     let mut body = format!(
-        "On a new machine, with nothing but the program `thrice` and {}. [The order](../recovery.md) \
-         in which everything comes back is a page of its own. The catalog is made anew from the \
+        "On a new machine, with nothing but the program `thrice` and {}. [The \
+         order](../recovery.md) in which everything comes back is a page of its own. The \
+         catalog is made anew from the \
          store, history and all:\n\n{}",
         code(where_is(store).as_bytes()),
         run("machine", &commands)
@@ -511,8 +514,9 @@ fn before(house: &House<'_>, item: &Item<'_>) -> Section {
     let release = run("release", &[format!("{thrice} release {name}")]);
     let body = format!(
         "Ransomware, a program gone wrong, a mistake. First have no run touch it, and nothing of \
-         it pruned; the same for every dataset that may be concerned:\n\n{hold}\nThen what differs, \
-         and the state before it. Look at it before anything is overwritten:\n\n{restore}\n\
+         it pruned; the same for every dataset that may be concerned:\n\n{hold}\nThen what \
+         differs, and the state before it. Look at it before anything is \
+         overwritten:\n\n{restore}\n\
          When the live data is right again:\n\n{release}"
     );
     section(Branch::Wrong, "", "The state before it went wrong", body)
@@ -577,9 +581,9 @@ fn by_hand(item: &Item<'_>, store: &StoreSpec) -> Section {
             let remote = word(format!("tar --format=posix -C {source} -cf - .").as_bytes());
             lines.push(format!("{ssh} {remote} | tar -C {to} -xpf -"));
             body.push_str(&format!(
-                "{}\nWhere that key is for `thrice agent` only, log in there as somebody else. Where \
-                 its `tar` knows no `--format`, leave that out: times lose their fractions. ACLs and \
-                 extended attributes come with `--acls --xattrs` at both.\n",
+                "{}\nWhere that key is for `thrice agent` only, log in there as somebody else. \
+                 Where its `tar` knows no `--format`, leave that out: times lose their fractions. \
+                 ACLs and extended attributes come with `--acls --xattrs` at both.\n",
                 run(&format!("by-hand-{}", store.name), &lines)
             ));
         }

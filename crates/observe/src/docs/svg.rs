@@ -75,6 +75,9 @@ enum Slot {
     Lane(usize),
 }
 
+/// A piece of a line: from here to there, taken by so many.
+type Segment = ((usize, Slot), (usize, Slot), usize);
+
 /// Every slot's place.
 struct Layout {
     places: BTreeMap<(usize, Slot), Place>,
@@ -128,7 +131,7 @@ impl Layout {
 }
 
 /// Where lines go: from box or lane to box or lane of the next layer.
-fn segments(graph: &Graph) -> Vec<((usize, Slot), (usize, Slot), usize)> {
+fn segments(graph: &Graph) -> Vec<Segment> {
     let mut found = Vec::new();
     for edge in &graph.edges {
         let (Some(from), Some(to)) = (graph.nodes.get(edge.from), graph.nodes.get(edge.to)) else {
@@ -227,12 +230,7 @@ impl Layout {
 
     /// Each at the middle of what it is connected with in layers that are settled, as far as
     /// there is room: too close ones are moved apart as one block, about their common middle.
-    fn settle(
-        &mut self,
-        layer: usize,
-        slots: &[Slot],
-        segments: &[((usize, Slot), (usize, Slot), usize)],
-    ) {
+    fn settle(&mut self, layer: usize, slots: &[Slot], segments: &[Segment]) {
         let wanted = |slot: Slot| {
             let here = (layer, slot);
             let ends = segments
@@ -392,8 +390,8 @@ fn outline(shape: Shape, p: Place) -> String {
         Shape::Database => {
             let rx = p.w / 2.0;
             format!(
-                "M{l:.1} {:.1} A{rx:.1} 5 0 0 1 {r:.1} {:.1} V{:.1} A{rx:.1} 5 0 0 1 {l:.1} {:.1} Z \
-                 M{l:.1} {:.1} A{rx:.1} 5 0 0 0 {r:.1} {:.1}",
+                "M{l:.1} {:.1} A{rx:.1} 5 0 0 1 {r:.1} {:.1} V{:.1} A{rx:.1} 5 0 0 1 {l:.1} {:.1} \
+                 Z M{l:.1} {:.1} A{rx:.1} 5 0 0 0 {r:.1} {:.1}",
                 t + 4.0,
                 t + 4.0,
                 b - 4.0,
@@ -511,7 +509,8 @@ fn style() -> String {
         "<style>\ntext{font-family:system-ui,-apple-system,\"Segoe UI\",\"DejaVu Sans\",sans-serif;\
          fill:#1b1f24}\n.bg{fill:#ffffff}\n.head{font-size:20px;font-weight:600}\n\
          .layer{font-size:12px;fill:#57606a}\n.title{font-size:13px;font-weight:600}\n\
-         .about,.count{font-size:11px;fill:#57606a}\n.box{stroke-width:1.4;stroke-linejoin:round}\n.belongs{fill:none;stroke:#d0d7de;\
+         .about,.count{font-size:11px;fill:#57606a}\n.box{stroke-width:1.4;stroke-linejoin:round}\n\
+         .belongs{fill:none;stroke:#d0d7de;\
          stroke-width:1.4}\n.goes{fill:none;stroke:#6e7781;stroke-width:1.6}\n.tip{fill:#6e7781}\n",
     );
     for shape in Shape::ALL {
