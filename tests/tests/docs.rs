@@ -269,6 +269,21 @@ fn an_edited_configuration_is_seen_until_the_pages_are_written_again() -> Result
     );
     ensure!(reader.docs.join("runbooks/my own.md").exists());
 
+    // One that has copies keeps a page, which brings them back.
+    let other = reader.world.live().join("other");
+    let then = read_tree(&other)?;
+    reader.world.expect(&["run"], 0)?;
+    std::fs::remove_dir_all(&other)?;
+    reader.write(0)?;
+    let to = reader.follow("runbooks/other.md", "whole", &[])?;
+    reader.is(&then, &to.join("other"))?;
+    // What cannot be seen is not taken for gone.
+    let live = reader.world.live();
+    std::fs::rename(&live, reader.world.path("away"))?;
+    reader.write(4)?;
+    ensure!(reader.docs.join("runbooks/other.md").exists());
+    std::fs::rename(reader.world.path("away"), &live)?;
+
     // A folder in which somebody else's pages lie is not written to.
     let own = reader.world.path("own");
     std::fs::create_dir(&own)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use catalog::{Catalog, Mode};
-use policy::{Because, Config, Coverage};
+use policy::{Because, Config, Coverage, Landscape};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -39,7 +39,7 @@ struct UnroutedLine<'a> {
 /// Checks; 3 when something has no route or the declarations contradict each other.
 pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
     let config = session::config(global, printer)?;
-    let coverage = coverage(&config)?;
+    let coverage = look(&config)?.1;
     let ok = coverage.unrouted.is_empty() && coverage.errors.is_empty();
     if printer.is_json() {
         printer.json(&as_json(&coverage, ok));
@@ -49,8 +49,8 @@ pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
     Ok(if ok { exit::OK } else { exit::ATTENTION })
 }
 
-/// The coverage proof, with the names that the catalog has given.
-pub fn coverage(config: &Config) -> Result<Coverage> {
+/// What lies on disk, and the coverage proof, with the names that the catalog has given.
+pub fn look(config: &Config) -> Result<(Landscape, Coverage)> {
     let known = match Catalog::open(&config.host.state, Mode::Read) {
         Ok(catalog) => catalog
             .datasets()?
@@ -61,11 +61,9 @@ pub fn coverage(config: &Config) -> Result<Coverage> {
         Err(catalog::Error::Absent(_)) => BTreeMap::new(),
         Err(error) => return Err(error.into()),
     };
-    Ok(policy::resolve(
-        config,
-        &engine::look(config, &known),
-        &known,
-    ))
+    let landscape = engine::look(config, &known);
+    let coverage = policy::resolve(config, &landscape, &known);
+    Ok((landscape, coverage))
 }
 
 fn as_json(coverage: &Coverage, ok: bool) -> Checked<'_> {

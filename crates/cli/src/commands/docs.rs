@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use observe::docs::{self, Differences, Error};
+use policy::{Config, Landscape};
 
 use super::check;
 use crate::args::{DocsArgs, Global};
@@ -14,7 +15,13 @@ pub fn docs(global: &Global, printer: &Printer, args: &DocsArgs) -> Result<u8> {
     let mut config = session::config(global, printer)?;
     // Commands in the pages name it wherever they are run.
     config.file = std::path::absolute(&config.file)?;
-    let coverage = check::coverage(&config)?;
+    let (landscape, coverage) = check::look(&config)?;
+    if let Some(why) = unseen(&config, &landscape) {
+        // What is in it would look as if it were not there, and its pages would go.
+        printer.error(&format!("{why}: the pages stay as they are"));
+        printer.hint("mend that first; thrice check says more");
+        return Ok(exit::HELD);
+    }
     let pages = docs::pages(&config, &coverage, &[]);
     let done = match args.check {
         true => docs::compare(&args.dir, &pages),
@@ -32,6 +39,21 @@ pub fn docs(global: &Global, printer: &Printer, args: &DocsArgs) -> Result<u8> {
     Ok(match args.check && !found.is_none() {
         true => exit::ATTENTION,
         false => exit::OK,
+    })
+}
+
+/// A root that cannot be listed now, and why.
+fn unseen(config: &Config, landscape: &Landscape) -> Option<String> {
+    config.roots.iter().find_map(|root| {
+        let why = match &root.group {
+            Some(_) => match landscape.volumes.get(&root.path) {
+                Some(listed) => listed.as_ref().err().cloned(),
+                None => Some("nobody could be asked for its volumes".to_owned()),
+            },
+            None => landscape.roots.get(&root.path)?.as_ref().err().cloned(),
+        };
+        let path = tree::escape(root.path.as_os_str().as_encoded_bytes());
+        why.map(|why| format!("`{path}` cannot be listed: {why}"))
     })
 }
 

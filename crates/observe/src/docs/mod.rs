@@ -58,6 +58,10 @@ pub fn pages(config: &Config, coverage: &Coverage, alerts: &[AlertEntry]) -> Vec
     ];
     let runbooks = house.items.iter();
     pages.extend(runbooks.map(|item| page(&item.runbook(), runbook::page(&house, item))));
+    let gone = coverage.gone.iter();
+    pages.extend(
+        gone.map(|(name, was)| page(&model::runbook(name), runbook::gone(&house, name, was))),
+    );
     pages.sort_by(|a, b| a.path.cmp(&b.path));
     pages
 }

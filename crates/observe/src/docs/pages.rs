@@ -3,7 +3,7 @@
 use policy::{Guard, Keep, STEPS, Snapshot, Source, StoreKind, TimeOfDay, When};
 
 use super::AlertEntry;
-use super::model::{House, Item};
+use super::model::{House, Item, runbook};
 use super::text::{code, duration, label, link, path_code, plain, route, table, where_is};
 use crate::judge::objective;
 
@@ -269,6 +269,17 @@ pub(super) fn index(house: &House<'_>, alerts: usize) -> String {
         })
         .collect();
     out.push_str(&table(&["dataset", "kind", "route"], &rows));
+    let gone = house.coverage.gone.iter();
+    let gone: Vec<_> = gone
+        .map(|(name, was)| {
+            let page = format!("[{}]({})", plain(name), link(&runbook(name)));
+            vec![page, path_code(was)]
+        })
+        .collect();
+    if !gone.is_empty() {
+        out.push_str("\n## Gone, and still in stores\n\n");
+        out.push_str(&table(&["dataset", "where it was"], &gone));
+    }
     out.push_str(&format!(
         "\nWritten by `thrice docs` from {}: edit that, and have them written again; what is \
          changed here is overwritten. Keep a copy, on paper too, where this machine is not needed \

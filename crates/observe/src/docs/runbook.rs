@@ -1,12 +1,15 @@
 //! A dataset's page: what may be lost, and what brings it back.
 
+use std::path::Path;
+
 use policy::{Snapshot, Source, StoreKind, StoreSpec};
 
 use super::blocks::{TO, read_first, run};
 use super::model::{House, Item, Kind, ssh_of};
 use super::recipes;
 use super::text::{
-    below_to, code, duration, label, link, path_word, plain, route, table, toml, where_is, word,
+    below_to, code, duration, label, link, path_code, path_word, plain, route, table, toml,
+    where_is, word,
 };
 
 /// A kind of loss, and its remedy.
@@ -57,6 +60,36 @@ pub(super) fn page(house: &House<'_>, item: &Item<'_>) -> String {
     out
 }
 
+/// The page of what is no dataset any more, and has copies still.
+pub(super) fn gone(house: &House<'_>, name: &str, was: &Path) -> String {
+    let (thrice, word) = (house.thrice(), word(name.as_bytes()));
+    let commands = run(
+        "whole",
+        &[
+            TO.to_owned(),
+            format!("{thrice} versions {word}"),
+            format!(
+                "{thrice} restore {word} {} --to {}",
+                at(),
+                below_to(name.as_bytes())
+            ),
+        ],
+    );
+    let stores = house.config.stores.iter();
+    let stores: Vec<_> = stores
+        .map(|store| code(where_is(store).as_bytes()))
+        .collect();
+    format!(
+        "# {}\n\n**It is gone**: it was {}, and is no dataset at present. What stores hold of it \
+         stays.\n\n{commands}{}\nWithout Thrice: it is a folder of this name in one or more of \
+         {}.\n",
+        plain(name),
+        path_code(was),
+        older(),
+        stores.join(", ")
+    )
+}
+
 fn facts(house: &House<'_>, item: &Item<'_>) -> String {
     let mut rows = vec![
         vec!["kind".into(), item.word().into()],
@@ -71,11 +104,7 @@ fn facts(house: &House<'_>, item: &Item<'_>) -> String {
         let text = format!("{}; at most {age} old", code(where_is(store).as_bytes()));
         rows.push(vec![format!("in {}", code(name.as_bytes())), text]);
     }
-    let secrets: Vec<_> = item
-        .secrets()
-        .iter()
-        .map(|path| super::text::path_code(path))
-        .collect();
+    let secrets: Vec<_> = item.secrets().iter().map(|path| path_code(path)).collect();
     if !secrets.is_empty() {
         rows.push(vec!["needs".into(), secrets.join(", ")]);
     }
@@ -380,10 +409,7 @@ fn disk(house: &House<'_>, item: &Item<'_>) -> Section {
         ));
     }
     if !others.is_empty() {
-        let root = house
-            .root_of(item)
-            .map(super::text::path_code)
-            .unwrap_or_default();
+        let root = house.root_of(item).map(path_code).unwrap_or_default();
         body.push_str(&format!(
             "\nIn {root} there were also {}; [the order](../recovery.md) in which \
              they come back.\n",
