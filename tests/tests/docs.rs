@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::servers::{PASSWORD, Postgres};
+use blackbox::servers::{Mariadb, PASSWORD, Postgres};
 use blackbox::{Outcome, Running, Tree, World, compare, read_tree, same, skip, two_legs};
 use rusqlite::Connection;
 
@@ -201,35 +201,70 @@ fn r15_a_database_file_comes_back_by_the_runbook() -> Result<()> {
     Ok(())
 }
 
+/// A database whose name is a trap, too.
+const BILLS: &str = "Bills & 'more'";
+
+/// A dataset `bills`: this server, its password in a file of an odd name, backed up once.
+fn bills(world: World, key: &str, url: &str, at: &str) -> Result<Reader> {
+    let secret = world.path("secret of it");
+    std::fs::write(&secret, format!("{PASSWORD}\n"))?;
+    let config = std::fs::read_to_string(world.path("thrice.toml"))?;
+    world.configure(&format!(
+        "{config}\n[dataset.bills]\n{key} = {url:?}\npassword_file = {secret:?}\n{at}\
+         route = [\"sda\"]\ndatabases = [{BILLS:?}]\n"
+    ))?;
+    world.expect(&["run", "--dataset", "bills"], 0)?;
+    Reader::new(world)
+}
+
 #[test]
-fn r15_a_database_server_comes_back_by_the_runbook() -> Result<()> {
+fn r15_a_postgresql_server_comes_back_by_the_runbook_from_here_and_over_ssh() -> Result<()> {
     let server = match Postgres::start() {
         Ok(server) => server,
         Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
         Err(error) => return Err(error),
     };
-    server.sql("postgres", "CREATE DATABASE \"Bills & 'more'\"")?;
+    server.sql("postgres", &format!("CREATE DATABASE \"{BILLS}\""))?;
     server.sql(
-        "Bills & 'more'",
+        BILLS,
         "CREATE TABLE t (n int); INSERT INTO t VALUES (1), (2)",
     )?;
-    let world = World::new()?;
-    let secret = world.path("secret of it");
-    std::fs::write(&secret, format!("{PASSWORD}\n"))?;
-    world.configure(&format!(
-        "{}[dataset.bills]\npostgres = {:?}\npassword_file = {secret:?}\nroute = [\"sda\"]\n\
-         databases = [\"Bills & 'more'\"]\n",
-        world.head(),
-        server.url()
+    for over_ssh in [false, true] {
+        let world = two_legs!();
+        let config = world.path("ssh/ssh_config");
+        let at = match over_ssh {
+            true => format!("at = \"ssh:nas\"\nssh_config = {config:?}\n"),
+            false => String::new(),
+        };
+        let reader = bills(world, "postgres", &server.url(), &at)?;
+        let page = "runbooks/bills.md";
+        let to = reader.follow(page, "whole", &[])?;
+        server.sql("postgres", &format!("DROP DATABASE \"{BILLS}\""))?;
+        ensure!(reader.block(page, "put-back")?.contains("ssh ") == over_ssh);
+        reader.follow(page, "put-back", &[("TO", &to.to_string_lossy())])?;
+        let rows = server.sql(BILLS, "SELECT count(*) FROM t")?;
+        ensure!(rows.trim() == "2", "{rows}");
+    }
+    Ok(())
+}
+
+#[test]
+fn r15_a_mariadb_server_comes_back_by_the_runbook() -> Result<()> {
+    let server = match Mariadb::start() {
+        Ok(server) => server,
+        Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
+        Err(error) => return Err(error),
+    };
+    server.sql(&format!(
+        "CREATE DATABASE `{BILLS}`; CREATE TABLE `{BILLS}`.t (n int); \
+         INSERT INTO `{BILLS}`.t VALUES (1), (2)"
     ))?;
-    world.expect(&["run"], 0)?;
-    let reader = Reader::new(world)?;
+    let reader = bills(World::one_store()?, "mysql", &server.url(), "")?;
     let page = "runbooks/bills.md";
     let to = reader.follow(page, "whole", &[])?;
-    server.sql("postgres", "DROP DATABASE \"Bills & 'more'\"")?;
-    let to = to.to_string_lossy();
-    reader.follow(page, "put-back", &[("TO", &to)])?;
-    let rows = server.sql("Bills & 'more'", "SELECT count(*) FROM t")?;
+    server.sql(&format!("DROP DATABASE `{BILLS}`"))?;
+    reader.follow(page, "put-back", &[("TO", &to.to_string_lossy())])?;
+    let rows = server.sql(&format!("SELECT count(*) FROM `{BILLS}`.t"))?;
     ensure!(rows.trim() == "2", "{rows}");
     Ok(())
 }
