@@ -6,7 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use blackbox::servers::{Mariadb, PASSWORD, Postgres};
-use blackbox::{Outcome, Running, Tree, World, compare, read_tree, same, skip, two_legs};
+use blackbox::{
+    FileSystem, LoopFs, Outcome, Running, Tree, World, compare, read_tree, same, skip, two_legs,
+};
 use rusqlite::Connection;
 
 /// A dataset whose name is a trap for whoever writes a command.
@@ -173,6 +175,57 @@ fn r16_the_whole_machine_comes_back_by_the_pages_alone() -> Result<()> {
         let to = reader.follow(page, "machine", &[])?;
         reader.is(&then, &to.join(ODD))?;
     }
+    Ok(())
+}
+
+/// Mounts a folder of another file system at `at`, until it is dropped.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(fs: &LoopFs, at: &Path) -> Result<Self> {
+        let data = fs.path().join("data");
+        std::fs::create_dir_all(&data)?;
+        std::fs::create_dir_all(at)?;
+        let mut mount = Command::new("mount");
+        mount.arg("--bind").arg(&data).arg(at);
+        ensure!(mount.status()?.success(), "mount --bind");
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        Command::new("umount").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+fn r15_a_dead_disk_of_live_data_is_replaced_by_the_runbook() -> Result<()> {
+    let disks = LoopFs::new(FileSystem::Ext4, 16 << 20)
+        .and_then(|old| Ok((old, LoopFs::new(FileSystem::Ext4, 16 << 20)?)));
+    let (old, new) = match disks {
+        Ok(disks) => disks,
+        Err(reason) => return skip(format!("{reason:#}")),
+    };
+    let world = World::one_store()?;
+    let live = world.live().join("films");
+    let mounted = Bound::new(&old, &live)?;
+    for number in 0..200 {
+        world.write(&format!("films/{number}"), format!("film {number}"))?;
+    }
+    world.expect(&["run"], 0)?;
+    let then = read_tree(&live)?;
+    let reader = Reader::new(world)?;
+    drop(mounted);
+
+    // A new disk in its place is not taken for the data.
+    let _mounted = Bound::new(&new, &live)?;
+    reader.world.expect(&["run", "--dataset", "films"], 4)?;
+    reader.follow("runbooks/films.md", "in-place", &[])?;
+    reader.is(&then, &live)?;
+    let accept = ["run", "--dataset", "films", "--accept", "films"];
+    reader.world.expect(&accept, 0)?;
+    reader.world.expect(&["run", "--dataset", "films"], 0)?;
     Ok(())
 }
 
