@@ -105,6 +105,11 @@ pub enum Command {
     },
     /// Let a dataset go on that was held by hand or stopped by a guard
     Release(ReleaseArgs),
+    /// Write a Grafana dashboard of the metrics, as JSON
+    Dashboard,
+    /// Write documents of this installation: routing, protection, schedule, alerts, recovery, and
+    /// a runbook for every dataset
+    Docs(DocsArgs),
     /// Look after the catalog
     #[command(subcommand)]
     Catalog(CatalogCommand),
@@ -425,6 +430,15 @@ pub struct ReleaseArgs {
     /// Take the store of this name for a new one: it was replaced on purpose
     #[arg(long, value_name = "STORE", conflicts_with = "dataset")]
     pub store: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DocsArgs {
+    /// The folder to write them into; only what was written there before is replaced or removed
+    pub dir: PathBuf,
+    /// Write nothing; 3 when they are not what they would be now
+    #[arg(long)]
+    pub check: bool,
 }
 
 #[derive(Debug, Subcommand)]

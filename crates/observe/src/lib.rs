@@ -4,6 +4,8 @@
 //! report. Judging is pure.
 
 pub mod audit;
+pub mod dashboard;
+pub mod docs;
 mod facts;
 mod judge;
 pub mod metrics;

@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::produce::{Produce, Produced, Vitals};
 use server::Server;
+pub use url::Url;
 
 /// Captures this database server, or these databases of it.
 pub fn producer(spec: &DatabaseSpec) -> Box<dyn Produce> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use catalog::{Catalog, Mode};
-use policy::{Because, Coverage};
+use policy::{Because, Config, Coverage, Landscape};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -39,6 +39,18 @@ struct UnroutedLine<'a> {
 /// Checks; 3 when something has no route or the declarations contradict each other.
 pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
     let config = session::config(global, printer)?;
+    let coverage = look(&config)?.1;
+    let ok = coverage.unrouted.is_empty() && coverage.errors.is_empty();
+    if printer.is_json() {
+        printer.json(&as_json(&coverage, ok));
+    } else {
+        print(&coverage, printer);
+    }
+    Ok(if ok { exit::OK } else { exit::ATTENTION })
+}
+
+/// What lies on disk, and the coverage proof, with the names that the catalog has given.
+pub fn look(config: &Config) -> Result<(Landscape, Coverage)> {
     let known = match Catalog::open(&config.host.state, Mode::Read) {
         Ok(catalog) => catalog
             .datasets()?
@@ -49,14 +61,9 @@ pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
         Err(catalog::Error::Absent(_)) => BTreeMap::new(),
         Err(error) => return Err(error.into()),
     };
-    let coverage = policy::resolve(&config, &engine::look(&config, &known), &known);
-    let ok = coverage.unrouted.is_empty() && coverage.errors.is_empty();
-    if printer.is_json() {
-        printer.json(&as_json(&coverage, ok));
-    } else {
-        print(&coverage, printer);
-    }
-    Ok(if ok { exit::OK } else { exit::ATTENTION })
+    let landscape = engine::look(config, &known);
+    let coverage = policy::resolve(config, &landscape, &known);
+    Ok((landscape, coverage))
 }
 
 fn as_json(coverage: &Coverage, ok: bool) -> Checked<'_> {

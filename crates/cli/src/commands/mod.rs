@@ -5,6 +5,8 @@ mod audit;
 mod browse;
 mod care;
 mod check;
+mod dashboard;
+mod docs;
 mod help;
 mod init;
 mod install;
@@ -51,6 +53,8 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Hold { dataset, why } => care::hold(global, printer, dataset, why),
         Command::Release(args) => care::release(global, printer, args),
         Command::Catalog(command) => care::catalog(global, printer, command),
+        Command::Dashboard => dashboard::dashboard(printer),
+        Command::Docs(args) => docs::docs(global, printer, args),
         Command::Agent(args) => agent::agent(args),
         Command::Demo(args) => crate::demo::demo(args.dir.as_deref()),
         Command::Completions { shell } => help::completions(printer, *shell),

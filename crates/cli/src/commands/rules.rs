@@ -47,9 +47,7 @@ pub fn rules(global: &Global, printer: &Printer, args: &RulesArgs) -> Result<u8>
 fn make(config: &Config, printer: &Printer) -> Result<Vec<Rule>> {
     let catalog = session::catalog_or_nothing(config, printer)?;
     let expectation = Expectation::of(config, &catalog)?;
-    let expected = expectation.coverage.datasets.iter();
-    let copies = expected.map(|dataset| dataset.route.len()).sum();
-    Ok(rules::rules(config, copies))
+    Ok(rules::rules(config, rules::copies(&expectation.coverage)))
 }
 
 fn check(config: &Config, printer: &Printer, made: &[Rule], url: Option<&str>) -> Result<u8> {

@@ -179,8 +179,7 @@ impl Site {
     pub fn rules(&self) -> Result<String> {
         let catalog = Catalog::nothing()?;
         let expectation = Expectation::of(&self.config, &catalog)?;
-        let datasets = expectation.coverage.datasets.iter();
-        let copies: usize = datasets.map(|dataset| dataset.route.len()).sum();
+        let copies = rules::copies(&expectation.coverage);
         let rules = rules::rules(&self.config, copies + self.more_copies);
         Ok(rules::render(&rules, &self.config.host.name))
     }

@@ -2,7 +2,7 @@
 
 use std::iter::once;
 
-use policy::Config;
+use policy::{Config, Coverage};
 
 use super::{Case, Level, Rule};
 use crate::judge::objective;
@@ -25,6 +25,12 @@ const TRACKER_SILENCE: i64 = 15 * MINUTE;
 
 /// The labels by which a dataset's copy is told from others.
 const COPY: &str = "host, dataset, store, step";
+
+/// How many pairs of dataset and store are expected now.
+pub fn copies(coverage: &Coverage) -> usize {
+    let datasets = coverage.datasets.iter();
+    datasets.map(|dataset| dataset.route.len()).sum()
+}
 
 /// All rules that this configuration asks for; `datasets`: pairs of dataset and store that are
 /// expected at least.

@@ -11,7 +11,7 @@ mod proof;
 mod yaml;
 
 pub use check::{Drift, Loaded, compare, loaded};
-pub use list::rules;
+pub use list::{copies, rules};
 pub use proof::tests;
 pub use yaml::render;
 
