@@ -5,6 +5,7 @@
 
 mod facts;
 mod judge;
+mod proposal;
 mod report;
 
 use catalog::Catalog;
@@ -14,6 +15,10 @@ use policy::Config;
 
 pub use facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts, gather};
 pub use judge::{OBJECTIVE_DEFAULT, judge, objective};
+pub use proposal::{
+    Class, Confidence, EntryReport, How, KindReport, Looked, Observed, Proposal, Sampler, Sort,
+    StoreForecast, observed,
+};
 pub use report::{
     DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus, WatchedPlace,
 };
