@@ -97,8 +97,11 @@ pub fn observed(
             None => not_looked_at += 1,
         }
     }
-    let mut taken: BTreeSet<String> =
-        catalog.datasets()?.into_iter().map(|row| row.name).collect();
+    let mut taken: BTreeSet<String> = catalog
+        .datasets()?
+        .into_iter()
+        .map(|row| row.name)
+        .collect();
     let datasets = expectation.coverage.datasets.iter();
     taken.extend(datasets.map(|dataset| dataset.name.clone()));
     taken.extend(config.datasets.iter().map(|dataset| dataset.name.clone()));
@@ -119,12 +122,15 @@ fn report(entry: &Entry) -> EntryReport {
     let Entry { subject, record } = entry;
     let behaviour = Behaviour::of(record);
     let (total, sum) = (record.tally.total(), behaviour.sum);
-    let kinds = record.tally.iter().map(|(kind, count, example)| KindReport {
-        kind,
-        files: count.files,
-        bytes: count.bytes,
-        example: example.map(ToString::to_string),
-    });
+    let kinds = record
+        .tally
+        .iter()
+        .map(|(kind, count, example)| KindReport {
+            kind,
+            files: count.files,
+            bytes: count.bytes,
+            example: example.map(ToString::to_string),
+        });
     EntryReport {
         path: words::shown(&subject.path),
         dataset: subject.dataset.clone(),

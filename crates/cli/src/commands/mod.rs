@@ -6,6 +6,7 @@ mod care;
 mod check;
 mod help;
 mod init;
+mod observe;
 mod plan;
 mod refetch;
 mod restore;
@@ -29,6 +30,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Check => check::check(global, printer),
         Command::Plan(args) => plan::plan(global, printer, args),
         Command::Run(args) => run::run(global, printer, args),
+        Command::Observe(args) => observe::observe(global, printer, args),
         Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
         Command::Status => status::status(global, printer),

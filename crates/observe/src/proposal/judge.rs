@@ -159,7 +159,11 @@ impl Behaviour {
         let grew = signed(newest).saturating_sub(signed(first));
         let stayed = u64::try_from(grew).unwrap_or(0);
         let shrank = grew.min(0).unsigned_abs();
-        let went = sum.written.bytes.saturating_add(shrank).saturating_sub(stayed);
+        let went = sum
+            .written
+            .bytes
+            .saturating_add(shrank)
+            .saturating_sub(stayed);
         Self {
             days: (last.duration_since(from).as_secs_f64() / DAY).max(0.0),
             sum,
@@ -206,7 +210,13 @@ pub fn class(record: &Record, behaviour: &Behaviour) -> Class {
     tally.merge(&record.recent);
     let share = |sorts: &[Sort]| tally.share(|sort| sorts.contains(&sort));
     let comes_again = [Sort::Media, Sort::Log, Sort::Cache, Sort::Unknown];
-    let made = [Sort::Photo, Sort::Document, Sort::Text, Sort::Archive, Sort::Log];
+    let made = [
+        Sort::Photo,
+        Sort::Document,
+        Sort::Text,
+        Sort::Archive,
+        Sort::Log,
+    ];
     if !record.servers.is_empty() {
         Class::Database
     } else if share(&[Sort::Cache]) >= NEARLY_ALL {
@@ -276,7 +286,10 @@ impl Judge<'_> {
         let is_out = may_be_left_out(record, class, self.now);
         let precious = record.tally.share(Sort::is_precious);
         let is_new = !subject.is_copied
-            && matches!(subject.because, Because::Each { .. } | Because::Match { .. });
+            && matches!(
+                subject.because,
+                Because::Each { .. } | Because::Match { .. }
+            );
         let mut asks = Vec::new();
         let route = match subject.route.as_deref() {
             None if is_out => Vec::new(),
@@ -316,7 +329,9 @@ impl Judge<'_> {
             Because::Declared { line } => Some(line),
             _ => None,
         };
-        let why = route.is_empty().then(|| words::why(record, &behaviour, class));
+        let why = route
+            .is_empty()
+            .then(|| words::why(record, &behaviour, class));
         let mut proposal = Proposal {
             path: words::shown(&subject.path),
             dataset: self.name(subject),
@@ -342,7 +357,10 @@ impl Judge<'_> {
             .iter()
             .map(|(room, _)| *room)
             .partition(|room| room.is_local);
-        near.iter().chain(&far).map(|room| room.store.clone()).collect()
+        near.iter()
+            .chain(&far)
+            .map(|room| room.store.clone())
+            .collect()
     }
 
     /// The route, without the disks of this machine when it is too large for one.
@@ -399,11 +417,14 @@ impl Judge<'_> {
 }
 
 fn left_of<'r>(left: &[(&'r Room, Option<u64>)], name: &str) -> Option<&'r Room> {
-    left.iter().map(|(room, _)| *room).find(|room| room.store == *name)
+    left.iter()
+        .map(|(room, _)| *room)
+        .find(|room| room.store == *name)
 }
 
 fn confidence(record: &Record, behaviour: &Behaviour, class: Class) -> Confidence {
-    let tagged = class == Class::Regenerable && record.tally.share(|sort| sort == Sort::Cache) == 1.0;
+    let tagged =
+        class == Class::Regenerable && record.tally.share(|sort| sort == Sort::Cache) == 1.0;
     let is_sure = match class {
         Class::Unknown => return Confidence::Low,
         Class::Database => !record.servers.is_empty(),
@@ -439,7 +460,10 @@ pub fn forecast(proposals: &[Proposal], rooms: &[Room]) -> Vec<StoreForecast> {
         let (mut first, mut after) = (0_u64, now);
         for proposal in proposals {
             let a_day = proposal.bytes_a_day as f64;
-            match (has(proposal.route_now.as_deref()), has(Some(&proposal.route))) {
+            match (
+                has(proposal.route_now.as_deref()),
+                has(Some(&proposal.route)),
+            ) {
                 (false, true) => {
                     first = first.saturating_add(proposal.bytes);
                     after += a_day;
@@ -465,4 +489,3 @@ pub fn forecast(proposals: &[Proposal], rooms: &[Room]) -> Vec<StoreForecast> {
     };
     rooms.iter().map(one).collect()
 }
-

@@ -22,9 +22,7 @@ pub(super) const MARKS: usize = 8;
 const EXAMPLE_BYTES: usize = 256;
 
 /// So many files, and bytes of content in them.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Count {
     pub files: u64,
     pub bytes: u64,
@@ -58,11 +56,6 @@ impl Tally {
             count.add(*more);
             *example = example.take().or_else(|| path.clone());
         }
-    }
-
-    /// Of one sort.
-    pub fn of(&self, sort: Sort) -> Count {
-        self.0.get(&sort).map_or(Count::default(), |(count, _)| *count)
     }
 
     /// Of all sorts.
@@ -130,7 +123,8 @@ impl Seen {
         let fits = self.largest.len() < LARGEST || bytes > least;
         if bytes > 0 && fits && path.as_bytes().len() <= EXAMPLE_BYTES {
             self.largest.push((bytes, path.clone()));
-            self.largest.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+            self.largest
+                .sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
             self.largest.truncate(LARGEST);
         }
     }
@@ -246,7 +240,11 @@ impl Record {
             self.shipped = seen.shipped;
             self.until = to;
         }
-        let is_new = bucket != Bucket { at: bucket.at, ..Bucket::default() };
+        let is_new = bucket
+            != Bucket {
+                at: bucket.at,
+                ..Bucket::default()
+            };
         if seen.walked {
             self.walked = to;
             (self.tally, self.recent) = (seen.tally, Tally::default());
@@ -339,7 +337,10 @@ mod tests {
         assert_eq!(record.since(at(-9_999)).written.bytes, 0, "it was there");
         assert!(record.take(seen(false, 7), at(900)));
         assert!(!record.take(seen(false, 7), at(900)));
-        assert!(!record.take(seen(false, 7), at(10)), "the clock was set back");
+        assert!(
+            !record.take(seen(false, 7), at(10)),
+            "the clock was set back"
+        );
         assert_eq!(record.since(at(-9_999)).written.bytes, 7);
         assert_eq!(record.until, at(900));
     }

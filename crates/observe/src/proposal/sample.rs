@@ -55,6 +55,22 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// A directory that is all of its dataset and has no copy.
+    #[cfg(test)]
+    pub(super) fn for_test(path: PathBuf, route: Option<Vec<String>>, because: Because) -> Self {
+        Self {
+            path,
+            is_dir: true,
+            dataset: route.is_some().then(|| "known".to_owned()),
+            route,
+            because,
+            is_copied: false,
+            is_whole: true,
+            shipped: None,
+            is_mounted: false,
+        }
+    }
+
     /// How its record is called, and what it says its path is.
     pub(super) fn key(&self) -> Result<(String, RelPath)> {
         let bytes = self.path.as_os_str().as_encoded_bytes();
@@ -76,7 +92,11 @@ fn note_name(kind: &str, path: &[u8]) -> String {
 pub fn subjects(catalog: &Catalog, expectation: &Expectation) -> Result<(Vec<Subject>, u64)> {
     let coverage = &expectation.coverage;
     let mut lines: BTreeMap<&str, usize> = BTreeMap::new();
-    for name in coverage.proof.iter().filter_map(|line| line.dataset.as_deref()) {
+    for name in coverage
+        .proof
+        .iter()
+        .filter_map(|line| line.dataset.as_deref())
+    {
         *lines.entry(name).or_default() += 1;
     }
     let (mut found, mut beyond) = (Vec::new(), 0);
@@ -92,7 +112,10 @@ pub fn subjects(catalog: &Catalog, expectation: &Expectation) -> Result<(Vec<Sub
             beyond += 1;
             continue;
         }
-        let row = line.dataset.as_deref().map(|name| catalog.find_dataset(name));
+        let row = line
+            .dataset
+            .as_deref()
+            .map(|name| catalog.find_dataset(name));
         let replicas = match row.transpose()?.flatten() {
             Some(row) => catalog.replicas(row.id)?,
             None => Vec::new(),
@@ -105,7 +128,9 @@ pub fn subjects(catalog: &Catalog, expectation: &Expectation) -> Result<(Vec<Sub
             route: line.route.clone(),
             because: line.because.clone(),
             is_copied: replicas.iter().any(|replica| replica.files > 0),
-            shipped: first.map(|replica| replica.wear.changed).filter(|_| is_whole),
+            shipped: first
+                .map(|replica| replica.wear.changed)
+                .filter(|_| is_whole),
             is_whole,
             is_mounted: there.is_dir() && is_mounted(&line.path),
             path: line.path.clone(),
@@ -205,7 +230,10 @@ impl Sampler<'_> {
             let place = subject.path.ancestors().find(|path| paths.contains(*path));
             let below = place.and_then(|place| {
                 let below = subject.path.strip_prefix(place).ok()?;
-                Some((place, RelPath::new(below.as_os_str().as_encoded_bytes()).ok()?))
+                Some((
+                    place,
+                    RelPath::new(below.as_os_str().as_encoded_bytes()).ok()?,
+                ))
             });
             if let Some((place, below)) = below {
                 let slot = places.entry(place.to_owned()).or_insert_with(|| Place {
@@ -270,15 +298,18 @@ impl Sampler<'_> {
 
     /// Notes of what is no longer looked at go when all that they tell is too old.
     fn forget(&self, notes: &Notes, subjects: &[Subject]) -> Result<()> {
-        let keys: Result<BTreeSet<String>> =
-            subjects.iter().map(|subject| Ok(subject.key()?.0)).collect();
+        let keys: Result<BTreeSet<String>> = subjects
+            .iter()
+            .map(|subject| Ok(subject.key()?.0))
+            .collect();
         let (keys, now) = (keys?, (self.now)());
         for name in notes.names()? {
             if !name.starts_with("entry-") || keys.contains(&name) {
                 continue;
             }
             let record: Option<Record> = notes.read(&name)?;
-            if record.is_some_and(|record| now.duration_since(record.until.max(record.walked)) > KEPT)
+            if record
+                .is_some_and(|record| now.duration_since(record.until.max(record.walked)) > KEPT)
             {
                 notes.remove(&name)?;
             }
@@ -346,7 +377,10 @@ impl<'l> Look<'l> {
             subjects.insert(below.clone(), watched);
         }
         let config = sampler.config;
-        let disks = config.stores.iter().filter(|store| store.kind == StoreKind::Disk);
+        let disks = config
+            .stores
+            .iter()
+            .filter(|store| store.kind == StoreKind::Disk);
         let paths = disks.map(|store| &store.path);
         let paths = paths.chain([&config.host.state, &config.host.scratch]);
         let lines = sampler.expectation.coverage.proof.iter();
@@ -377,9 +411,10 @@ impl<'l> Look<'l> {
         let age = self.to.duration_since(before.walked);
         let is_due = age >= SignedDuration::from_millis(before.walk_ms).saturating_mul(WALK_SHARE);
         match &answer.coverage {
-            Coverage::Dirty(_) if age >= WALK_EVERY && is_due => {
-                (How::All, Some("everything is looked at once a day".to_owned()))
-            }
+            Coverage::Dirty(_) if age >= WALK_EVERY && is_due => (
+                How::All,
+                Some("everything is looked at once a day".to_owned()),
+            ),
             Coverage::Dirty(_) => (How::Dirty, None),
             Coverage::Walk { why } if is_due => (How::All, Some(why.clone())),
             Coverage::Walk { why } => {
@@ -426,7 +461,11 @@ impl<'l> Look<'l> {
         let new = self.subjects.iter().filter(|(_, one)| one.before.is_none());
         let new: Vec<RelPath> = new.map(|(below, _)| below.clone()).collect();
         for below in new {
-            if self.subjects.get(&below).is_some_and(|one| one.subject.is_dir) {
+            if self
+                .subjects
+                .get(&below)
+                .is_some_and(|one| one.subject.is_dir)
+            {
                 self.walk(&below)?;
             } else {
                 dirs.insert(below.parent().unwrap_or_default());
@@ -443,7 +482,9 @@ impl<'l> Look<'l> {
             let take = |_: &RelPath, _: Kind| Judgement::Take;
             let listing = tree::list(self.root, &dir, &WALK, &take, false);
             let listing = listing.map_err(Error::io("looking at what lies there"))?;
-            let since = self.owner(&dir).and_then(|(_, one)| one.before.as_ref()?.until.into());
+            let since = self
+                .owner(&dir)
+                .and_then(|(_, one)| one.before.as_ref()?.until.into());
             self.listing(&listing);
             let came = listing.iter().filter(|(_, stat)| {
                 stat.kind == Kind::Dir && since.is_some_and(|since| at(stat.ctime) >= since)
@@ -483,7 +524,9 @@ impl<'l> Look<'l> {
             return;
         }
         if listing.iter().any(|(name, _)| name == sort::CACHE_TAG)
-            && self.header(dir, sort::CACHE_TAG).is_some_and(|header| sort::is_cache_tag(&header))
+            && self
+                .header(dir, sort::CACHE_TAG)
+                .is_some_and(|header| sort::is_cache_tag(&header))
         {
             self.caches.insert(dir.clone());
         }

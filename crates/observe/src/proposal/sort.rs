@@ -127,9 +127,9 @@ pub(super) fn by_name(name: &[u8]) -> Sort {
         b"qcow2" | b"qcow" | b"vmdk" | b"vdi" | b"vhd" | b"vhdx" | b"img" | b"raw" => Sort::Image,
         b"zip" | b"tar" | b"gz" | b"tgz" | b"xz" | b"zst" | b"bz2" | b"7z" | b"rar" | b"iso"
         | b"vma" | b"dump" | b"bak" => Sort::Archive,
-        b"mp4" | b"mkv" | b"avi" | b"mov" | b"m4v" | b"m2ts" | b"webm" | b"mpg"
-        | b"mpeg" | b"wmv" | b"mp3" | b"flac" | b"ogg" | b"opus" | b"m4a" | b"wav" | b"aac"
-        | b"h264" | b"h265" => Sort::Media,
+        b"mp4" | b"mkv" | b"avi" | b"mov" | b"m4v" | b"m2ts" | b"webm" | b"mpg" | b"mpeg"
+        | b"wmv" | b"mp3" | b"flac" | b"ogg" | b"opus" | b"m4a" | b"wav" | b"aac" | b"h264"
+        | b"h265" => Sort::Media,
         b"log" | b"journal" => Sort::Log,
         b"pyc" | b"o" | b"rlib" | b"rmeta" => Sort::Cache,
         _ => Sort::Unknown,

@@ -81,7 +81,9 @@ pub(super) fn evidence(record: &Record, behaviour: &Behaviour, class: Class) -> 
         ));
         if sum.rewritten > 0 {
             let rewritten = a_day(sum.rewritten);
-            lines.push(format!("{rewritten} a day at most written into large files"));
+            lines.push(format!(
+                "{rewritten} a day at most written into large files"
+            ));
         }
         if sum.came > 0 {
             let came = a_day(sum.came);
@@ -111,11 +113,17 @@ pub(super) fn evidence(record: &Record, behaviour: &Behaviour, class: Class) -> 
 /// Why it is not proposed to leave it out, although it behaves so.
 pub(super) fn not_left_out(record: &Record) -> String {
     let all = record.tally.iter().chain(record.recent.iter());
-    let other = all.filter(|(sort, ..)| !sort.may_be_left_out()).max_by_key(|(_, count, _)| *count);
+    let other = all
+        .filter(|(sort, ..)| !sort.may_be_left_out())
+        .max_by_key(|(_, count, _)| *count);
     let what = match other {
         Some((sort, count, example)) => {
             let example = example.map_or_else(String::new, |path| format!(", as `{path}`"));
-            format!("it also holds {} {} files{example}", count.files, sort.as_str())
+            format!(
+                "it also holds {} {} files{example}",
+                count.files,
+                sort.as_str()
+            )
         }
         None if record.unreadable > 0 => "not all of it could be read".to_owned(),
         None => "it held something else within the last 14 days".to_owned(),
@@ -148,10 +156,13 @@ pub(super) fn toml(proposal: &Proposal, path: &Path, record: &Record) -> String 
     for line in &proposal.evidence {
         let _ = writeln!(out, "#   {line}");
     }
-    let name = quoted(&proposal.dataset);
+    let name = key(&proposal.dataset);
     match (proposal.changes_line, path.to_str()) {
         (Some(line), _) => {
-            let _ = writeln!(out, "# in [dataset.{name}], line {line}, instead of its route:");
+            let _ = writeln!(
+                out,
+                "# in [dataset.{name}], line {line}, instead of its route:"
+            );
         }
         (None, Some(path)) => {
             let _ = writeln!(out, "[dataset.{name}]\npath = {}", quoted(path));
@@ -170,8 +181,12 @@ pub(super) fn toml(proposal: &Proposal, path: &Path, record: &Record) -> String 
     }
     for (number, (server, _)) in record.servers.iter().enumerate() {
         let (server, dump) = server_words(*server);
-        let number = if number == 0 { String::new() } else { format!("-{}", number + 1) };
-        let dump_name = quoted(&format!("{}-dump{number}", proposal.dataset));
+        let number = if number == 0 {
+            String::new()
+        } else {
+            format!("-{}", number + 1)
+        };
+        let dump_name = key(&format!("{}-dump{number}", proposal.dataset));
         let _ = writeln!(
             out,
             "# A copy of what a running {server} keeps is not consistent; a dump is:\n\
@@ -179,6 +194,15 @@ pub(super) fn toml(proposal: &Proposal, path: &Path, record: &Record) -> String 
         );
     }
     out
+}
+
+/// A name in a table's header.
+fn key(name: &str) -> String {
+    let is_bare = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    match name.bytes().all(is_bare) && !name.is_empty() {
+        true => name.to_owned(),
+        false => capture::quoted(name),
+    }
 }
 
 #[cfg(test)]
