@@ -78,14 +78,21 @@ fn what_is_proposed_can_be_pasted_and_then_everything_has_one_route() -> Result<
     for name in ["photos/a.jpg", &format!("{odd}/b.pdf"), "strange/0a1b"] {
         world.write(name, [0xfe; 4_096])?;
     }
-    let sqlite = [&b"SQLite format 3\0"[..], &[1; 4_096]].concat();
-    world.write("app/Cookies", sqlite)?;
+    fs::create_dir(world.live().join("app"))?;
+    let database = rusqlite::Connection::open(world.live().join("app/Cookies"))?;
+    database.execute_batch("CREATE TABLE c (v); INSERT INTO c VALUES (zeroblob(20000))")?;
+    drop(database);
     world.write("pg/PG_VERSION", "16\n")?;
     world.write("pg/global/1262", [0; 100])?;
     world.expect(&["check"], 3)?;
     // A recording an hour, of which the last day is kept.
     for hour in 0..=72 {
-        write(&world, &format!("cameras/{hour}.mp4"), &[7; 10_000], at(begin, hour))?;
+        write(
+            &world,
+            &format!("cameras/{hour}.mp4"),
+            &[7; 10_000],
+            at(begin, hour),
+        )?;
         if hour >= 24 {
             fs::remove_file(world.live().join(format!("cameras/{}.mp4", hour - 24)))?;
         }
@@ -96,7 +103,10 @@ fn what_is_proposed_can_be_pasted_and_then_everything_has_one_route() -> Result<
     }
     let now = at(begin, 73);
     let seen = report(&world, now)?;
-    ensure!(number(&seen, "cameras", "written_bytes")? == 480_000, "{seen:#}");
+    ensure!(
+        number(&seen, "cameras", "written_bytes")? == 480_000,
+        "{seen:#}"
+    );
     let proposals = seen["proposals"].as_array().context("no proposals")?;
     ensure!(proposals.len() == 6, "{seen:#}");
     let mut pasted = configuration(&world);
@@ -128,7 +138,10 @@ fn what_is_proposed_can_be_pasted_and_then_everything_has_one_route() -> Result<
     world.expect(&["check"], 0)?;
     world.expect(&["run"], 0)?;
     same(&world.live().join("photos"), &world.path("nas/photos"))?;
-    ensure!(!world.path("sda/cameras").exists(), "left out with a person's word");
+    ensure!(
+        !world.path("sda/cameras").exists(),
+        "left out with a person's word"
+    );
     let after = report(&world, now)?;
     ensure!(after["proposals"] == serde_json::json!([]), "{after:#}");
     Ok(())
@@ -158,11 +171,21 @@ fn r02_what_is_left_out_and_has_photographs_in_it_is_proposed_again() -> Result<
 fn a_look_that_is_killed_leaves_what_was_seen_before_and_nothing_counts_twice() -> Result<()> {
     let (world, begin) = (undecided()?, SystemTime::now());
     for dataset in 0..20 {
-        write(&world, &format!("d{dataset}/a.pdf"), &[1; 100], at(begin, 0))?;
+        write(
+            &world,
+            &format!("d{dataset}/a.pdf"),
+            &[1; 100],
+            at(begin, 0),
+        )?;
     }
     thrice(&world, at(begin, 1), &["observe", "--once"], 0)?;
     for dataset in 0..20 {
-        write(&world, &format!("d{dataset}/b.pdf"), &[1; 1_000], at(begin, 2))?;
+        write(
+            &world,
+            &format!("d{dataset}/b.pdf"),
+            &[1; 1_000],
+            at(begin, 2),
+        )?;
     }
     let now = at(begin, 3);
     for step in 0..8 {
@@ -255,7 +278,10 @@ fn with_a_tracker_only_what_changed_is_looked_at() -> Result<()> {
     ensure!(second["how"] == "dirty", "{second}");
     let seen = report(&world, SystemTime::now())?;
     ensure!(number(&seen, "docs", "written_bytes")? == 1_000, "{seen:#}");
-    ensure!(number(&seen, "docs", "files")? == 1, "of the last walk: {seen:#}");
+    ensure!(
+        number(&seen, "docs", "files")? == 1,
+        "of the last walk: {seen:#}"
+    );
     // What a run needs of the tracker's is there as before.
     world.expect(&["run"], 0)?;
     same(&docs, &world.path("sda/docs"))?;

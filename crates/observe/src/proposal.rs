@@ -13,12 +13,14 @@ mod tests;
 mod words;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use catalog::Catalog;
 use engine::{Expectation, Result};
 use jiff::Timestamp;
 use policy::{Config, StoreKind, StoreSpec};
 use serde::Serialize;
+use tree::RelPath;
 
 pub use judge::{Class, Confidence, Proposal, StoreForecast};
 pub use sample::{How, Looked, Sampler};
@@ -45,7 +47,8 @@ pub struct Observed {
 /// What is known of a place.
 #[derive(Clone, Debug, Serialize)]
 pub struct EntryReport {
-    pub path: String,
+    #[serde(serialize_with = "words::in_json")]
+    pub path: PathBuf,
     pub dataset: Option<String>,
     pub route: Option<Vec<String>>,
     pub class: Class,
@@ -74,7 +77,7 @@ pub struct KindReport {
     pub files: u64,
     pub bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub example: Option<String>,
+    pub example: Option<RelPath>,
 }
 
 /// What the notes say at `now`, and what follows. Asks no store: the room of one is what the last
@@ -129,10 +132,10 @@ fn report(entry: &Entry) -> EntryReport {
             kind,
             files: count.files,
             bytes: count.bytes,
-            example: example.map(ToString::to_string),
+            example: example.cloned(),
         });
     EntryReport {
-        path: words::shown(&subject.path),
+        path: subject.path.clone(),
         dataset: subject.dataset.clone(),
         route: subject.route.clone(),
         class: judge::class(record, &behaviour),

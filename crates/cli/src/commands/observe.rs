@@ -94,16 +94,17 @@ fn tell(looked: &[Looked], printer: &Printer) -> bool {
         if printer.is_json() {
             printer.event(one);
         }
+        let place = shown(&one.place);
         let why = one.why.as_deref().unwrap_or_default();
         match one.how {
-            How::All => printer.say(&format!("`{}`: all of it ({why})", one.place)),
-            How::Dirty => printer.say(&format!("`{}`: where something changed", one.place)),
-            How::Later => printer.say(&format!("`{}`: not this time ({why})", one.place)),
-            How::Failed => printer.error(&format!("`{}`: {why}", one.place)),
+            How::All => printer.say(&format!("`{place}`: all of it ({why})")),
+            How::Dirty => printer.say(&format!("`{place}`: where something changed")),
+            How::Later => printer.say(&format!("`{place}`: not this time ({why})")),
+            How::Failed => printer.error(&format!("`{place}`: {why}")),
         }
         if one.unreadable > 0 {
             let count = one.unreadable;
-            printer.error(&format!("`{}`: {count} paths could not be read", one.place));
+            printer.error(&format!("`{place}`: {count} paths could not be read"));
         }
         all_seen &= one.how != How::Failed && one.unreadable == 0;
     }
@@ -130,7 +131,7 @@ fn print(observed: &Observed, printer: &Printer) {
     };
     let rows = observed.entries.iter().map(|entry| {
         vec![
-            entry.path.clone(),
+            shown(&entry.path),
             route(entry.route.as_deref()),
             entry.class.as_str().to_owned(),
             entry.files.to_string(),

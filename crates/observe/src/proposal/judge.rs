@@ -5,6 +5,7 @@
 //! proposal is to back it up, and the question is in its evidence.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
 use policy::Because;
@@ -106,7 +107,8 @@ pub struct Room {
 /// What is proposed for a place.
 #[derive(Clone, Debug, Serialize)]
 pub struct Proposal {
-    pub path: String,
+    #[serde(serialize_with = "words::in_json")]
+    pub path: PathBuf,
     pub dataset: String,
     pub class: Class,
     /// In order; empty: to be left out.
@@ -333,7 +335,7 @@ impl Judge<'_> {
             .is_empty()
             .then(|| words::why(record, &behaviour, class));
         let mut proposal = Proposal {
-            path: words::shown(&subject.path),
+            path: subject.path.clone(),
             dataset: self.name(subject),
             class,
             route,

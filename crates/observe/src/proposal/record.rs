@@ -392,7 +392,10 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_written_is_what_is_remembered(
-            steps in proptest::collection::vec((1_i64..20_000, 0_u64..1 << 40, any::<bool>()), 1..60)
+            steps in proptest::collection::vec(
+                (1_i64..20_000, 0_u64..1 << 40, any::<bool>()),
+                1..60,
+            )
         ) {
             let mut record = Record::new(path("x"), seen(true, 1), at(0));
             let (mut now, mut sum) = (0, 0);

@@ -2,7 +2,7 @@
 //! names and attributes, and the beginnings of a few files; writes notes of its own only.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +17,7 @@ use tree::{Dir, Judgement, Kind, Listing, RelPath, Stat, WalkOptions};
 
 use super::record::{KEPT, MARKS, Record, Seen, Server};
 use super::sort::{self, Cached, HEADER, Sort};
+use super::words;
 
 /// The most places that are remembered; of more it is said that they are not.
 const ENTRIES_MAX: usize = 2_048;
@@ -101,13 +102,19 @@ pub fn subjects(catalog: &Catalog, expectation: &Expectation) -> Result<(Vec<Sub
     }
     let (mut found, mut beyond) = (Vec::new(), 0);
     for line in &coverage.proof {
-        let Ok(there) = std::fs::symlink_metadata(&line.path) else {
-            continue;
-        };
-        let is_regular = there.is_dir() || there.is_file();
-        if !line.path.is_absolute() || line.because == Because::Own || !is_regular {
+        if !line.path.is_absolute() || line.because == Because::Own {
             continue;
         }
+        let there = match std::fs::symlink_metadata(&line.path) {
+            Ok(there) if there.is_dir() || there.is_file() => there,
+            Ok(_) => continue,
+            // That it is missing is for `thrice check` to say.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(_) => {
+                beyond += 1;
+                continue;
+            }
+        };
         if found.len() == ENTRIES_MAX {
             beyond += 1;
             continue;
@@ -170,7 +177,8 @@ pub enum How {
 /// One look at a place.
 #[derive(Clone, Debug, Serialize)]
 pub struct Looked {
-    pub place: String,
+    #[serde(serialize_with = "words::in_json")]
+    pub place: PathBuf,
     pub how: How,
     /// Why not only where something changed, or why not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -249,7 +257,7 @@ impl Sampler<'_> {
     fn look(&self, notes: &Notes, place: &Place<'_>) -> Result<Looked> {
         let bytes = place.path.as_os_str().as_encoded_bytes();
         let mut looked = Looked {
-            place: tree::escape(bytes).into_owned(),
+            place: place.path.clone(),
             how: How::Failed,
             why: None,
             unreadable: 0,

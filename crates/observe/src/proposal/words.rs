@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use serde::{Serialize as _, Serializer};
+
 use super::judge::{Behaviour, Class, Proposal};
 use super::record::{Record, Server};
 
@@ -12,6 +14,11 @@ const SORTS: usize = 4;
 /// A path for people.
 pub(super) fn shown(path: &Path) -> String {
     tree::escape(path.as_os_str().as_encoded_bytes()).into_owned()
+}
+
+/// A path in JSON.
+pub(super) fn in_json<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    tree::PathBytes(path.as_os_str().as_encoded_bytes()).serialize(to)
 }
 
 /// Bytes as people read and the configuration writes them.
@@ -152,7 +159,7 @@ pub(super) fn toml(proposal: &Proposal, path: &Path, record: &Record) -> String 
     let quoted = |text: &str| capture::quoted(text);
     let route: Vec<String> = proposal.route.iter().map(|store| quoted(store)).collect();
     let route = route.join(", ");
-    let _ = writeln!(out, "# {}: {class}, confidence {sure}", proposal.path);
+    let _ = writeln!(out, "# {}: {class}, confidence {sure}", shown(path));
     for line in &proposal.evidence {
         let _ = writeln!(out, "#   {line}");
     }
