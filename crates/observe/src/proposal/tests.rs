@@ -458,3 +458,49 @@ fn a_server_is_dumped_and_a_name_is_nobodys() {
     assert_eq!(proposals[0].class, Class::Database);
     assert!(proposals[0].toml.contains("# [dataset.p0-2-dump]"));
 }
+
+#[test]
+fn r14_what_began_to_be_shipped_for_nothing_is_told_with_what_it_costs() {
+    let both = vec!["sda".to_owned(), "nas".to_owned()];
+    let mut ring = place(0, Some(both), &[(Sort::Media, 900)], 7);
+    ring.subject.is_copied = true;
+    let mut rooms = rooms(10_000);
+    rooms.iter_mut().for_each(|room| room.growth = Some(310.0));
+    let proposals = judge::propose(&[ring.clone()], &rooms, &BTreeSet::new(), hours(168));
+    let [one] = &proposals[..] else {
+        panic!("{proposals:#?}")
+    };
+    assert_eq!((one.class, one.bytes_a_day), (Class::RingBuffer, 300));
+    assert!(one.route.is_empty() && one.why.is_some());
+    let forecast = judge::forecast(&proposals, &rooms);
+    let sda = forecast.iter().find(|one| one.store == "sda").unwrap();
+    assert_eq!((sda.bytes_a_day, sda.bytes_a_day_after), (310, 10));
+    assert_eq!(sda.first_bytes, 0, "it is there");
+    assert!(sda.days_to_full_after > sda.days_to_full);
+    // One with a route that behaves as such is left alone.
+    ring.record = place(0, None, &[(Sort::Media, 900)], 1).record;
+    assert!(judge::propose(&[ring], &rooms, &BTreeSet::new(), hours(24)).is_empty());
+}
+
+#[test]
+fn a_look_that_is_stopped_leaves_what_was_known() {
+    let week = Week::new();
+    week.write("docs/a.pdf", &[1; KB], hours(-5));
+    week.sample(hours(0));
+    week.write("docs/b.pdf", &[1; KB], hours(1));
+    let (config, catalog) = (week.config(), Catalog::nothing().unwrap());
+    let sampler = Sampler {
+        config: &config,
+        catalog: &catalog,
+        expectation: &Expectation::of(&config, &catalog).unwrap(),
+        feed: &week.feed,
+        now: &|| hours(2),
+        cancel: &AtomicBool::new(true),
+    };
+    let stopped = sampler.sample();
+    assert!(matches!(stopped, Err(engine::Error::Interrupted)));
+    assert_eq!(entry(&week.observed(hours(2)), "docs").files, 1);
+    week.sample(hours(3));
+    let docs = entry(&week.observed(hours(3)), "docs").clone();
+    assert_eq!((docs.files, docs.written_bytes), (2, KB as u64));
+}
