@@ -38,7 +38,7 @@ pub use guest::Guest;
 pub use http::Request;
 pub use inventory::{Checked, Depth, INVENTORY, Inventory, check};
 pub use job::Job;
-pub use look::{Container, Machine, Mount, Server, Volume, propose};
+pub use look::{Container, Machine, Mount, Server, Volume, propose, quoted};
 pub use machine::HostConfig;
 pub use maker::producer;
 pub use place::{Program, Ready, quote, reveal, ssh};

@@ -68,6 +68,8 @@ pub enum Command {
     Install(InstallArgs),
     /// Listen to what changes, so that runs need not look at everything; goes on until stopped
     Watch(WatchArgs),
+    /// Remember what is written where, and propose classes and routes; changes nothing
+    Observe(ObserveArgs),
     /// Snapshots of volumes, on the same disk, to go back to
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -213,6 +215,38 @@ pub struct WatchArgs {
     /// them runs, every file is told by itself (may be given more than once)
     #[arg(long, value_name = "NAME")]
     pub server: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ObserveArgs {
+    /// Look at nothing now: show what is known and what follows
+    #[arg(value_enum, conflicts_with = "once")]
+    pub what: Option<Observe>,
+    /// Look once and end, as for a timer
+    #[arg(long, conflicts_with = "duration")]
+    pub once: bool,
+    /// How long to go on
+    #[arg(
+        long = "for",
+        value_name = "DURATION",
+        default_value = "7d",
+        value_parser = policy::parse_duration
+    )]
+    pub duration: Duration,
+    /// How long from one look to the next
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "15m",
+        value_parser = policy::parse_duration
+    )]
+    pub interval: Duration,
+}
+
+/// What `thrice observe` does instead of looking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Observe {
+    Report,
 }
 
 #[derive(Debug, Args)]

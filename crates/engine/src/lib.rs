@@ -58,7 +58,7 @@ pub use guard::{Counts, Stop};
 pub use made::trust;
 pub use note::Notes;
 pub use owed::owed;
-pub use plan::{Forecast, LegPlan, StorePlan, forecast, growth};
+pub use plan::{Forecast, LegPlan, StorePlan, forecast, growth, room_before_first_run};
 pub use point::{BundleOptions, Chosen, choose_point};
 pub use process::{boot_id, is_alive, set_io_class};
 pub use prune::{Pruned, note_append_only, prune};

@@ -203,7 +203,7 @@ fn room(
 }
 
 /// The room at a local store's place, before there is a store.
-fn room_before_first_run(spec: &StoreSpec) -> Option<Space> {
+pub fn room_before_first_run(spec: &StoreSpec) -> Option<Space> {
     if spec.kind != policy::StoreKind::Disk {
         return None;
     }

@@ -9,6 +9,7 @@ pub mod docs;
 mod facts;
 mod judge;
 pub mod metrics;
+mod proposal;
 mod report;
 pub mod rules;
 pub mod units;
@@ -20,6 +21,10 @@ use policy::Config;
 
 pub use facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts, gather};
 pub use judge::{OBJECTIVE_DEFAULT, judge, objective};
+pub use proposal::{
+    Class, Confidence, EntryReport, How, KindReport, Looked, Observed, Proposal, Sampler, Sort,
+    StoreForecast, observed,
+};
 pub use report::{
     DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus, WatchedPlace,
 };

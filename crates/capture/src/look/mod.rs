@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::job::Job;
 use crate::kube::{self, Claim};
 
-pub use propose::propose;
+pub use propose::{propose, quoted};
 
 /// How long a tool may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -11,6 +11,7 @@ mod help;
 mod init;
 mod install;
 mod metrics;
+mod observe;
 mod plan;
 mod refetch;
 mod restore;
@@ -37,6 +38,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Check => check::check(global, printer),
         Command::Plan(args) => plan::plan(global, printer, args),
         Command::Run(args) => run::run(global, printer, args),
+        Command::Observe(args) => observe::observe(global, printer, args),
         Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
         Command::Audit(args) => audit::audit(global, printer, args),
