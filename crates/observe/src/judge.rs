@@ -339,6 +339,7 @@ mod tests {
         let (id, subject, message, remedy) = Default::default();
         facts.findings.push(Finding {
             id,
+            kind: String::new(),
             severity: "S1",
             subject,
             message,

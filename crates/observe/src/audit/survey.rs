@@ -318,7 +318,7 @@ mod tests {
         }
         let many = (0..40).map(|n| (n.to_string(), n)).collect();
         let kept = most(many);
-        assert_eq!(kept.values().sum::<u64>(), (0..40).sum());
+        assert_eq!(kept.values().sum::<u64>(), (0..40).sum::<u64>());
         assert_eq!(kept.len(), ENDINGS_MAX + 1);
     }
 }
