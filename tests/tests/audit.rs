@@ -34,6 +34,11 @@ impl Stage {
         let world = World::one_store()?;
         world.write("docs/a", "hello")?;
         let stage = Self::new(world);
+        // However full the disk is that tests run on.
+        let full = "full = { warn = \"100%\", stop = \"100%\" }";
+        let (head, root) = (stage.world.head(), stage.world.root(&["sda"]));
+        let text = format!("{}\n{full}\n{root}", head.trim_end());
+        stage.world.configure(&text)?;
         stage.run(&["run"], 0)?;
         Ok(stage)
     }
@@ -444,9 +449,10 @@ fn copies_that_are_fewer_or_older_than_declared() -> Result<()> {
         |stage| {
             stage.world.write("docs/b", "more")?;
             stage.run(&["run", "backup"], 0)?;
+            let early = stage.audit()?.to_string();
             ensure!(
-                list(&stage.audit()?["findings"]).is_empty(),
-                "it is not late yet"
+                !early.contains("copies-missing"),
+                "it is not late yet: {early}"
             );
             stage.days = 2;
             Ok(())

@@ -1,5 +1,5 @@
-//! Looking at a copy by what the catalog has of it: no content is read. A copy without a new version
-//! is not looked at again, and only what became so since then is judged.
+//! Looking at a copy by what the catalog has of it: no content is read. A copy without a new
+//! version is not looked at again, and only what became so since then is judged.
 
 use std::collections::BTreeMap;
 
