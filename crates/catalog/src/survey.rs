@@ -1,5 +1,5 @@
-//! What an audit asks of what a replica holds. Each question reads one table once, in its own order,
-//! and no node but those of what became what it is after a version.
+//! What an audit asks of what a replica holds. Each question reads one table once, in its own
+//! order, and no node but those of what became what it is after a version.
 
 use rusqlite::{OptionalExtension, params};
 use tree::{Node, RelPath};

@@ -1,5 +1,5 @@
-//! Programs and configurations that are not what is at work (R14): a host ran the old script for two
-//! days after it was replaced.
+//! Programs and configurations that are not what is at work (R14): a host ran the old script for
+//! two days after it was replaced.
 
 use catalog::Severity;
 use engine::PROGRAM;

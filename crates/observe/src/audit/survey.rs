@@ -1,5 +1,5 @@
-//! Looking at a copy by what the catalog has of it: no content is read. A copy without a new version
-//! is not looked at again, and only what became so since then is judged.
+//! Looking at a copy by what the catalog has of it: no content is read. A copy without a new
+//! version is not looked at again, and only what became so since then is judged.
 
 use std::collections::BTreeMap;
 
@@ -318,7 +318,7 @@ mod tests {
         }
         let many = (0..40).map(|n| (n.to_string(), n)).collect();
         let kept = most(many);
-        assert_eq!(kept.values().sum::<u64>(), (0..40).sum());
+        assert_eq!(kept.values().sum::<u64>(), (0..40).sum::<u64>());
         assert_eq!(kept.len(), ENDINGS_MAX + 1);
     }
 }
