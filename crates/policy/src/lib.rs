@@ -5,10 +5,12 @@
 //! into the proof ([`resolve`]) as a value ([`Landscape`]), so the proof is pure.
 
 mod bundle;
+mod canary;
 mod claim;
 mod coverage;
 mod diagnostic;
 mod fields;
+mod gate;
 mod look;
 mod made;
 mod making;
@@ -23,9 +25,11 @@ mod volume;
 mod written;
 
 pub use bundle::{Bundle, Member};
+pub use canary::{Spot, spots};
 pub use claim::claim_name;
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
+pub use gate::Gate;
 pub use look::{Entry, Landscape, SNAPSHOTS, Seen, look};
 pub use made::{
     CommandSpec, DatabaseEngine, DatabaseSpec, DeviceFile, DeviceOutput, DeviceSpec, Expect, Gives,
