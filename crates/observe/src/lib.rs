@@ -4,6 +4,7 @@
 //! report. Judging is pure.
 
 mod facts;
+mod gate;
 mod judge;
 mod report;
 
@@ -12,10 +13,11 @@ use engine::Expectation;
 use jiff::Timestamp;
 use policy::Config;
 
-pub use facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts, gather};
+pub use facts::{CanaryFacts, DatasetFacts, Facts, ReplicaFacts, StoreFacts, gather};
+pub use gate::{Gate, Reason, gate};
 pub use judge::{OBJECTIVE_DEFAULT, judge, objective};
 pub use report::{
-    DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus, WatchedPlace,
+    CanaryStatus,    DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus, WatchedPlace,
 };
 
 /// What is known at `now` of everything that should be backed up. Asks no store: what is said of
