@@ -70,6 +70,8 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// Per dataset and store: state, age, what is pending
     Status,
+    /// May this machine be rebooted or upgraded now? 0 yes, 3 no and why
+    Gate(GateArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -239,6 +241,27 @@ pub struct RunArgs {
     /// Let this dataset's guards pass once: what is gone or changed is meant to be
     #[arg(long, value_name = "DATASET")]
     pub accept: Vec<String>,
+}
+
+/// Who is to ask the gate before it does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Hook {
+    Apt,
+    Kured,
+    Systemd,
+}
+
+#[derive(Debug, Args)]
+pub struct GateArgs {
+    /// Make the backups that are missing first
+    #[arg(long)]
+    pub take: bool,
+    /// How long that may take, as `2h` [default: `deadline` of [gate]]
+    #[arg(long, value_name = "DURATION", requires = "take", value_parser = policy::parse_duration)]
+    pub deadline: Option<Duration>,
+    /// Print what makes this program or service ask the gate, and do nothing else
+    #[arg(long, value_name = "FOR")]
+    pub print_hook: Option<Hook>,
 }
 
 #[derive(Debug, Args)]

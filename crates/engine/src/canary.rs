@@ -106,7 +106,10 @@ impl Canary {
 
     /// The name of its note.
     pub(crate) fn key(&self) -> String {
-        finding_id("canary", &format!("{}\0{}", self.root, self.route.join("\0")))
+        finding_id(
+            "canary",
+            &format!("{}\0{}", self.root, self.route.join("\0")),
+        )
     }
 
     /// Where the tree lies.
@@ -155,7 +158,10 @@ impl Canary {
             let (kind, message) = match returned_at {
                 Some(at) => (
                     FAILING,
-                    format!("the marker of `{}` came back last at {at:.0}: {why}", self.root),
+                    format!(
+                        "the marker of `{}` came back last at {at:.0}: {why}",
+                        self.root
+                    ),
                 ),
                 None => (
                     NEVER,
@@ -292,7 +298,9 @@ impl Top<'_> {
     ///
     /// Error: why there is none, in words.
     pub(crate) fn put(&self, marker: &Marker) -> Result<(), String> {
-        let there = self.there().map_err(|error| self.failed("reading", &error))?;
+        let there = self
+            .there()
+            .map_err(|error| self.failed("reading", &error))?;
         if there == There::Anothers {
             return Err(self.anothers());
         }
@@ -325,7 +333,9 @@ impl Top<'_> {
 
     /// Removes a marker, durably; that there is none is no error. Error: why not, in words.
     pub(crate) fn remove(&self) -> Result<(), String> {
-        let there = self.there().map_err(|error| self.failed("reading", &error))?;
+        let there = self
+            .there()
+            .map_err(|error| self.failed("reading", &error))?;
         let removed = match there {
             There::Nothing => Ok(()),
             There::Anothers => return Err(self.anothers()),
@@ -437,9 +447,7 @@ mod tests {
 
         fn names(&self) -> Vec<String> {
             let names = self.dir.names().unwrap().into_iter();
-            names
-                .map(|name| String::from_utf8(name).unwrap())
-                .collect()
+            names.map(|name| String::from_utf8(name).unwrap()).collect()
         }
 
         fn read(&self) -> String {

@@ -63,7 +63,8 @@ pub use prune::{Pruned, note_append_only, prune};
 pub use rebuild::{Rebuilt, rebuild};
 pub use refetch::{Refetched, is_refetched, refetched};
 pub use report::{
-    BundleOutcome, CanaryOutcome, DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary,
+    BundleOutcome, CanaryOutcome, DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status,
+    Summary,
 };
 pub use restore::{RestoreOptions, Restored, level, restore};
 pub use retire::{Leaving, RetireOptions, retire};

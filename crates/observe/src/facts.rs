@@ -145,7 +145,9 @@ fn canaries(config: &Config, coverage: &Coverage) -> Result<Vec<CanaryFacts>> {
                 store: store.clone(),
                 written_at: echo.written_at,
                 returned_at: echo.returned_at,
-                error: echo.error.or(canary.and_then(|canary| canary.error.clone())),
+                error: echo
+                    .error
+                    .or(canary.and_then(|canary| canary.error.clone())),
             });
         }
     }
@@ -234,7 +236,9 @@ fn dataset_facts(catalog: &Catalog, name: &str, route: &[String]) -> Result<Data
 
 fn replica_facts(catalog: &Catalog, replica: &Replica) -> Result<ReplicaFacts> {
     let mut sealed = catalog.sealed(replica.id)?;
-    let first = sealed.first().and_then(|first| first.seal.sealed_at.parse().ok());
+    let first = sealed
+        .first()
+        .and_then(|first| first.seal.sealed_at.parse().ok());
     let newest = sealed.pop();
     Ok(ReplicaFacts {
         version: newest.map(|sealed| sealed.seal.version),

@@ -60,7 +60,11 @@ pub fn gate(facts: &Facts, now: Timestamp, policy: &Policy) -> Gate {
     }
     for owed in facts.owed.iter().filter(|_| facts.at_work.is_none()) {
         let why = "has been stopped or paused by something that was cut off".to_owned();
-        reasons.push(because(owed, why, "thrice run prune; it undoes that".into()));
+        reasons.push(because(
+            owed,
+            why,
+            "thrice run prune; it undoes that".into(),
+        ));
     }
     let mut routed = facts.datasets.iter().filter(|one| !one.route.is_empty());
     if routed.clone().next().is_none() {
@@ -108,7 +112,11 @@ fn judge(
             // What is not there needs no verification first.
             continue;
         }
-        let scheduled = facts.schedule.steps.iter().any(|(step, _)| step == "verify");
+        let scheduled = facts
+            .schedule
+            .steps
+            .iter()
+            .any(|(step, _)| step == "verify");
         if policy.verified
             && scheduled
             && let Some(why) = not_verified(replica, objective(&facts.schedule, "verify"), now)
@@ -174,9 +182,9 @@ fn not_verified(replica: &ReplicaFacts, objective: i64, now: Timestamp) -> Optio
 
 /// Whether a finding's subject is the dataset, a copy of it, or a path in it.
 fn is_about(subject: &str, dataset: &str) -> bool {
-    subject.strip_prefix(dataset).is_some_and(|rest| {
-        rest.is_empty() || rest.starts_with(':') || rest.starts_with(" → ")
-    })
+    subject
+        .strip_prefix(dataset)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(':') || rest.starts_with(" → "))
 }
 
 /// In the two units that people would say.
@@ -328,7 +336,10 @@ mod tests {
         }
         assert!(judged(&facts).open);
         replica(&mut facts, "nas").last_success = at(9 * DAY);
-        assert_eq!(reason(&facts).1, "its last success is 9 d old, and may be 8 d");
+        assert_eq!(
+            reason(&facts).1,
+            "its last success is 9 d old, and may be 8 d"
+        );
     }
 
     #[test]

@@ -8,7 +8,8 @@ use policy::{STEPS, Schedule, When};
 
 use crate::facts::{CanaryFacts, DatasetFacts, Facts, ReplicaFacts, StoreFacts};
 use crate::report::{
-    CanaryStatus, DatasetStatus, FeedStatus, Replica, State, StatusReport, StoreStatus, WatchedPlace,
+    CanaryStatus, DatasetStatus, FeedStatus, Replica, State, StatusReport, StoreStatus,
+    WatchedPlace,
 };
 
 const HOUR: i64 = 3_600;
@@ -75,9 +76,7 @@ fn canary(facts: &CanaryFacts, now: Timestamp) -> CanaryStatus {
         store: facts.store.clone(),
         written_at: facts.written_at.map(rfc3339),
         returned_at: facts.returned_at.map(rfc3339),
-        age_seconds: facts
-            .written_at
-            .map(|at| now.as_second() - at.as_second()),
+        age_seconds: facts.written_at.map(|at| now.as_second() - at.as_second()),
         error: facts.error.clone(),
     }
 }

@@ -17,7 +17,8 @@ pub use facts::{CanaryFacts, DatasetFacts, Facts, ReplicaFacts, StoreFacts, gath
 pub use gate::{Gate, Reason, gate};
 pub use judge::{OBJECTIVE_DEFAULT, judge, objective};
 pub use report::{
-    CanaryStatus,    DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus, WatchedPlace,
+    CanaryStatus, DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus,
+    WatchedPlace,
 };
 
 /// What is known at `now` of everything that should be backed up. Asks no store: what is said of

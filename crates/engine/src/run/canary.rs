@@ -110,7 +110,12 @@ impl<'m> Run<'m, '_> {
         // The one that had it before is asked first: what came back of it goes on.
         let mut names: Vec<&str> = spot.candidates.iter().map(|one| &*one.name).collect();
         names.sort_by_key(|name| canary.dataset.as_deref() != Some(*name));
-        let in_run = |name: &str| chosen.iter().find(|expected| expected.name == name).copied();
+        let in_run = |name: &str| {
+            chosen
+                .iter()
+                .find(|expected| expected.name == name)
+                .copied()
+        };
         let mut why = None;
         for expected in names.into_iter().filter_map(in_run) {
             if !self.options.store(&expected.route[0]) {
@@ -198,7 +203,11 @@ impl<'m> Run<'m, '_> {
     /// Writes a marker; the note of it first.
     fn mark(&mut self, expected: &Expected, dir: &Dir, canary: &mut Canary) {
         let before = canary.clone();
-        if before.dataset.as_ref().is_some_and(|old| *old != expected.name) {
+        if before
+            .dataset
+            .as_ref()
+            .is_some_and(|old| *old != expected.name)
+        {
             // It would lie there for ever: nobody knows of it from now on.
             if let Err(error) = self.remove_marker(&before) {
                 canary.error = Some(error);
