@@ -81,6 +81,8 @@ pub enum Command {
     Rules(RulesArgs),
     /// What is wrong or about to be, and what mends it; 3 when something has to be seen to
     Audit(AuditArgs),
+    /// May this machine be rebooted or upgraded now? 0 yes, 3 no and why
+    Gate(GateArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -362,6 +364,27 @@ pub enum AuditFormat {
     Text,
     Json,
     Beads,
+}
+
+/// Who is to ask the gate before it does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Hook {
+    Apt,
+    Kured,
+    Systemd,
+}
+
+#[derive(Debug, Args)]
+pub struct GateArgs {
+    /// Make the backups that are missing first
+    #[arg(long)]
+    pub take: bool,
+    /// How long that may take, as `2h` [default: `deadline` of [gate]]
+    #[arg(long, value_name = "DURATION", requires = "take", value_parser = policy::parse_duration)]
+    pub deadline: Option<Duration>,
+    /// Print what makes this program or service ask the gate, and do nothing else
+    #[arg(long, value_name = "FOR")]
+    pub print_hook: Option<Hook>,
 }
 
 #[derive(Debug, Args)]

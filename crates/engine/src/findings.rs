@@ -8,6 +8,7 @@ use policy::Coverage;
 use store::{Op, Place};
 use tree::RelPath;
 
+use crate::canary::{self, Canary};
 use crate::databases::Broken;
 use crate::dirty::Missed;
 use crate::error::Result;
@@ -361,6 +362,23 @@ impl<'a> Findings<'a> {
             if kind == INCOMPLETE && bundles.iter().all(|bundle| bundle.name != subject) {
                 self.clear(&kind, &subject)?;
             }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with markers, and nothing else.
+    pub(crate) fn canaries(&self, canaries: &[Canary]) -> Result<()> {
+        let wrong = canary::findings(canaries);
+        for row in self.catalog.findings(true)? {
+            let Finding { kind, subject, .. } = row.finding;
+            let is_ours = [canary::FAILING, canary::NEVER].contains(&&*kind);
+            let stays = |one: &Finding| one.kind == kind && one.subject == subject;
+            if is_ours && !wrong.iter().any(stays) {
+                self.clear(&kind, &subject)?;
+            }
+        }
+        for finding in wrong {
+            self.catalog.raise(&finding, (self.now)())?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! proof is durable. It knows nothing of screens.
 
 mod brake;
+mod canary;
 mod claims;
 mod databases;
 mod decide;
@@ -49,6 +50,7 @@ mod watch;
 mod window;
 mod workload;
 
+pub use canary::{Canary, Echo, MARKER, canaries};
 pub use deployed::{Deployed, PROGRAM, config_digest, deployed};
 pub use due::{Due, DueLeg, DueLegs, DueStep, Why, due, pruned};
 pub use error::{Error, Result};
@@ -60,12 +62,13 @@ pub use note::Notes;
 pub use owed::owed;
 pub use plan::{Forecast, LegPlan, StorePlan, forecast, growth, room_before_first_run};
 pub use point::{BundleOptions, Chosen, choose_point};
-pub use process::{boot_id, is_alive, set_io_class};
+pub use process::{at_work, boot_id, is_alive, set_io_class};
 pub use prune::{Pruned, note_append_only, prune};
 pub use rebuild::{Rebuilt, rebuild};
 pub use refetch::{Refetched, is_refetched, refetched};
 pub use report::{
-    BundleOutcome, DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status, Summary,
+    BundleOutcome, CanaryOutcome, DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status,
+    Summary,
 };
 pub use restore::{RestoreOptions, Restored, level, restore};
 pub use retire::{Leaving, RetireOptions, retire};
@@ -75,3 +78,4 @@ pub use stores::{Opened, Purpose, check_store, open};
 pub use time::rfc3339;
 pub use verify::{Verified, VerifyOptions, verify};
 pub use volumes::{Pools, look, pools};
+pub use workload::stopped;

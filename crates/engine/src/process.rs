@@ -45,6 +45,14 @@ pub fn set_io_class(class: IoClass) -> Result<(), String> {
     ionice(wanted).map(drop)
 }
 
+/// Who is at work with the state directory: holds its lock. `None`: nobody, or it is not clear.
+/// The lock is not touched, so that whoever wants it now gets it.
+pub fn at_work(state: &std::path::Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let lock = std::fs::metadata(state.join("lock")).ok()?;
+    who_locks(lock.ino())
+}
+
 /// Who has locked the inode, of those that this process can see; `None` when that is not clear.
 pub(crate) fn who_locks(inode: u64) -> Option<u32> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;

@@ -75,6 +75,16 @@ pub struct BundleOutcome {
     pub missing: Vec<String>,
 }
 
+/// What came of a marker in one store, or, without one, of writing or removing it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CanaryOutcome {
+    pub root: String,
+    pub dataset: Option<String>,
+    pub store: Option<String>,
+    /// `None`: it came back, byte for byte.
+    pub error: Option<String>,
+}
+
 /// What the run came to: the last line of `thrice run --json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
@@ -82,6 +92,7 @@ pub struct Summary {
     pub status: Status,
     pub datasets: Vec<DatasetOutcome>,
     pub bundles: Vec<BundleOutcome>,
+    pub canaries: Vec<CanaryOutcome>,
     pub files_changed: u64,
     pub files_renamed: u64,
     pub files_deleted: u64,
@@ -111,6 +122,7 @@ impl Summary {
             status: Status::Ok,
             datasets: Vec::new(),
             bundles: Vec::new(),
+            canaries: Vec::new(),
             files_changed: 0,
             files_renamed: 0,
             files_deleted: 0,

@@ -1,6 +1,7 @@
 //! A run: every dataset along its route, each on its own, none forgotten.
 
 mod bundle;
+mod canary;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -40,6 +41,7 @@ use crate::window::{self, Window};
 use crate::{moves, prune, sync, workload};
 
 use bundle::{Payer, Unit};
+use canary::Canaries;
 
 /// Rows that an outbox holds for one replica before they collapse into "reconcile".
 pub const OUTBOX_ROWS_MAX: u64 = 500_000;
@@ -136,6 +138,7 @@ struct Run<'a, 'e> {
     point: Option<Timestamp>,
     /// Whether an application may still be paused.
     undo_owed: bool,
+    canaries: Canaries,
 }
 
 /// A leg under way.
@@ -212,6 +215,7 @@ impl Engine<'_> {
             point: None,
             undo_owed,
             views: Views::default(),
+            canaries: Canaries::default(),
         };
         if run.pace.is_blind() {
             self.observer.notice(&Notice::Note {
@@ -308,6 +312,7 @@ impl Run<'_, '_> {
             units.retain(|unit| unit.members.iter().any(|one| self.options.concerns(one)));
         }
         let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();
+        self.send_canaries(expectation, &units)?;
         // Where the time is short, what is stalest comes to its last store before anything else
         // begins: else the first legs could take every window, and the last ones never start.
         let at_once = if self.window.is_some() {
@@ -317,6 +322,9 @@ impl Run<'_, '_> {
         };
         for some in units.chunks(at_once) {
             self.legs(some)?;
+        }
+        if self.options.step("backup") || self.options.step("offsite") {
+            self.await_canaries()?;
         }
         // Pruning goes on when the time is over: it makes the room for the next run (R17).
         if self.options.step("prune") && (!self.cancelled() || self.out_of_time().is_some()) {
@@ -454,6 +462,10 @@ impl Run<'_, '_> {
             _ if self.summary.datasets.is_empty() => Status::Failed,
             Status::Failed | Status::Aborted if any_done => Status::Partial,
             Status::Aborted => Status::Failed,
+            // So is what did not come back.
+            Status::Ok if self.summary.canaries.iter().any(|one| one.error.is_some()) => {
+                Status::Partial
+            }
             // What has no route for now is in no dataset, and not done either.
             Status::Ok if contradictions => Status::Partial,
             // That an application may stand still is graver than what was held.
@@ -1117,6 +1129,9 @@ impl Run<'_, '_> {
             if scan.counts.gone >= meant.guard.files {
                 let moved = moves::count(catalog, replica, walk.root)?;
                 scan.counts.gone -= moved.min(scan.counts.gone);
+            }
+            if self.canaries.concern(&meant.name) {
+                crate::canary::discount(catalog, replica, walk.root, &mut scan.counts)?;
             }
             // A first store that is new knows of nothing: what a later one holds counts too.
             for other in catalog.replicas(dataset)? {

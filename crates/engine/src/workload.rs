@@ -236,6 +236,15 @@ fn restart_one(
     Ok(started)
 }
 
+/// The volumes whose workloads a swap has stopped and nobody has started again.
+///
+/// # Errors
+/// When the notes cannot be listed.
+pub fn stopped(config: &Config) -> Result<Vec<String>> {
+    let names = notes(config).names()?.into_iter();
+    Ok(names.map(|name| name.replacen('@', "/", 1)).collect())
+}
+
 fn notes(config: &Config) -> Notes {
     Notes::new(&config.host.state, RECORDS)
 }

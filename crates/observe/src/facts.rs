@@ -24,8 +24,29 @@ pub struct Facts {
     pub tracker: Option<feed::TrackerStatus>,
     /// Changes that it did not tell, ever.
     pub missed: u64,
+    /// By root, then by store of each route.
+    pub canaries: Vec<CanaryFacts>,
+    /// Who is at work with this installation's state, but for who asks.
+    pub at_work: Option<String>,
+    /// What something that was cut off has stopped or paused.
+    pub owed: Vec<String>,
     /// Those open, the worst first.
     pub findings: Vec<report::Finding>,
+}
+
+/// What is known of the markers of a root in one store of a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CanaryFacts {
+    pub root: String,
+    /// Whose tree it goes in; `None`: none was ever written.
+    pub dataset: Option<String>,
+    pub store: String,
+    /// When the newest was written that came back: what is older than it is there, surely.
+    pub written_at: Option<Timestamp>,
+    /// When it did.
+    pub returned_at: Option<Timestamp>,
+    /// Why none was written or came back since.
+    pub error: Option<String>,
 }
 
 /// What is known of a dataset.
@@ -36,6 +57,8 @@ pub struct DatasetFacts {
     pub kind: &'static str,
     pub route: Vec<String>,
     pub why: Option<String>,
+    /// Whether the gate is closed while it is not safe.
+    pub critical: bool,
     /// Why no run will touch it now.
     pub held: Option<String>,
     /// By store. One that is not there was never begun.
@@ -47,6 +70,8 @@ pub struct DatasetFacts {
 pub struct ReplicaFacts {
     /// The newest sealed version.
     pub version: Option<String>,
+    /// When its first was sealed.
+    pub first_version: Option<Timestamp>,
     /// Files and bytes.
     pub pending: (u64, u64),
     /// Everything has to be compared.
@@ -109,8 +134,60 @@ pub fn gather(config: &Config, catalog: &Catalog, expectation: &Expectation) -> 
         stores: stores(config, catalog, &runs)?,
         tracker: tracker(config, catalog)?,
         missed: catalog.feed_missed()?,
+        canaries: canaries(config, &expectation.coverage)?,
+        at_work: at_work(config, runs.first()),
+        owed: owed(config)?,
         findings,
     })
+}
+
+/// What should have a marker, whether it ever had one or not (R8).
+fn canaries(config: &Config, coverage: &Coverage) -> Result<Vec<CanaryFacts>> {
+    let known = engine::canaries(&config.host.state)?;
+    let mut facts = Vec::new();
+    for spot in policy::spots(config, &coverage.datasets) {
+        let root = tree::escape(spot.root.as_os_str().as_encoded_bytes()).into_owned();
+        let mut known = known.iter();
+        let canary = known.find(|one| one.root == root && *one.route == *spot.route);
+        for store in spot.route {
+            let echo = canary.and_then(|canary| canary.stores.get(store));
+            let echo = echo.cloned().unwrap_or_default();
+            facts.push(CanaryFacts {
+                root: root.clone(),
+                dataset: canary.and_then(|canary| canary.dataset.clone()),
+                store: store.clone(),
+                written_at: echo.written_at,
+                returned_at: echo.returned_at,
+                error: echo
+                    .error
+                    .or(canary.and_then(|canary| canary.error.clone())),
+            });
+        }
+    }
+    Ok(facts)
+}
+
+/// A run that goes on, or whoever else holds the lock.
+fn at_work(config: &Config, last: Option<&Run>) -> Option<String> {
+    let me = std::process::id();
+    let goes_on =
+        |run: &&Run| run.status == RunStatus::Running && engine::is_alive(run.pid, &run.boot_id);
+    if let Some(run) = last.filter(goes_on).filter(|run| run.pid != me) {
+        return Some(format!("`thrice {}` (process {})", run.command, run.pid));
+    }
+    let holder = engine::at_work(&config.host.state);
+    holder
+        .filter(|pid| *pid != me)
+        .map(|pid| format!("process {pid}"))
+}
+
+/// What the next run will start or let go on.
+fn owed(config: &Config) -> Result<Vec<String>> {
+    let bundles = engine::owed(&config.host.state)?.into_iter();
+    let bundles = bundles.map(|bundle| format!("what the bundle `{bundle}` pauses"));
+    let volumes = engine::stopped(config)?.into_iter();
+    let volumes = volumes.map(|volume| format!("what uses `{volume}`"));
+    Ok(bundles.chain(volumes).collect())
 }
 
 /// What the tracker says itself, or said to the last run that met it.
@@ -135,6 +212,7 @@ fn datasets(catalog: &Catalog, expectation: &Expectation) -> Result<Vec<DatasetF
         facts.why = why.clone().filter(|_| route.is_empty());
         facts.held = facts.held.or_else(|| held.map(|held| held.why.clone()));
         facts.kind = dataset.source.kind();
+        facts.critical = dataset.critical;
         found.push(facts);
     }
     // Those that the catalog remembers and that have no folder any more.
@@ -145,6 +223,8 @@ fn datasets(catalog: &Catalog, expectation: &Expectation) -> Result<Vec<DatasetF
     {
         let mut facts = dataset_facts(catalog, &gone.name, &gone.route)?;
         facts.held = facts.held.or_else(|| Some(gone.gone.clone()));
+        // Nobody has said that it is not.
+        facts.critical = true;
         found.push(facts);
     }
     Ok(found)
@@ -168,9 +248,14 @@ fn dataset_facts(catalog: &Catalog, name: &str, route: &[String]) -> Result<Data
 }
 
 fn replica_facts(catalog: &Catalog, replica: &Replica) -> Result<ReplicaFacts> {
-    let newest = catalog.sealed(replica.id)?.pop();
+    let mut sealed = catalog.sealed(replica.id)?;
+    let first = sealed
+        .first()
+        .and_then(|first| first.seal.sealed_at.parse().ok());
+    let newest = sealed.pop();
     Ok(ReplicaFacts {
         version: newest.map(|sealed| sealed.seal.version),
+        first_version: first,
         pending: catalog.pending_totals(replica.id)?,
         reconcile: replica.reconcile.is_some(),
         open: replica.open_records > 0,

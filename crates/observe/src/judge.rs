@@ -6,9 +6,10 @@ use feed::TrackerStatus;
 use jiff::Timestamp;
 use policy::Schedule;
 
-use crate::facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts};
+use crate::facts::{CanaryFacts, DatasetFacts, Facts, ReplicaFacts, StoreFacts};
 use crate::report::{
-    DatasetStatus, FeedStatus, Replica, State, StatusReport, StoreStatus, WatchedPlace,
+    CanaryStatus, DatasetStatus, FeedStatus, Replica, State, StatusReport, StoreStatus,
+    WatchedPlace,
 };
 
 const HOUR: i64 = 3_600;
@@ -46,6 +47,7 @@ pub fn judge(facts: &Facts, now: Timestamp) -> StatusReport {
             .tracker
             .as_ref()
             .map(|tracker| feed(tracker, facts.missed, now)),
+        canaries: facts.canaries.iter().map(|one| canary(one, now)).collect(),
         findings: facts.findings.clone(),
     }
 }
@@ -67,6 +69,18 @@ fn feed(tracker: &TrackerStatus, missed: u64, now: Timestamp) -> FeedStatus {
         overflows: tracker.overflows,
         missed,
         watched: watched.collect(),
+    }
+}
+
+fn canary(facts: &CanaryFacts, now: Timestamp) -> CanaryStatus {
+    CanaryStatus {
+        root: facts.root.clone(),
+        dataset: facts.dataset.clone(),
+        store: facts.store.clone(),
+        written_at: facts.written_at.map(rfc3339),
+        returned_at: facts.returned_at.map(rfc3339),
+        age_seconds: facts.written_at.map(|at| now.as_second() - at.as_second()),
+        error: facts.error.clone(),
     }
 }
 
@@ -187,8 +201,6 @@ mod tests {
     fn facts(replica: Option<ReplicaFacts>) -> Facts {
         let replicas = replica.map(|replica| ("sda".to_owned(), replica));
         Facts {
-            tracker: None,
-            missed: 0,
             host: "pve".into(),
             schedule: Schedule::default(),
             datasets: vec![DatasetFacts {
@@ -205,7 +217,7 @@ mod tests {
                 space: Some((1_000, 400)),
                 growth: Some(100.0),
             }],
-            findings: Vec::new(),
+            ..Facts::default()
         }
     }
 
@@ -234,6 +246,14 @@ mod tests {
             subject: "docs → sda".into(),
             message: "m".into(),
             remedy: "r".into(),
+        });
+        facts.canaries.push(CanaryFacts {
+            root: "/srv".into(),
+            dataset: Some("docs".into()),
+            store: "sda".into(),
+            written_at: at(60),
+            returned_at: at(30),
+            error: None,
         });
         let tracker = r#"{"pid": 7, "started": "2026-11-23T01:00:00Z",
             "heartbeat": "2026-11-23T06:09:55Z", "overflows": 1, "streams": [{"how": "fanotify",
@@ -302,6 +322,17 @@ mod tests {
               }
             ]
           },
+          "canaries": [
+            {
+              "root": "/srv",
+              "dataset": "docs",
+              "store": "sda",
+              "written_at": "2026-11-23T06:09:00Z",
+              "returned_at": "2026-11-23T06:09:30Z",
+              "age_seconds": 60,
+              "error": null
+            }
+          ],
           "findings": [
             {
               "id": "0011223344556677",

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod dashboard;
 pub mod docs;
 mod facts;
+mod gate;
 mod judge;
 pub mod metrics;
 mod proposal;
@@ -19,14 +20,16 @@ use engine::Expectation;
 use jiff::Timestamp;
 use policy::Config;
 
-pub use facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts, gather};
+pub use facts::{CanaryFacts, DatasetFacts, Facts, ReplicaFacts, StoreFacts, gather};
+pub use gate::{Gate, Reason, gate};
 pub use judge::{OBJECTIVE_DEFAULT, judge, objective};
 pub use proposal::{
     Class, Confidence, EntryReport, How, KindReport, Looked, Observed, Proposal, Sampler, Sort,
     StoreForecast, observed,
 };
 pub use report::{
-    DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus, WatchedPlace,
+    CanaryStatus, DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus,
+    WatchedPlace,
 };
 
 /// What is known at `now` of everything that should be backed up. Asks no store: what is said of

@@ -15,6 +15,7 @@ pub struct StatusReport {
     pub stores: Vec<StoreStatus>,
     /// Null while no change tracker has ever run.
     pub feed: Option<FeedStatus>,
+    pub canaries: Vec<CanaryStatus>,
     pub findings: Vec<Finding>,
 }
 
@@ -29,6 +30,21 @@ pub struct FeedStatus {
     /// Changes that it did not tell and the audit found, ever.
     pub missed: u64,
     pub watched: Vec<WatchedPlace>,
+}
+
+/// What came back of the markers of a root, from one store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CanaryStatus {
+    pub root: String,
+    /// Null before the first.
+    pub dataset: Option<String>,
+    pub store: String,
+    /// When the newest was written that came back, and when it did.
+    pub written_at: Option<String>,
+    pub returned_at: Option<String>,
+    /// Since it was written: the recovery point, measured.
+    pub age_seconds: Option<i64>,
+    pub error: Option<String>,
 }
 
 /// A file system, or a tree, under watch.

@@ -139,6 +139,8 @@ struct Draft<'a> {
     cross_mounts: bool,
     sqlite: bool,
     snapshot: Snapshot,
+    canary: Option<bool>,
+    critical: bool,
     refetch: Option<&'a Refetch>,
     because: Because,
     mark: &'a Mark,
@@ -220,6 +222,8 @@ impl<'a> Proof<'a> {
             cross_mounts: declared.cross_mounts,
             sqlite: declared.sqlite,
             snapshot: declared.snapshot,
+            canary: declared.canary,
+            critical: declared.critical,
             refetch: declared.refetch.as_ref(),
             because: Because::Declared {
                 line: declared.mark.line,
@@ -687,6 +691,8 @@ impl<'a> Proof<'a> {
                 cross_mounts: draft.cross_mounts,
                 sqlite: draft.sqlite,
                 snapshot: draft.snapshot,
+                canary: draft.canary,
+                critical: draft.critical,
             });
             let first = datasets.len() - 1;
             datasets.extend(inventory);
@@ -911,6 +917,8 @@ fn automatic<'a>(
         cross_mounts: false,
         sqlite: root.sqlite,
         snapshot: root.snapshot,
+        canary: None,
+        critical: root.critical,
         refetch: None,
         because: Because::Each {
             line: root.mark.line,
@@ -945,6 +953,8 @@ fn inventory(draft: &Draft<'_>, refetch: &Refetch, source: &Source) -> Option<Da
         cross_mounts: false,
         sqlite: false,
         snapshot: Snapshot::None,
+        canary: None,
+        critical: draft.critical,
     })
 }
 

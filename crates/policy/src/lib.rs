@@ -6,10 +6,12 @@
 
 mod bundle;
 mod calendar;
+mod canary;
 mod claim;
 mod coverage;
 mod diagnostic;
 mod fields;
+mod gate;
 mod look;
 mod made;
 mod making;
@@ -25,9 +27,11 @@ mod written;
 
 pub use bundle::{Bundle, Member};
 pub use calendar::RUN_STEPS;
+pub use canary::{Spot, spots};
 pub use claim::claim_name;
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};
+pub use gate::Gate;
 pub use look::{Entry, Landscape, SNAPSHOTS, Seen, look};
 pub use made::{
     CommandSpec, DatabaseEngine, DatabaseSpec, DeviceFile, DeviceOutput, DeviceSpec, Expect, Gives,

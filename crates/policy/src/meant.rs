@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::bundle::Bundle;
 use crate::diagnostic::Mark;
+use crate::gate::Gate;
 use crate::made::Made;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
@@ -27,6 +28,7 @@ pub struct Config {
     pub bundles: Vec<Bundle>,
     pub metrics: Metrics,
     pub schedule: Schedule,
+    pub gate: Gate,
 }
 
 /// `[host]`.
@@ -156,6 +158,10 @@ pub struct Root {
     /// Whether SQLite databases in it are captured consistently. Default yes.
     pub sqlite: bool,
     pub snapshot: Snapshot,
+    /// Whether a marker proves each route that trees in it take. Default no.
+    pub canary: bool,
+    /// What its datasets are, see [`Dataset::critical`].
+    pub critical: bool,
     /// Where it is declared.
     pub mark: Mark,
 }
@@ -185,6 +191,10 @@ pub struct Declared {
     /// Whether SQLite databases in it are captured consistently.
     pub sqlite: bool,
     pub snapshot: Snapshot,
+    /// As [`Dataset::canary`].
+    pub canary: Option<bool>,
+    /// As [`Dataset::critical`].
+    pub critical: bool,
     /// How it can be fetched again, where it has no route but an inventory.
     pub refetch: Option<Refetch>,
     /// Where it is declared.
@@ -270,6 +280,10 @@ pub struct Dataset {
     pub sqlite: bool,
     /// Of a tree.
     pub snapshot: Snapshot,
+    /// Whether a marker goes in it by its own declaration: yes, never, or as its root decides.
+    pub canary: Option<bool>,
+    /// Whether the gate is closed while it is not safe. Default yes.
+    pub critical: bool,
 }
 
 /// `snapshot`: through what a tree is read.

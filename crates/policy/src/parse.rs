@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+use crate::canary;
 use crate::diagnostic::{Diagnostic, Report, nearest};
 use crate::fields::{At, Fields, Sink};
 use crate::meant::{
@@ -179,6 +180,7 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
         bundles: written.bundles,
         metrics: written.metrics,
         schedule: written.schedule,
+        gate: written.gate,
     };
     check_own_places(sink, &config, &written.stores, written.state.as_ref());
     if !sink.has_errors() {
@@ -380,6 +382,8 @@ fn mean_root(sink: &Sink<'_>, root: &WrittenRoot) -> Root {
         guard: guard(&root.common, Guard::default()),
         sqlite: root.common.sqlite.unwrap_or(true),
         snapshot: snapshot_of(&root.common, None),
+        canary: root.common.canary.as_ref().is_some_and(|yes| yes.value),
+        critical: root.common.critical.unwrap_or(true),
         mark: sink.mark(&root.path.span),
     }
 }
@@ -436,7 +440,10 @@ fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) ->
         _ => snapshot_of(common, root.map(|root| &root.common)),
     };
     check_snapshot(sink, dataset, &what, snapshot);
+    canary::check_dataset(sink, dataset, &what, &route);
     let sqlite = common.sqlite.or(root.and_then(|root| root.common.sqlite));
+    let around = root.and_then(|root| root.common.critical);
+    let critical = common.critical.or(around);
     Some(Declared {
         name: dataset.name.value.clone(),
         what,
@@ -447,6 +454,8 @@ fn mean_dataset(sink: &Sink<'_>, dataset: &WrittenDataset, written: &Written) ->
         cross_mounts: dataset.cross_mounts,
         sqlite: sqlite.unwrap_or(true),
         snapshot,
+        canary: common.canary.as_ref().map(|yes| yes.value),
+        critical: critical.unwrap_or(true),
         refetch,
         mark: sink.mark(&dataset.name.span),
     })

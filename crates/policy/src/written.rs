@@ -9,7 +9,9 @@ use toml::de::DeValue;
 
 use crate::bundle::{self, Bundle};
 use crate::calendar::RUN_STEPS;
+use crate::canary;
 use crate::fields::{At, Fields, Sink};
+use crate::gate::{self, Gate};
 use crate::made::Made;
 pub(crate) use crate::making::Refetch;
 use crate::making::{self, Found};
@@ -38,6 +40,7 @@ pub(crate) struct Written {
     pub bundles: Vec<Bundle>,
     pub metrics: Metrics,
     pub schedule: Schedule,
+    pub gate: Gate,
 }
 
 /// What roots and datasets have in common.
@@ -50,6 +53,8 @@ pub(crate) struct Common {
     pub files: Option<u64>,
     pub sqlite: Option<bool>,
     pub snapshot: Option<At<Snapshot>>,
+    pub canary: Option<At<bool>>,
+    pub critical: Option<bool>,
 }
 
 pub(crate) struct WrittenRoot {
@@ -130,6 +135,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
     let schedule = schedule
         .map(|fields| read_schedule(sink, fields))
         .unwrap_or_default();
+    let gate = top.table("gate", "[gate]".into()).map(gate::read);
     top.finish();
     Written {
         host_name,
@@ -145,6 +151,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
         bundles,
         metrics,
         schedule,
+        gate: gate.unwrap_or_default(),
     }
 }
 
@@ -476,6 +483,8 @@ fn read_common(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Common {
     });
     let files = fields.integer("min_change");
     let snapshot = read_snapshot(sink, fields);
+    let canary = fields.bool("canary");
+    let critical = fields.bool("critical").map(|yes| yes.value);
     let is_file = fields
         .get("sqlite")
         .is_some_and(|(_, value)| value.get_ref().is_str());
@@ -491,6 +500,8 @@ fn read_common(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Common {
         files: files.map(|files| files.value),
         sqlite: sqlite.map(|yes| yes.value),
         snapshot,
+        canary,
+        critical,
     }
 }
 
@@ -553,6 +564,7 @@ fn read_root(
         let remedy = "remove it: volumes are always read through one";
         sink.error(&snapshot.span, "`snapshot` is for trees", remedy);
     }
+    canary::check_root(sink, &common, group.is_some());
     commons.push(common.clone());
     let image = group
         .as_ref()

@@ -78,7 +78,7 @@ colour = "blue"
     15 | colour = "blue"
        | ^^^^^^
        |
-       = help: known: each, route, why, exclude, max_change, min_change, snapshot, sqlite
+       = help: known: each, route, why, exclude, max_change, min_change, snapshot, canary, critical, sqlite
     "#);
 }
 
@@ -1343,4 +1343,42 @@ at = "there"
     28 | at = "there"
        |      ^^^^^^^
     "#);
+}
+
+#[test]
+fn a_canary_needs_a_tree_and_a_store() {
+    let text = r#"[store.sda]
+kind = "disk"
+path = "/mnt/backup"
+
+[root."vg:pve"]
+each = "volume"
+route = ["sda"]
+canary = true
+
+[dataset.db]
+sqlite = "/srv/a.db"
+route = ["sda"]
+canary = true
+
+[dataset.none]
+path = "/srv/none"
+route = []
+why = "regenerable"
+canary = true
+
+[gate]
+deadline = "soon"
+verfied = true
+"#;
+    let said = said(text);
+    for wanted in [
+        "`canary` is for trees\n --> thrice.toml:8:10",
+        "`canary` is for trees\n --> thrice.toml:13:10",
+        "`canary` needs a store to come back from, and the route is empty\n --> thrice.toml:19:10",
+        "thrice.toml:22:12",
+        "did you mean `verified`?",
+    ] {
+        assert!(said.contains(wanted), "{wanted}\n{said}");
+    }
 }

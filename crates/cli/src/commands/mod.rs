@@ -7,6 +7,7 @@ mod care;
 mod check;
 mod dashboard;
 mod docs;
+mod gate;
 mod help;
 mod init;
 mod install;
@@ -42,6 +43,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
         Command::Audit(args) => audit::audit(global, printer, args),
+        Command::Gate(args) => gate::gate(global, printer, args),
         Command::Status => status::status(global, printer),
         Command::Metrics(args) => metrics::metrics(global, printer, args),
         Command::Rules(args) => rules::rules(global, printer, args),

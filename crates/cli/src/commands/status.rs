@@ -88,6 +88,11 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
             feed.missed
         ));
     }
+    if !report.canaries.is_empty() {
+        let rows = report.canaries.iter().map(canary);
+        let header = ["CANARY", "STORE", "RECOVERY POINT", ""];
+        printer.data(&format!("\n{}", table(&header, rows.collect())));
+    }
     if let Some(run) = catalog.runs(1)?.first() {
         let when = run.started.to_zoned(jiff::tz::TimeZone::system());
         let when = when.strftime("%Y-%m-%d %H:%M");
@@ -100,6 +105,16 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
         ));
     }
     Ok(code)
+}
+
+/// How old what surely came back is.
+fn canary(canary: &observe::CanaryStatus) -> Vec<String> {
+    vec![
+        canary.root.clone(),
+        canary.store.clone(),
+        canary.age_seconds.map_or_else(|| "never".into(), age),
+        canary.error.clone().unwrap_or_default(),
+    ]
 }
 
 /// What all runs have written there, and how much of it was needed where that is less.
