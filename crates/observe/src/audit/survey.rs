@@ -229,7 +229,7 @@ struct Zeros {
     count: u64,
 }
 
-const NOTHING: [u8; 64 << 10] = [0; 64 << 10];
+static NOTHING: [u8; 64 << 10] = [0; 64 << 10];
 
 impl Zeros {
     fn new() -> Self {
