@@ -134,11 +134,8 @@ fn suspicions(
 
 /// The schedule's zone, else the machine's.
 fn zone(engine: &Engine<'_>) -> Result<TimeZone> {
-    match &engine.config.schedule.zone {
-        None => Ok(TimeZone::system()),
-        Some(name) => TimeZone::get(name)
-            .map_err(|error| Error::Usage(format!("the time zone `{name}`: {error}"))),
-    }
+    let zone = engine.config.schedule.time_zone();
+    zone.map_err(|error| Error::Usage(format!("the time zone of the schedule: {error}")))
 }
 
 fn known(catalog: &Catalog, replica: &Replica) -> Result<BTreeMap<RelPath, Good>> {

@@ -14,6 +14,7 @@ mod made;
 mod making;
 mod meant;
 mod name;
+mod notify;
 mod parse;
 mod pattern;
 mod retain;
@@ -36,6 +37,7 @@ pub use meant::{
     Root, RootEach, Schedule, Snapshot, Source, StoreKind, StoreSpec,
 };
 pub use name::name_from;
+pub use notify::{Channel, Hook, HookUrl, MailSpec, Notify, Quiet, Smtp};
 pub use parse::{CONFIG_BYTES_MAX, NotFound, find, load, parse};
 pub use pattern::Pattern;
 pub use retain::{Sealed, retain};

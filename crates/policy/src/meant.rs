@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
 use crate::bundle::Bundle;
 use crate::diagnostic::Mark;
 use crate::made::Made;
+use crate::notify::Notify;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
 use crate::units::When;
@@ -26,6 +29,8 @@ pub struct Config {
     /// `[bundle.NAME]`, in the order of the file.
     pub bundles: Vec<Bundle>,
     pub metrics: Metrics,
+    /// `[notify.NAME]`, in the order of the file.
+    pub notifiers: Vec<Notify>,
     pub schedule: Schedule,
 }
 
@@ -247,6 +252,19 @@ pub struct Schedule {
     pub zone: Option<String>,
     /// Step (one of [`crate::STEPS`]) and when, in the order of the file.
     pub steps: Vec<(String, When)>,
+}
+
+impl Schedule {
+    /// The zone in which times are meant.
+    ///
+    /// # Errors
+    /// When this machine does not know it.
+    pub fn time_zone(&self) -> Result<TimeZone, jiff::Error> {
+        match &self.zone {
+            None => Ok(TimeZone::system()),
+            Some(name) => TimeZone::get(name),
+        }
+    }
 }
 
 /// A dataset, laid over what is on disk.
