@@ -5,6 +5,7 @@
 
 mod facts;
 mod judge;
+pub mod notify;
 mod report;
 
 use catalog::Catalog;

@@ -12,7 +12,10 @@ pub(super) fn is_quiet(quiet: &Quiet, now: &Zoned) -> bool {
     let minute = |hour: u16, minute: u16| hour * 60 + minute;
     let of = |time: policy::TimeOfDay| minute(time.hour.into(), time.minute.into());
     let (from, until) = (of(quiet.from), of(quiet.until));
-    let now = minute(now.hour().unsigned_abs().into(), now.minute().unsigned_abs().into());
+    let now = minute(
+        now.hour().unsigned_abs().into(),
+        now.minute().unsigned_abs().into(),
+    );
     match from < until {
         true => (from..until).contains(&now),
         false => now >= from || now < until,
@@ -60,24 +63,45 @@ mod tests {
     #[test]
     fn the_last_due_time_is_the_calendars() {
         let now = "2026-11-26T07:59:00+02:00[Europe/Sofia]"; // a Thursday
-        assert_eq!(due("daily 08:00", now), "2026-11-25T08:00:00+02:00[Europe/Sofia]");
+        assert_eq!(
+            due("daily 08:00", now),
+            "2026-11-25T08:00:00+02:00[Europe/Sofia]"
+        );
         assert_eq!(due("07:59", now), "2026-11-26T07:59:00+02:00[Europe/Sofia]");
-        assert_eq!(due("Mon 08:00", now), "2026-11-23T08:00:00+02:00[Europe/Sofia]");
-        assert_eq!(due("Thu 08:00", now), "2026-11-19T08:00:00+02:00[Europe/Sofia]");
-        assert_eq!(due("monthly", now), "2026-11-01T00:00:00+02:00[Europe/Sofia]");
+        assert_eq!(
+            due("Mon 08:00", now),
+            "2026-11-23T08:00:00+02:00[Europe/Sofia]"
+        );
+        assert_eq!(
+            due("Thu 08:00", now),
+            "2026-11-19T08:00:00+02:00[Europe/Sofia]"
+        );
+        assert_eq!(
+            due("monthly", now),
+            "2026-11-01T00:00:00+02:00[Europe/Sofia]"
+        );
         let new_year = "2026-12-31T23:59:59+02:00[Europe/Sofia]";
-        assert_eq!(due("monthly", new_year), "2026-12-01T00:00:00+02:00[Europe/Sofia]");
+        assert_eq!(
+            due("monthly", new_year),
+            "2026-12-01T00:00:00+02:00[Europe/Sofia]"
+        );
     }
 
     #[test]
     fn a_time_that_the_clock_leaves_out_or_repeats_comes_once() {
         // 03:00 becomes 04:00 on the last Sunday of March.
         let spring = "2026-03-29T12:00:00+03:00[Europe/Sofia]";
-        assert_eq!(due("03:30", spring), "2026-03-29T04:30:00+03:00[Europe/Sofia]");
+        assert_eq!(
+            due("03:30", spring),
+            "2026-03-29T04:30:00+03:00[Europe/Sofia]"
+        );
         // 04:00 becomes 03:00 on the last Sunday of October: both times it is 03:45.
         for autumn in ["+03:00", "+02:00"] {
             let now = format!("2026-10-25T03:45:00{autumn}[Europe/Sofia]");
-            assert_eq!(due("03:30", &now), "2026-10-25T03:30:00+03:00[Europe/Sofia]");
+            assert_eq!(
+                due("03:30", &now),
+                "2026-10-25T03:30:00+03:00[Europe/Sofia]"
+            );
         }
     }
 
@@ -89,7 +113,12 @@ mod tests {
             until: time(7, 0),
         };
         let quiet = |quiet: &Quiet, text: &str| is_quiet(quiet, &at(text));
-        for (clock, is) in [("21:59", false), ("22:00", true), ("06:59", true), ("07:00", false)] {
+        for (clock, is) in [
+            ("21:59", false),
+            ("22:00", true),
+            ("06:59", true),
+            ("07:00", false),
+        ] {
             // In winter and in summer alike.
             for date in ["2026-01-10", "2026-07-10"] {
                 let text = format!("{date}T{clock}:00[Europe/Sofia]");

@@ -72,7 +72,10 @@ impl Standing {
                 severity: "S2",
                 subject: "thrice run".to_owned(),
                 state: state.to_owned(),
-                message: format!("the last run ended as `{state}` (started {:.0})", run.started),
+                message: format!(
+                    "the last run ended as `{state}` (started {:.0})",
+                    run.started
+                ),
                 remedy: "thrice status says what is missing; the next run goes on from there"
                     .to_owned(),
                 grace_seconds: 0,
@@ -164,6 +167,9 @@ impl Standing {
         sorted.sort_by(|(key, a), (other, b)| (a.severity, key).cmp(&(b.severity, other)));
         let rest = sorted.split_off(sorted.len().min(CONDITIONS_MAX));
         self.conditions.extend(sorted);
+        // What had no room is not mended.
+        self.unsettled
+            .extend(rest.iter().map(|(key, _)| key.clone()));
         if let Some((_, worst)) = rest.first() {
             let condition = Condition {
                 severity: worst.severity,
