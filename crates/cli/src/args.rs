@@ -70,6 +70,8 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// Per dataset and store: state, age, what is pending
     Status,
+    /// Tell those in `[notify.NAME]` what is due; for a timer, every few minutes
+    Notify(NotifyArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -239,6 +241,16 @@ pub struct RunArgs {
     /// Let this dataset's guards pass once: what is gone or changed is meant to be
     #[arg(long, value_name = "DATASET")]
     pub accept: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct NotifyArgs {
+    /// Send this notifier a message that only shows that it arrives
+    #[arg(long, value_name = "NAME")]
+    pub test: Option<String>,
+    /// Show what would be sent, send and remember nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

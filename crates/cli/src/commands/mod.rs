@@ -6,6 +6,7 @@ mod care;
 mod check;
 mod help;
 mod init;
+mod notify;
 mod plan;
 mod refetch;
 mod restore;
@@ -31,6 +32,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Run(args) => run::run(global, printer, args),
         Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
+        Command::Notify(args) => notify::notify(global, printer, args),
         Command::Status => status::status(global, printer),
         Command::Versions { target } => browse::versions(global, printer, target),
         Command::Ls(args) => browse::ls(global, printer, args),

@@ -4,6 +4,7 @@ use anyhow::Result;
 use engine::{Engine, RunOptions, Status, Summary, VerifyOptions};
 use serde::Serialize;
 
+use super::notify::Telling;
 use super::verify;
 use crate::args::{Global, RunArgs, Step};
 use crate::exit;
@@ -39,6 +40,13 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
         cancel: interrupt.flag(),
         now: &session::now,
     };
+    let telling = Telling::begin(&config, printer, args);
+    let ended = go(&engine, printer, args, &interrupt);
+    telling.end(&catalog, &ended);
+    ended
+}
+
+fn go(engine: &Engine<'_>, printer: &Printer, args: &RunArgs, interrupt: &Interrupt) -> Result<u8> {
     let words = std::env::args_os().skip(1);
     let words = words.map(|word| tree::escape(word.as_encoded_bytes()).into_owned());
     let command = words.collect::<Vec<_>>().join(" ");
@@ -74,7 +82,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
             sample: 1.0,
             repair: false,
         };
-        verified = Some(engine::verify(&engine, &options));
+        verified = Some(engine::verify(engine, &options));
     }
     // The run's summary is the last line, whatever came of the verification.
     match (&verified, &summary) {
@@ -87,7 +95,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
         finished(printer, &summary);
     }
     if let Some(verified) = verified.transpose()? {
-        code = code.max(verify::code(&verified, &interrupt));
+        code = code.max(verify::code(&verified, interrupt));
     }
     Ok(code)
 }

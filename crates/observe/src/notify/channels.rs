@@ -16,6 +16,8 @@ const ANSWER_MAX: u64 = 1 << 20;
 const NTFY_MAX: usize = 4_000;
 /// What Slack takes as a text, with room for what is written longer there.
 const SLACK_MAX: usize = 30_000;
+/// The same of a webhook.
+const TEXT_MAX: usize = 256 << 10;
 
 /// Somebody who can be told. A message that is sent twice may arrive twice.
 pub trait Notifier {
@@ -122,6 +124,7 @@ impl Notifier for Webhook {
         let mut body = serde_json::to_value(message)
             .map_err(|error| Error::bad("a message", error.to_string()))?;
         body["title"] = message.title().into();
+        body["text"] = message.text(TEXT_MAX).into();
         let body = body.to_string();
         let headers = vec![("Content-Type", "application/json".to_owned())];
         post(&self.0, &url(&self.0)?, headers, body.as_bytes(), job)

@@ -301,6 +301,16 @@ impl Text {
     }
 }
 
+/// A line for each thing.
+pub(super) fn brief(all: impl Iterator<Item = Known>, max: usize) -> String {
+    let mut out = Text::new(max);
+    for known in all {
+        let text = format!("{} {}: {}", known.severity, known.subject, known.message);
+        out.line(&cut(&line(&text), LINE_MAX));
+    }
+    out.finish()
+}
+
 /// What people read on one line. Names are safe to read where they come from; this is for what a
 /// program has said.
 fn line(text: &str) -> String {

@@ -20,7 +20,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use capture::{Error, Job, Result};
-use engine::Notes;
+use catalog::{Catalog, Run, RunStatus};
+use engine::{Expectation, Notes};
 use jiff::{Timestamp, Zoned};
 use policy::{Channel, Config, Hook, Notify};
 
@@ -49,6 +50,20 @@ pub struct Outcome {
     pub result: Result<()>,
 }
 
+/// How everything stands now, by the catalog.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub fn standing(config: &Config, catalog: &Catalog, now: Timestamp) -> engine::Result<Standing> {
+    let expectation = Expectation::of(config, catalog)?;
+    let report = crate::status(config, catalog, &expectation, now)?;
+    let last = catalog.runs(1)?.pop();
+    let goes_on =
+        |run: &Run| run.status == RunStatus::Running && engine::is_alive(run.pid, &run.boot_id);
+    let running = last.as_ref().is_some_and(goes_on);
+    Ok(Standing::new(&report, last.as_ref(), running))
+}
+
 /// Tells everybody.
 pub struct Teller<'a> {
     pub config: &'a Config,
@@ -60,12 +75,15 @@ pub struct Teller<'a> {
 
 impl Teller<'_> {
     /// Tells everybody what is due. One who cannot be reached does not keep the others from it.
+    /// How things stand is asked when nobody else is telling: what was known before may be older
+    /// than what was told.
     ///
     /// # Errors
     /// When it cannot be read or noted what was told.
-    pub fn tell(&self, standing: &Standing) -> Result<Vec<Outcome>> {
+    pub fn tell(&self, standing: &dyn Fn() -> Standing) -> Result<Vec<Outcome>> {
         let notes = self.notes();
         let _turn = self.turn()?;
+        let standing = &standing();
         let now = self.zoned()?;
         let mut outcomes = Vec::new();
         for notify in &self.config.notifiers {
@@ -86,6 +104,7 @@ impl Teller<'_> {
             let result = notifier.send(&message, &Job::new(ALLOWED, self.cancel));
             match &result {
                 Ok(()) => told.delivered(&message),
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
                 Err(error) => told.failed(error.to_string(), self.now),
             }
             self.note(&notes, &notify.name, &told)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use catalog::{Run, RunStatus, finding_id};
 
-use super::message::Summary;
+use super::message::{Known, Summary};
 use crate::report::{Replica, State, StatusReport};
 
 /// Things that are told one by one; what is more is one thing.
@@ -35,6 +35,19 @@ pub struct Standing {
     /// Whether nothing is known but the conditions.
     pub unknown: bool,
     pub summary: Summary,
+}
+
+impl Condition {
+    /// What is remembered of it.
+    pub(super) fn known(&self) -> Known {
+        Known {
+            severity: self.severity.to_owned(),
+            subject: self.subject.clone(),
+            state: self.state.clone(),
+            message: self.message.clone(),
+            remedy: self.remedy.clone(),
+        }
+    }
 }
 
 impl Standing {
@@ -104,6 +117,13 @@ impl Standing {
             unknown: true,
             ..Self::default()
         }
+    }
+
+    /// What is wrong, the worst first, a line for each, in so many bytes.
+    pub fn brief(&self, max: usize) -> String {
+        let mut all: Vec<_> = self.conditions.values().collect();
+        all.sort_by_key(|condition| condition.severity);
+        super::message::brief(all.into_iter().map(Condition::known), max)
     }
 
     /// Whether it is known how the thing of that key stands.

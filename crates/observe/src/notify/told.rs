@@ -44,18 +44,6 @@ struct Owed {
     since: Timestamp,
 }
 
-impl Condition {
-    fn known(&self) -> Known {
-        Known {
-            severity: self.severity.to_owned(),
-            subject: self.subject.clone(),
-            state: self.state.clone(),
-            message: self.message.clone(),
-            remedy: self.remedy.clone(),
-        }
-    }
-}
-
 impl Told {
     /// Since when it does not get through.
     pub fn failing(&self) -> Option<&Failing> {
