@@ -208,7 +208,10 @@ fn a_webhook_passes_the_suite_and_so_does_what_is_laid_around_it() -> Result<()>
     let again = |address: &str| -> Box<dyn Notifier> {
         let inner = plain(address);
         const WAITS: &[Duration] = &[Duration::from_millis(1), Duration::from_millis(1)];
-        Box::new(Retry { inner, waits: WAITS })
+        Box::new(Retry {
+            inner,
+            waits: WAITS,
+        })
     };
     for make in [&*plain, &again] {
         pass(&Site {
