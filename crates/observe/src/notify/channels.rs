@@ -167,11 +167,13 @@ fn pause(wait: Duration, job: &Job<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Takes a notifier's name, and a message.
+pub type Show<'a> = &'a dyn Fn(&str, &Message);
+
 /// Delivers nothing, and shows what would be.
 pub struct DryRun<'a> {
     pub name: &'a str,
-    /// Takes the notifier's name, and the message.
-    pub show: &'a dyn Fn(&str, &Message),
+    pub show: Show<'a>,
 }
 
 impl Notifier for DryRun<'_> {

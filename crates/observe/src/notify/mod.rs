@@ -25,7 +25,7 @@ use engine::{Expectation, Notes};
 use jiff::{Timestamp, Zoned};
 use policy::{Channel, Config, Hook, Notify};
 
-pub use channels::{DryRun, Notifier, Retry, Signal, notifier};
+pub use channels::{DryRun, Notifier, Retry, Show, Signal, notifier};
 pub use message::{Change, Event, Failing, Item, Known, Message, Summary};
 pub use standing::{Condition, Standing};
 pub use told::Told;
@@ -70,7 +70,7 @@ pub struct Teller<'a> {
     pub now: Timestamp,
     pub cancel: &'a AtomicBool,
     /// Shows what would be sent, by a notifier's name; then nothing is sent and noted.
-    pub show: Option<&'a dyn Fn(&str, &Message)>,
+    pub show: Option<Show<'a>>,
 }
 
 impl Teller<'_> {

@@ -1,4 +1,4 @@
-//! What is wrong now, each thing under a key that is the same as long as it is the same thing. Pure.
+//! What is wrong now, each thing under a key that stays the same while it is the same thing. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -101,7 +101,7 @@ impl Told {
         };
         self.fresh
             .retain(|key, _| waits(key) || !standing.is_settled(key));
-        for (key, _) in &standing.conditions {
+        for key in standing.conditions.keys() {
             if waits(key) {
                 let since = self.fresh.entry(key.clone()).or_insert(now);
                 *since = now.min(*since);
