@@ -9,6 +9,7 @@ mod hostile;
 mod kube_api;
 mod loopfs;
 pub mod servers;
+mod sinks;
 mod sshd;
 mod world;
 
@@ -18,6 +19,7 @@ pub use edits::{Editor, Random};
 pub use hostile::{Scale, hostile_tree};
 pub use kube_api::{KubeApi, has_kubectl};
 pub use loopfs::{FileSystem, LoopFs};
+pub use sinks::{Received, Sink, SinkMood};
 pub use sshd::{Sshd, find};
 pub use world::{Outcome, Running, World, is_root};
 

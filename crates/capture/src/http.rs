@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 
 /// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT: Duration = Duration::from_secs(10);
 
 /// A request. Where it goes and its headers may be secret, so no process has them among its
 /// arguments.
@@ -36,7 +36,7 @@ impl Request<'_> {
     /// that is not of the 200s; [`Error::Bad`] for a URL or header that cannot be sent;
     /// [`Error::Late`], [`Error::Interrupted`].
     pub fn send(&self, job: &Job<'_>, max: u64) -> Result<Vec<u8>> {
-        let config = self.config()?;
+        let config = secret_file(&self.config()?)?;
         let mut command = Command::new("curl");
         command.args(["--silent", "--show-error", "--fail", "--globoff"]);
         command.args(["--proto", "=http,https", "--connect-timeout"]);
@@ -50,25 +50,30 @@ impl Request<'_> {
         job.answer(&mut command, self.body, max)
     }
 
-    /// What `curl` is told in secret, in a file that has no name (`curl(1)`, `--config`). It is
-    /// inherited by whatever is begun meanwhile, which is ours too.
-    fn config(&self) -> Result<File> {
+    /// What `curl` is told in secret.
+    fn config(&self) -> Result<String> {
         let mut text = format!("url = {}\n", quoted("the URL", self.url)?);
         for (name, value) in &self.headers {
             let line = format!("{name}: {value}");
             text.push_str(&format!("header = {}\n", quoted("a header", &line)?));
         }
-        let write = || {
-            let mut file = File::from(memfd_create("curl", MemfdFlags::empty())?);
-            file.write_all(text.as_bytes())?;
-            Ok(file)
-        };
-        write().map_err(Error::io("preparing a request"))
+        Ok(text)
     }
 }
 
+/// A file that has no name, for `curl(1)`, `--config`. It is inherited by whatever is begun
+/// meanwhile, which is ours too.
+pub(crate) fn secret_file(text: &str) -> Result<File> {
+    let write = || {
+        let mut file = File::from(memfd_create("curl", MemfdFlags::empty())?);
+        file.write_all(text.as_bytes())?;
+        Ok(file)
+    };
+    write().map_err(Error::io("preparing a request"))
+}
+
 /// As `curl` reads it. What would end the line ends nothing: it is refused.
-fn quoted(what: &str, text: &str) -> Result<String> {
+pub(crate) fn quoted(what: &str, text: &str) -> Result<String> {
     if text.chars().any(char::is_control) {
         return Err(Error::bad(what, "it has control characters in it"));
     }

@@ -23,6 +23,7 @@ mod partial;
 mod place;
 mod produce;
 mod scratch;
+mod smtp;
 pub mod snapshot;
 pub mod sqlite;
 
@@ -44,6 +45,7 @@ pub use maker::producer;
 pub use place::{Program, Ready, quote, reveal, ssh};
 pub use produce::{Earlier, Produce, Produced, Vitals};
 pub use scratch::Scratch;
+pub use smtp::Mail;
 
 /// Live data, ready to be read.
 #[derive(Debug)]

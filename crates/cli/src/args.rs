@@ -83,6 +83,8 @@ pub enum Command {
     Audit(AuditArgs),
     /// May this machine be rebooted or upgraded now? 0 yes, 3 no and why
     Gate(GateArgs),
+    /// Tell those in `[notify.NAME]` what is due; for a timer, every few minutes
+    Notify(NotifyArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -385,6 +387,16 @@ pub struct GateArgs {
     /// Print what makes this program or service ask the gate, and do nothing else
     #[arg(long, value_name = "FOR")]
     pub print_hook: Option<Hook>,
+}
+
+#[derive(Debug, Args)]
+pub struct NotifyArgs {
+    /// Send this notifier a message that only shows that it arrives
+    #[arg(long, value_name = "NAME")]
+    pub test: Option<String>,
+    /// Show what would be sent, send and remember nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use capture::{Job, Scratch, Vitals};
 use catalog::{Catalog, Finding, Replica, Severity};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use policy::Making;
 use serde::{Deserialize, Serialize};
 use tree::{Content, Dir, FileContent, FsIdentity, Kind, RelPath};
@@ -67,7 +66,7 @@ pub(crate) fn make(
             .iter()
             .map(|(path, good)| (path.clone(), good.at))
             .collect(),
-        now: (engine.now)().to_zoned(zone(engine)?),
+        now: (engine.now)().to_zoned(engine.config.schedule.time_zone()),
         cache: host.state.join("made").join(name),
     };
     let job = Job::new(made.deadline, engine.cancel);
@@ -130,15 +129,6 @@ fn suspicions(
         }
     }
     found
-}
-
-/// The schedule's zone, else the machine's.
-fn zone(engine: &Engine<'_>) -> Result<TimeZone> {
-    match &engine.config.schedule.zone {
-        None => Ok(TimeZone::system()),
-        Some(name) => TimeZone::get(name)
-            .map_err(|error| Error::Usage(format!("the time zone `{name}`: {error}"))),
-    }
 }
 
 fn known(catalog: &Catalog, replica: &Replica) -> Result<BTreeMap<RelPath, Good>> {

@@ -10,6 +10,7 @@ mod facts;
 mod gate;
 mod judge;
 pub mod metrics;
+pub mod notify;
 mod proposal;
 mod report;
 pub mod rules;

@@ -17,6 +17,7 @@ mod made;
 mod making;
 mod meant;
 mod name;
+mod notify;
 mod parse;
 mod pattern;
 mod retain;
@@ -42,6 +43,7 @@ pub use meant::{
     Root, RootEach, Schedule, Snapshot, Source, StoreKind, StoreSpec,
 };
 pub use name::name_from;
+pub use notify::{Channel, Hook, HookUrl, MailSpec, Notify, Quiet, Smtp};
 pub use parse::{CONFIG_BYTES_MAX, NotFound, find, load, parse};
 pub use pattern::Pattern;
 pub use retain::{Sealed, retain};

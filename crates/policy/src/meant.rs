@@ -7,6 +7,7 @@ use crate::bundle::Bundle;
 use crate::diagnostic::Mark;
 use crate::gate::Gate;
 use crate::made::Made;
+use crate::notify::Notify;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
 use crate::units::When;
@@ -27,6 +28,8 @@ pub struct Config {
     /// `[bundle.NAME]`, in the order of the file.
     pub bundles: Vec<Bundle>,
     pub metrics: Metrics,
+    /// `[notify.NAME]`, in the order of the file.
+    pub notifiers: Vec<Notify>,
     pub schedule: Schedule,
     pub gate: Gate,
 }

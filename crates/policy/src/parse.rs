@@ -179,6 +179,7 @@ fn mean(sink: &Sink<'_>, file: &Path, written: Written) -> Config {
         datasets,
         bundles: written.bundles,
         metrics: written.metrics,
+        notifiers: written.notifiers,
         schedule: written.schedule,
         gate: written.gate,
     };
@@ -649,9 +650,10 @@ mod tests {
 
         #[test]
         fn no_value_breaks_the_decoder(
-            table in "(host|store\\.a|root\\.\"/r\"|dataset\\.d|bundle\\.b|metrics|schedule)",
+            table in "(host|store\\.a|root\\.\"/r\"|dataset\\.d|bundle\\.b|notify\\.n|metrics|\
+                    schedule)",
             key in "(name|state|pace|kind|path|match|route|why|keep|full|limit|exclude|backup|\
-                    members|before|after|at)",
+                    members|before|after|at|to|from|smtp|user|url|severity|digest|quiet)",
             value in "(1|-1|1.5|true|\"\"|\"/\"|\"a\"|\\[\\]|\\[1\\]|\\{\\}|\\{a=1\\}|1979-05-27)",
         ) {
             let text = format!("[{table}]\n{key} = {value}\n");

@@ -157,7 +157,8 @@ pub fn parse_when(text: &str) -> Result<When, String> {
     }
 }
 
-fn parse_time(text: &str) -> Option<TimeOfDay> {
+/// `03:00`.
+pub(crate) fn parse_time(text: &str) -> Option<TimeOfDay> {
     let (hour, minute) = text.split_once(':')?;
     let digits = |text: &str, least: usize| -> Option<u8> {
         let good = (least..=2).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());

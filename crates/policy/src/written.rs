@@ -18,6 +18,7 @@ use crate::making::{self, Found};
 use crate::meant::{
     IoClass, Keep, Metrics, Pace, RootEach, Schedule, Snapshot, StoreKind, StoreSpec,
 };
+use crate::notify::{self, Notify};
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
 use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse_when};
@@ -39,6 +40,7 @@ pub(crate) struct Written {
     pub datasets: Vec<WrittenDataset>,
     pub bundles: Vec<Bundle>,
     pub metrics: Metrics,
+    pub notifiers: Vec<Notify>,
     pub schedule: Schedule,
     pub gate: Gate,
 }
@@ -131,6 +133,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
     let bundles = bundle::read(sink, top.tables("bundle"));
     let metrics = top.table("metrics", "[metrics]".into());
     let metrics = metrics.map(read_metrics).unwrap_or_default();
+    let notifiers = notify::read(sink, top.tables("notify"));
     let schedule = top.table("schedule", "[schedule]".into());
     let schedule = schedule
         .map(|fields| read_schedule(sink, fields))
@@ -150,6 +153,7 @@ pub(crate) fn read(sink: &Sink<'_>, mut top: Fields<'_, '_>) -> Written {
         datasets,
         bundles,
         metrics,
+        notifiers,
         schedule,
         gate: gate.unwrap_or_default(),
     }

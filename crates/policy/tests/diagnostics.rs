@@ -1382,3 +1382,186 @@ verfied = true
         assert!(said.contains(wanted), "{wanted}\n{said}");
     }
 }
+
+/// A sound configuration before what is looked at.
+fn notified(text: &str) -> String {
+    format!(
+        "[store.sda]\nkind = \"disk\"\npath = \"/mnt/backup\"\n[root.\"/srv\"]\neach = \"dir\"\n\
+         route = [\"sda\"]\n{text}"
+    )
+}
+
+#[test]
+fn each_kind_of_notifier_says_what_it_lacks() {
+    let text = notified(
+        r#"[notify.a]
+url = "https://example.org"
+[notify.b]
+kind = "mial"
+[notify.c]
+kind = "mail"
+to = ["me"]
+user = "u"
+[notify.d]
+kind = "ntfy"
+to = "me@example.org"
+severity = "S4"
+digest = "after backup"
+quiet = "22-7"
+qiet = "x"
+[notify.e]
+kind = "ping"
+url = "https://example.org"
+url_file = "/x"
+quiet = "22:00-07:00"
+"#,
+    );
+    assert_snapshot!(said(&text), @r#"
+    error: `[notify.a]` has no `kind`
+     --> thrice.toml:7:9
+      |
+    7 | [notify.a]
+      |         ^
+      |
+      = help: write `kind = "mail"`; there are `mail`, `ntfy`, `slack`, `webhook`, `ping`
+
+    error: `mial` is not a kind of notifier
+      --> thrice.toml:10:8
+       |
+    10 | kind = "mial"
+       |        ^^^^^^
+       |
+       = help: did you mean `mail`?
+
+    error: `[notify.c]` has no `from`
+      --> thrice.toml:11:9
+       |
+    11 | [notify.c]
+       |         ^
+       |
+       = help: write `from = "thrice@example.org"`
+
+    error: `me` is not an address; write it like `you@example.org`
+      --> thrice.toml:13:7
+       |
+    13 | to = ["me"]
+       |       ^^^^
+
+    error: `user` has no password
+      --> thrice.toml:14:8
+       |
+    14 | user = "u"
+       |        ^^^
+       |
+       = help: write `password_file = "/etc/thrice/mail.password"` too
+
+    error: `[notify.d]` has no `url`
+      --> thrice.toml:15:9
+       |
+    15 | [notify.d]
+       |         ^
+       |
+       = help: write `url = "https://ntfy.sh/TOPIC"`, or `url_file` if it is a secret
+
+    error: `to` means nothing for a notifier of kind `ntfy`
+      --> thrice.toml:17:1
+       |
+    17 | to = "me@example.org"
+       | ^^
+       |
+       = help: remove it; it is for `mail`
+
+    error: `S4` is not a severity; write `S1` (only data at risk), `S2` or `S3` (all)
+      --> thrice.toml:18:12
+       |
+    18 | severity = "S4"
+       |            ^^^^
+
+    error: `after backup` is no time for a digest; write it like `daily 08:00`, `Mon 08:00` or `monthly`
+      --> thrice.toml:19:10
+       |
+    19 | digest = "after backup"
+       |          ^^^^^^^^^^^^^^
+
+    error: `22-7` are no quiet hours; write them like `22:00-07:00`
+      --> thrice.toml:20:9
+       |
+    20 | quiet = "22-7"
+       |         ^^^^^^
+
+    error: unknown key `qiet` in `[notify.d]`
+      --> thrice.toml:21:1
+       |
+    21 | qiet = "x"
+       | ^^^^
+       |
+       = help: did you mean `quiet`?
+
+    error: `[notify.e]` has its URL twice
+      --> thrice.toml:22:9
+       |
+    22 | [notify.e]
+       |         ^
+       |
+       = help: keep one of the two
+
+    error: `quiet` means nothing for a notifier of kind `ping`
+      --> thrice.toml:26:1
+       |
+    26 | quiet = "22:00-07:00"
+       | ^^^^^
+       |
+       = help: remove it; it is for `mail`, `ntfy`, `slack`, `webhook`
+    "#);
+}
+
+#[test]
+fn what_may_be_secret_in_a_notifier_is_not_repeated() {
+    for line in [
+        "kind = \"slack\"\nurl = \"hooks.example.org/hunter2\"",
+        "kind = \"mail\"\nto = \"a@b\"\nfrom = \"a@b\"\nsmtp = \"smtp://me:hunter2@host\"",
+    ] {
+        let said = said(&notified(&format!("[notify.a]\n{line}\n")));
+        assert!(
+            said.contains("error") && !said.contains("hunter2"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn notifiers_are_read() {
+    let text = notified(
+        r#"[notify.me]
+kind = "mail"
+to = ["a@example.org", "b@example.org"]
+from = "thrice@example.org"
+smtp = "smtps://mail.example.org"
+user = "thrice"
+password_file = "/etc/thrice/mail"
+digest = "Mon 08:00"
+quiet = "22:00-07:00"
+[notify.phone]
+kind = "ntfy"
+url = "https://ntfy.example.org/box"
+token_env = "NTFY"
+severity = "S1"
+"#,
+    );
+    let (config, _) = policy::parse(Path::new("thrice.toml"), &text).expect("good");
+    let [me, phone] = &config.notifiers[..] else {
+        panic!("{:?}", config.notifiers);
+    };
+    let time = |hour, minute| policy::TimeOfDay { hour, minute };
+    let monday = When::Weekly(jiff::civil::Weekday::Monday, time(8, 0));
+    assert_eq!((me.severity, &me.digest), ("S2", &Some(monday)));
+    let quiet = me.quiet.expect("quiet hours");
+    assert_eq!((quiet.from, quiet.until), (time(22, 0), time(7, 0)));
+    let policy::Channel::Mail(mail) = &me.channel else {
+        panic!("{me:?}");
+    };
+    assert_eq!(mail.to.len(), 2);
+    assert!(mail.smtp.as_ref().expect("a server").login.is_some());
+    assert_eq!((phone.severity, phone.channel.kind()), ("S1", "ntfy"));
+    assert!(!format!("{config:?}").contains("ntfy.example.org"));
+}

@@ -12,6 +12,7 @@ mod help;
 mod init;
 mod install;
 mod metrics;
+mod notify;
 mod observe;
 mod plan;
 mod refetch;
@@ -44,6 +45,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Watch(args) => watch::watch(global, printer, args),
         Command::Audit(args) => audit::audit(global, printer, args),
         Command::Gate(args) => gate::gate(global, printer, args),
+        Command::Notify(args) => notify::notify(global, printer, args),
         Command::Status => status::status(global, printer),
         Command::Metrics(args) => metrics::metrics(global, printer, args),
         Command::Rules(args) => rules::rules(global, printer, args),

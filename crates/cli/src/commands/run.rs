@@ -8,6 +8,7 @@ use anyhow::Result;
 use engine::{DueLegs, Engine, RunOptions, Status, Summary, Verified, VerifyOptions};
 use serde::Serialize;
 
+use super::notify::Telling;
 use super::{metrics, scheduled, snapshot, verify};
 use crate::args::{Global, RunArgs, Step};
 use crate::exit::{self, Usage};
@@ -65,6 +66,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
         cancel: interrupt.flag(),
         now: &session::now,
     };
+    let telling = Telling::begin(&config, printer, args);
     let words = std::env::args_os().skip(1);
     let words = words.map(|word| tree::escape(word.as_encoded_bytes()).into_owned());
     let work = Work {
@@ -83,6 +85,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
     } else {
         scheduled::run(&work)
     };
+    telling.end(&catalog, &code);
     metrics::after_run(&config, &catalog, printer);
     code
 }

@@ -1,0 +1,260 @@
+//! What is wrong now, each thing under a key that stays the same while it is the same thing. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use catalog::{Run, RunStatus, finding_id};
+
+use super::message::{Known, Summary};
+use crate::report::{Replica, State, StatusReport};
+
+/// Things that are told one by one; what is more is one thing.
+const CONDITIONS_MAX: usize = 500;
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// `S1` to `S3`.
+    pub severity: &'static str,
+    pub subject: String,
+    /// How it is wrong: when that is another, it is told again.
+    pub state: String,
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
+    /// It is told when it has been so for as many seconds.
+    pub grace_seconds: i64,
+}
+
+/// How everything stands at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    pub host: String,
+    pub conditions: BTreeMap<String, Condition>,
+    /// Keys of what is under way: how it stands is known when a run has ended.
+    pub unsettled: BTreeSet<String>,
+    /// Whether nothing is known but the conditions.
+    pub unknown: bool,
+    pub summary: Summary,
+}
+
+impl Condition {
+    /// What is remembered of it.
+    pub(super) fn known(&self) -> Known {
+        Known {
+            severity: self.severity.to_owned(),
+            subject: self.subject.clone(),
+            state: self.state.clone(),
+            message: self.message.clone(),
+            remedy: self.remedy.clone(),
+        }
+    }
+}
+
+impl Standing {
+    /// What is known by a report and the run that is the newest. `running`: it goes on now.
+    pub fn new(report: &StatusReport, last: Option<&Run>, running: bool) -> Self {
+        let mut standing = Self {
+            host: report.host.clone(),
+            summary: Summary {
+                datasets: report.datasets.clone(),
+                stores: report.stores.clone(),
+            },
+            ..Self::default()
+        };
+        // A run that died is told of as a run: a finding has another name for each.
+        let died = last.map(|run| {
+            let subject = format!("run {}", run.id);
+            finding_id("run-aborted", &subject)
+        });
+        let findings = report.findings.iter();
+        for finding in findings.filter(|finding| Some(&finding.id) != died.as_ref()) {
+            let condition = Condition {
+                severity: finding.severity,
+                subject: finding.subject.clone(),
+                state: finding.severity.to_owned(),
+                message: finding.message.clone(),
+                remedy: finding.remedy.clone(),
+                grace_seconds: 0,
+            };
+            let key = format!("finding {}", finding.id);
+            standing.conditions.insert(key, condition);
+        }
+        standing.replicas(report, running);
+        if let Some((run, state)) = last.zip(ended(last, running)) {
+            let condition = Condition {
+                severity: "S2",
+                subject: "thrice run".to_owned(),
+                state: state.to_owned(),
+                message: format!(
+                    "the last run ended as `{state}` (started {:.0})",
+                    run.started
+                ),
+                remedy: "thrice status says what is missing; the next run goes on from there"
+                    .to_owned(),
+                grace_seconds: 0,
+            };
+            standing.conditions.insert("run".to_owned(), condition);
+        } else if running {
+            standing.unsettled.insert("run".to_owned());
+        }
+        standing.limit();
+        standing
+    }
+
+    /// When nothing can be known: that is what is told.
+    pub fn unknown(host: &str, error: &str) -> Self {
+        let condition = Condition {
+            severity: "S1",
+            subject: "thrice status".to_owned(),
+            state: "unknown".to_owned(),
+            message: format!("it is not known how anything stands: {error}"),
+            remedy: "thrice status on that machine says more".to_owned(),
+            grace_seconds: 0,
+        };
+        Self {
+            host: host.to_owned(),
+            conditions: BTreeMap::from([("status".to_owned(), condition)]),
+            unknown: true,
+            ..Self::default()
+        }
+    }
+
+    /// What is wrong, the worst first, a line for each, in so many bytes.
+    pub fn brief(&self, max: usize) -> String {
+        let mut all: Vec<_> = self.conditions.values().collect();
+        all.sort_by_key(|condition| condition.severity);
+        super::message::brief(all.into_iter().map(Condition::known), max)
+    }
+
+    /// Whether it is known how the thing of that key stands.
+    pub(super) fn is_settled(&self, key: &str) -> bool {
+        self.conditions.contains_key(key) || !(self.unknown || self.unsettled.contains(key))
+    }
+
+    fn replicas(&mut self, report: &StatusReport, running: bool) {
+        let mut unreachable: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for dataset in &report.datasets {
+            for replica in &dataset.stores {
+                let subject = format!("{} → {}", dataset.name, replica.store);
+                let is_known = |known: &str| {
+                    known == subject || (known == dataset.name && replica.state == State::Held)
+                };
+                let mut known = report.findings.iter();
+                match replica.state {
+                    State::Current => {}
+                    // One store that is gone is one thing, whatever should be in it.
+                    State::Unreachable => {
+                        let all = unreachable.entry(&replica.store).or_default();
+                        all.push(&dataset.name);
+                    }
+                    // A run has begun on it, or will.
+                    _ if running && !is_overdue(replica) => {
+                        self.unsettled.insert(format!("replica {subject}"));
+                    }
+                    _ if known.any(|finding| is_known(&finding.subject)) => {}
+                    _ => {
+                        let key = format!("replica {subject}");
+                        self.conditions.insert(key, not_current(subject, replica));
+                    }
+                }
+            }
+        }
+        for (store, datasets) in unreachable {
+            let key = format!("store {store}");
+            if running {
+                self.unsettled.insert(key);
+                continue;
+            }
+            let condition = Condition {
+                severity: "S2",
+                subject: store.to_owned(),
+                state: State::Unreachable.word().to_owned(),
+                message: format!(
+                    "the store was not reached, and lacks what came since of {}",
+                    some(&datasets)
+                ),
+                remedy: format!("look after it, then: thrice run --store {store}"),
+                grace_seconds: 0,
+            };
+            self.conditions.insert(key, condition);
+        }
+    }
+
+    /// Many things are one thing more.
+    fn limit(&mut self) {
+        let all = std::mem::take(&mut self.conditions);
+        let mut sorted: Vec<_> = all.into_iter().collect();
+        sorted.sort_by(|(key, a), (other, b)| (a.severity, key).cmp(&(b.severity, other)));
+        let rest = sorted.split_off(sorted.len().min(CONDITIONS_MAX));
+        self.conditions.extend(sorted);
+        // What had no room is not mended.
+        self.unsettled
+            .extend(rest.iter().map(|(key, _)| key.clone()));
+        if let Some((_, worst)) = rest.first() {
+            let condition = Condition {
+                severity: worst.severity,
+                subject: self.host.clone(),
+                state: "more".to_owned(),
+                message: format!("more is wrong than the {CONDITIONS_MAX} things that are told"),
+                remedy: "thrice status says everything".to_owned(),
+                grace_seconds: 0,
+            };
+            self.conditions.insert("more".to_owned(), condition);
+        }
+    }
+}
+
+/// How the newest run ended, if not well; `None` too while it goes on.
+fn ended(last: Option<&Run>, running: bool) -> Option<&'static str> {
+    let status = last?.status;
+    match status {
+        RunStatus::Ok => None,
+        RunStatus::Running if running => None,
+        RunStatus::Running => Some(RunStatus::Aborted.as_str()),
+        status => Some(status.as_str()),
+    }
+}
+
+fn is_overdue(replica: &Replica) -> bool {
+    let age = replica.age_seconds;
+    age.is_some_and(|age| age > replica.objective_seconds)
+}
+
+/// Names, but not hundreds.
+fn some(names: &[&str]) -> String {
+    const NAMES_MAX: usize = 10;
+    let more = names.len().saturating_sub(NAMES_MAX);
+    let said = names[..names.len() - more].join(", ");
+    match more {
+        0 => said,
+        more => format!("{said} and {more} more"),
+    }
+}
+
+fn not_current(subject: String, replica: &Replica) -> Condition {
+    let store = &replica.store;
+    let message = match (replica.state, &replica.last_success) {
+        (State::Held, _) => "it is held: no run touches it".to_owned(),
+        (State::Missing, _) => "it has never had a complete version there".to_owned(),
+        (_, Some(at)) if is_overdue(replica) => {
+            format!("it is older than it may become: the last success was {at}")
+        }
+        _ => format!(
+            "it lacks changes: {} files, {} bytes pending",
+            replica.pending_files, replica.pending_bytes
+        ),
+    };
+    // One that was declared a moment ago waits for its first run like everything else.
+    let is_new = replica.state == State::Missing && replica.last_attempt.is_none();
+    Condition {
+        severity: "S2",
+        subject,
+        state: replica.state.word().to_owned(),
+        message,
+        remedy: match replica.state {
+            State::Held => "thrice status says why; then: thrice release".to_owned(),
+            _ => format!("thrice run --store {store}, and see that runs are scheduled"),
+        },
+        grace_seconds: if is_new { replica.objective_seconds } else { 0 },
+    }
+}

@@ -1,0 +1,253 @@
+//! What people hear of: the real binary tells real receivers.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use blackbox::{Outcome, Received, Sink, SinkMood, World};
+use serde_json::Value;
+
+/// A world whose root has the dataset `docs`, with these tables of notifiers.
+fn world(notifiers: &str) -> Result<World> {
+    let world = World::one_store()?;
+    world.write("docs/a", "a")?;
+    let text = std::fs::read_to_string(world.path("thrice.toml"))?;
+    world.configure(&format!("{text}{notifiers}"))?;
+    Ok(world)
+}
+
+fn webhook(name: &str, sink: &Sink, more: &str) -> String {
+    let url = format!("http://{}/secret-path", sink.address());
+    format!("[notify.{name}]\nkind = \"webhook\"\nurl = \"{url}\"\n{more}\n")
+}
+
+/// Takes the store away, so that runs fail, or gives it back.
+fn store(world: &World, there: bool) -> Result<()> {
+    let (sda, away) = (world.path("sda"), world.path("away"));
+    let (from, to) = if there { (&away, &sda) } else { (&sda, &away) };
+    if !there {
+        std::fs::rename(from, to)?;
+        return Ok(std::fs::write(&sda, "no folder")?);
+    }
+    std::fs::remove_file(&sda)?;
+    Ok(std::fs::rename(from, to)?)
+}
+
+fn json(received: &Received) -> Result<Value> {
+    Ok(serde_json::from_str(&received.body)?)
+}
+
+/// The one message that has arrived.
+fn one(sink: &Sink) -> Result<Value> {
+    let all = sink.take();
+    ensure!(all.len() == 1, "{all:?}");
+    json(&all[0])
+}
+
+fn none(sink: &Sink) -> Result<()> {
+    let all = sink.take();
+    ensure!(all.is_empty(), "{all:?}");
+    Ok(())
+}
+
+fn at(world: &World, words: &[&str], now: &str) -> Result<Outcome> {
+    let mut command = world.command(words);
+    command.env("THRICE_NOW", now);
+    let output = command.stdin(Stdio::null()).output()?;
+    Ok(Outcome {
+        code: output.status.code(),
+        signal: None,
+        stdout: String::from_utf8(output.stdout)?,
+        stderr: String::from_utf8(output.stderr)?,
+        time: std::time::Duration::ZERO,
+    })
+}
+
+#[test]
+fn a_failure_is_told_once_and_so_is_that_it_is_mended() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = world(&webhook("me", &sink, ""))?;
+    world.expect(&["run"], 0)?;
+    none(&sink)?;
+    store(&world, false)?;
+    let failed = world.run(&["run"])?;
+    ensure!(failed.code != Some(0), "{failed}");
+    let told = one(&sink)?;
+    ensure!(told["event"] == "change" && told["good"] == false, "{told}");
+    let items = told["items"].as_array().context("items")?;
+    let remedied = |item: &Value| {
+        let remedy = item["remedy"].as_str();
+        item["change"] == "new" && remedy.is_some_and(|remedy| !remedy.is_empty())
+    };
+    ensure!(!items.is_empty() && items.iter().all(remedied), "{told}");
+    for words in [&["run"][..], &["notify"], &["notify"]] {
+        world.run(words)?;
+        none(&sink)?;
+    }
+    store(&world, true)?;
+    world.expect(&["run"], 0)?;
+    let told = one(&sink)?;
+    ensure!(
+        told["good"] == true && told["open"] == Value::Array(vec![]),
+        "{told}"
+    );
+    let items = told["items"].as_array().context("items")?;
+    ensure!(
+        items.iter().all(|item| item["change"] == "mended"),
+        "{told}"
+    );
+    world.expect(&["notify"], 0)?;
+    none(&sink)
+}
+
+#[test]
+fn a_receiver_that_was_down_hears_it_later_and_since_when() -> Result<()> {
+    let (sink, other) = (Sink::http()?, Sink::http()?);
+    let both = webhook("me", &sink, "") + &webhook("other", &other, "");
+    let world = world(&both)?;
+    world.expect(&["run"], 0)?;
+    sink.be(SinkMood::Gone)?;
+    store(&world, false)?;
+    let before = world.run(&["run"])?;
+    ensure!(before.stderr.contains("notifier `me`"), "{before}");
+    ensure!(!before.stderr.contains("secret-path"), "{before}");
+    one(&other)?;
+    let outcome = world.run(&["notify"])?;
+    ensure!(outcome.code == Some(1), "{outcome}");
+    // Somebody else hears that one is deaf.
+    let told = match other.take().first() {
+        Some(told) => json(told)?,
+        None => {
+            world.run(&["notify"])?;
+            one(&other)?
+        }
+    };
+    ensure!(told["items"][0]["subject"] == "notifier me", "{told}");
+    sink.be(SinkMood::Takes)?;
+    world.expect(&["notify"], 0)?;
+    let told = one(&sink)?;
+    ensure!(told["failing"]["times"].as_u64() >= Some(2), "{told}");
+    ensure!(
+        !told["items"].as_array().context("items")?.is_empty(),
+        "{told}"
+    );
+    world.expect(&["notify"], 0)?;
+    none(&sink)
+}
+
+#[test]
+fn what_a_run_came_to_does_not_depend_on_whether_it_can_be_told() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = world(&format!(
+        "[notify.me]\nkind = \"webhook\"\nurl_env = \"NO_SUCH_URL\"\ndigest = \"daily\"\n\
+         [notify.alive]\nkind = \"ping\"\nurl = \"http://{}/uuid\"\n",
+        sink.address()
+    ))?;
+    sink.be(SinkMood::Gone)?;
+    let outcome = world.expect(&["run"], 0)?;
+    ensure!(outcome.stderr.contains("notifier `alive`"), "{outcome}");
+    Ok(())
+}
+
+#[test]
+fn r08_a_dead_mans_switch_hears_of_whole_runs_alone() -> Result<()> {
+    let sink = Sink::http()?;
+    let url = format!("http://{}/uuid?create=1", sink.address());
+    let world = world(&format!(
+        "[notify.alive]\nkind = \"ping\"\nurl = \"{url}\"\n"
+    ))?;
+    let paths = || -> Vec<String> { sink.take().iter().map(|got| got.path().into()).collect() };
+    world.expect(&["run"], 0)?;
+    ensure!(paths() == ["/uuid/start?create=1", "/uuid?create=1"]);
+    // What says nothing of the other datasets, and what is no run.
+    world.expect(&["run", "--dataset", "docs"], 0)?;
+    world.expect(&["run", "prune"], 0)?;
+    world.expect(&["notify"], 0)?;
+    ensure!(paths().is_empty());
+    store(&world, false)?;
+    world.run(&["run"])?;
+    let got = sink.take();
+    ensure!(
+        got.len() == 2 && got[1].path() == "/uuid/fail?create=1",
+        "{got:?}"
+    );
+    ensure!(
+        got[1].body.contains("ended with code") && got[1].body.contains("docs"),
+        "{got:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn quiet_hours_and_digests_go_by_the_clock_of_the_schedules_zone() -> Result<()> {
+    let sink = Sink::http()?;
+    let more = "severity = \"S3\"\nquiet = \"22:00-07:00\"\ndigest = \"daily 08:00\"";
+    let zone = "\n[schedule]\nzone = \"Europe/Sofia\"\n";
+    let world = world(&(webhook("me", &sink, more) + zone))?;
+    // Noon; the evening, in which a folder is held; the night; 07:00 and 08:00 in Sofia.
+    ensure!(at(&world, &["run"], "2026-11-24T10:00:00Z")?.code == Some(0));
+    none(&sink)?;
+    world.expect(&["hold", "docs"], 0)?;
+    for night in ["2026-11-24T20:00:00Z", "2026-11-25T04:59:00Z"] {
+        ensure!(at(&world, &["notify"], night)?.code == Some(0));
+        none(&sink)?;
+    }
+    ensure!(at(&world, &["notify"], "2026-11-25T05:00:00Z")?.code == Some(0));
+    let told = one(&sink)?;
+    ensure!(
+        told["event"] == "change" && told["items"][0]["subject"] == "docs",
+        "{told}"
+    );
+    ensure!(at(&world, &["notify"], "2026-11-25T06:00:00Z")?.code == Some(0));
+    let told = one(&sink)?;
+    ensure!(
+        told["event"] == "digest" && told["digest"]["datasets"][0]["name"] == "docs",
+        "{told}"
+    );
+    ensure!(
+        told["text"]
+            .as_str()
+            .is_some_and(|text| text.contains("docs → sda: held")),
+        "{told}"
+    );
+    ensure!(at(&world, &["notify"], "2026-11-25T06:05:00Z")?.code == Some(0));
+    none(&sink)
+}
+
+#[test]
+fn a_dry_run_shows_and_remembers_nothing_and_a_test_arrives() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = world(&webhook("me", &sink, ""))?;
+    world.expect(&["run"], 0)?;
+    world.expect(&["hold", "docs"], 0)?;
+    for _ in 0..2 {
+        let shown = world.expect(&["notify", "--dry-run"], 0)?;
+        ensure!(shown.stdout.contains("to me: box: S2 docs"), "{shown}");
+        none(&sink)?;
+    }
+    world.expect(&["notify", "--test", "me"], 0)?;
+    ensure!(one(&sink)?["event"] == "test");
+    let wrong = world.expect(&["notify", "--test", "you"], 2)?;
+    ensure!(wrong.stderr.contains("there are me"), "{wrong}");
+    world.expect(&["notify"], 0)?;
+    ensure!(one(&sink)?["items"][0]["change"] == "new");
+    Ok(())
+}
+
+#[test]
+fn r08_that_nothing_is_known_is_told() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = world(&webhook("me", &sink, ""))?;
+    world.expect(&["run"], 0)?;
+    let catalog = world.path("state/catalog.db");
+    ensure!(catalog.exists(), "the catalog lies elsewhere");
+    for log in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(world.path(&format!("state/catalog.db{log}")));
+    }
+    std::fs::write(&catalog, vec![7; 8192])?;
+    let outcome = world.run(&["notify"])?;
+    ensure!(outcome.code == Some(1), "{outcome}");
+    let told = one(&sink)?;
+    ensure!(told["items"][0]["severity"] == "S1", "{told}");
+    world.run(&["notify"])?;
+    none(&sink)
+}
