@@ -971,7 +971,7 @@ route = ["\u001b[2J"]
     12 | "\u001b[1m" = 1
        | ^^^^^^^^^^^
        |
-       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, guest, device, path, match, route, why, exclude, max_change, min_change, snapshot, cross_mounts, refetch, inventory
+       = help: known: volume, sqlite, postgres, mysql, mariadb, redis, etcd, vault, mongodb, ssh, command, host, guest, device, path, match, route, why, exclude, max_change, min_change, snapshot, canary, critical, cross_mounts, refetch, inventory
     "#);
 }
 
@@ -1374,8 +1374,8 @@ verfied = true
     let said = said(text);
     for wanted in [
         "`canary` is for trees\n --> thrice.toml:8:10",
-        "`canary` is for trees\n --> thrice.toml:13:10",
-        "`canary` needs a store to come back from, and the route is empty\n --> thrice.toml:19:10",
+        "`canary` is for trees\n  --> thrice.toml:13:10",
+        "`canary` needs a store to come back from, and the route is empty\n  --> thrice.toml:19:10",
         "thrice.toml:22:12",
         "did you mean `verified`?",
     ] {

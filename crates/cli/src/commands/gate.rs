@@ -124,7 +124,7 @@ fn snippet(hook: Hook, command: &str) -> String {
              DPkg::Pre-Invoke {{ \"test x$THRICE_GATE = xoff || {command}\"; }};\n"
         ),
         Hook::Kured => format!(
-            "# Values for kured's Helm chart: a node asks for its reboot only while the gate is open.\n\
+            "# Values for kured's Helm chart: a node asks for a reboot only while it is open.\n\
              configuration:\n  rebootSentinelCommand: >-\n    \
              sh -c \"test -f /var/run/reboot-required && exec {command}\"\n"
         ),

@@ -145,7 +145,7 @@ impl<'m> Run<'m, '_> {
         Ok(())
     }
 
-    /// The top of a dataset's tree, where a marker may be written to it: it is the tree that it was,
+    /// The top of a dataset's tree, where a marker may be written to it: it is the tree it was,
     /// nobody holds it, and there is something in it.
     fn may_mark(&self, expected: &Expected) -> Result<Dir, Refusal> {
         let why = |why: String| Err(Refusal::Why(why));
@@ -318,7 +318,7 @@ impl<'m> Run<'m, '_> {
         if !canary.awaited().is_empty() {
             return Ok(());
         }
-        // What is known comes before what is done: a cut leaves a marker that the next run replaces.
+        // The note first: a cut leaves a marker that the next run replaces.
         let gone = self
             .write_canary(canary)
             .and_then(|()| self.remove_marker(canary));
