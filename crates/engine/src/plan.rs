@@ -457,6 +457,7 @@ mod tests {
             stop_full: 0.95,
             keep: policy::Keep::default(),
             limit_up: None,
+            nas: None,
         };
         let passes = |bytes| After::of(&space, bytes).passes(&spec);
         assert_eq!(passes(25), None);

@@ -14,6 +14,8 @@ mod made;
 mod making;
 mod meant;
 mod name;
+mod nas;
+mod nas_keep;
 mod parse;
 mod pattern;
 mod retain;
@@ -36,6 +38,8 @@ pub use meant::{
     Root, RootEach, Schedule, Snapshot, Source, StoreKind, StoreSpec,
 };
 pub use name::name_from;
+pub use nas::{Nas, NasSystem, Sudo, in_order};
+pub use nas_keep::{GRACE, NasKeep, Overdue};
 pub use parse::{CONFIG_BYTES_MAX, NotFound, find, load, parse};
 pub use pattern::Pattern;
 pub use retain::{Sealed, retain};

@@ -262,7 +262,7 @@ fn has_password(rest: &str) -> bool {
 }
 
 /// `Some(None)`: none is given. `None`: an error has been reported.
-fn read_secret(
+pub(crate) fn read_secret(
     sink: &Sink<'_>,
     fields: &mut Fields<'_, '_>,
     file: &'static str,

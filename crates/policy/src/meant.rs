@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::bundle::Bundle;
 use crate::diagnostic::Mark;
 use crate::made::Made;
+use crate::nas::Nas;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
 use crate::units::When;
@@ -84,6 +85,8 @@ pub struct StoreSpec {
     pub keep: Keep,
     /// Bytes per second towards the store; `None` without limit.
     pub limit_up: Option<u64>,
+    /// The snapshots that its own machine makes.
+    pub nas: Option<Nas>,
 }
 
 /// `kind` of a store, with what only that kind has.

@@ -15,6 +15,7 @@ use crate::making::{self, Found};
 use crate::meant::{
     IoClass, Keep, Metrics, Pace, RootEach, Schedule, Snapshot, StoreKind, StoreSpec,
 };
+use crate::nas;
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
 use crate::units::{STEPS, When, parse_duration, parse_percent, parse_rate, parse_when};
@@ -341,6 +342,7 @@ fn read_store_keys(
             "agent",
         );
     }
+    let nas = nas::read(sink, fields, kind.as_ref());
     let At { value: path, span } = path?;
     Some(At {
         value: StoreSpec {
@@ -352,6 +354,7 @@ fn read_store_keys(
             stop_full,
             keep,
             limit_up,
+            nas,
         },
         span,
     })
