@@ -70,6 +70,8 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// Per dataset and store: state, age, what is pending
     Status,
+    /// The machine that a store lies on: its room, and the snapshots that it keeps of its own
+    Store(StoreArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -189,6 +191,22 @@ pub struct WatchArgs {
     /// them runs, every file is told by itself (may be given more than once)
     #[arg(long, value_name = "NAME")]
     pub server: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// The store
+    #[arg(value_name = "STORE")]
+    pub store: String,
+    /// Set the machine's retention as it is declared: shows the plan, does it with --yes
+    #[arg(long)]
+    pub apply: bool,
+    /// Delete the machine's snapshots that should be gone: shows the plan, does it with --yes
+    #[arg(long)]
+    pub delete: bool,
+    /// Do what the plan says
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod restore;
 mod run;
 mod snapshot;
 mod status;
+mod store;
 mod target;
 mod verify;
 mod watch;
@@ -32,6 +33,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Snapshot(command) => snapshot::snapshot(global, printer, command),
         Command::Watch(args) => watch::watch(global, printer, args),
         Command::Status => status::status(global, printer),
+        Command::Store(args) => store::store(global, printer, args),
         Command::Versions { target } => browse::versions(global, printer, target),
         Command::Ls(args) => browse::ls(global, printer, args),
         Command::Find(args) => browse::find(global, printer, args),
