@@ -134,7 +134,8 @@ pub(super) fn reclaiming(shell: &Shell, path: &str, job: &Job<'_>) -> Result<Rec
 /// of another form go on with a name that has line breaks.
 fn parse(said: &str) -> Result<Vec<Sub>> {
     let mut subs = Vec::new();
-    for line in said.lines().filter(|line| line.starts_with("ID ")) {
+    let begins = |line: &&str| line.starts_with("ID ") && line.split(' ').nth(2) == Some("gen");
+    for line in said.lines().filter(begins) {
         let Some(sub) = parse_line(line) else {
             let why = format!("`{}` is no subvolume", tree::escape(line.as_bytes()));
             return Err(bad_answer(LIST, why));
