@@ -1,5 +1,5 @@
-//! The machine that a store lies on: what it keeps of its own is asked, and judged by what is there.
-//! A number that reads back proves nothing; a snapshot that should be gone and is not does.
+//! The machine that a store lies on: what it keeps of its own is asked, and judged by what is
+//! there. A number that reads back proves nothing; a snapshot that should be gone and is not does.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

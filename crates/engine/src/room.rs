@@ -79,8 +79,8 @@ fn notes(state: &Path) -> Notes {
     Notes::new(state, "room")
 }
 
-/// Bytes a day by which a store fills: as it told on the days on record, whoever writes there; where
-/// these are too few, what `runs` wrote to it. Not positive where it does not fill.
+/// Bytes a day by which a store fills: as it told on the days on record, whoever writes there;
+/// where these are too few, what `runs` wrote to it. Not positive where it does not fill.
 pub fn fill_rate(state: &Path, store: &str, runs: &[Run]) -> Option<f64> {
     // A note that cannot be read is begun anew by the next run.
     let history: Option<History> = notes(state).read(store).ok().flatten();
@@ -147,7 +147,7 @@ fn filling(spec: &StoreSpec, row: &StoreRow, rate: Option<f64>) -> Option<Findin
             spec.warn_full * 100.0
         ),
         remedy: format!(
-            "see what holds it: thrice store {}; let go of versions (thrice prune), or give it more",
+            "see what holds it: thrice store {}; thrice prune lets go of versions",
             row.name
         ),
     })

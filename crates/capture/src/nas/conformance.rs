@@ -27,7 +27,7 @@ pub struct Ground<'a> {
 pub fn run(ground: &Ground<'_>) {
     let never = AtomicBool::new(false);
     let job = Job::new(ALLOWED, &never);
-    let far = appliance(ground.nas).unwrap();
+    let far = appliance(ground.nas).unwrap_or_else(failed);
     lists(ground, &*far, &job);
     deletes_the_one(ground, &*far, &job);
     retention_reads_back(ground, &*far, &job);
@@ -36,11 +36,15 @@ pub fn run(ground: &Ground<'_>) {
 }
 
 fn lists(ground: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {
-    assert_eq!(far.list(job).unwrap(), [], "nothing was made yet");
+    assert_eq!(
+        far.list(job).unwrap_or_else(failed),
+        [],
+        "nothing was made yet"
+    );
     for _ in 0..3 {
         (ground.snapshot)();
     }
-    let list = far.list(job).unwrap();
+    let list = far.list(job).unwrap_or_else(failed);
     assert_eq!(list.len(), 3);
     assert!(
         list.windows(2)
@@ -50,13 +54,13 @@ fn lists(ground: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {
         list.iter()
             .all(|point| point.at.as_second() > 1_700_000_000)
     );
-    assert_eq!(ids(&far.list(job).unwrap()), ids(&list));
+    assert_eq!(ids(&far.list(job).unwrap_or_else(failed)), ids(&list));
 }
 
 fn deletes_the_one(_: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {
-    let list = far.list(job).unwrap();
-    far.delete(&list[1], job).unwrap();
-    let left = far.list(job).unwrap();
+    let list = far.list(job).unwrap_or_else(failed);
+    far.delete(&list[1], job).unwrap_or_else(failed);
+    let left = far.list(job).unwrap_or_else(failed);
     assert_eq!(ids(&left), [list[0].id.clone(), list[2].id.clone()]);
     // What is gone is not deleted twice, and no other in its place.
     let again = far.delete(&list[1], job);
@@ -70,8 +74,8 @@ fn deletes_the_one(_: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {
         far.delete(&stranger, job),
         Err(Error::Refused { .. })
     ));
-    assert_eq!(ids(&far.list(job).unwrap()), ids(&left));
-    far.reclaiming(job).unwrap();
+    assert_eq!(ids(&far.list(job).unwrap_or_else(failed)), ids(&left));
+    far.reclaiming(job).unwrap_or_else(failed);
 }
 
 fn retention_reads_back(ground: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {
@@ -83,17 +87,17 @@ fn retention_reads_back(ground: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>)
         ..NasKeep::default()
     };
     if !ground.keeps {
-        assert_eq!(far.retention(job).unwrap(), None);
+        assert_eq!(far.retention(job).unwrap_or_else(failed), None);
         let set = far.set_retention(&keep, job);
         assert!(matches!(set, Err(Error::Refused { .. })), "{set:?}");
         return;
     }
-    far.set_retention(&keep, job).unwrap();
-    assert_eq!(far.retention(job).unwrap(), Some(keep));
+    far.set_retention(&keep, job).unwrap_or_else(failed);
+    assert_eq!(far.retention(job).unwrap_or_else(failed), Some(keep));
 }
 
 fn definition_is_told(ground: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {
-    let told = far.definition(job).unwrap();
+    let told = far.definition(job).unwrap_or_else(failed);
     for (fact, expected) in &ground.nas.definition {
         assert_eq!(told.get(fact), Some(expected), "{fact}");
     }
@@ -105,12 +109,17 @@ fn unreadable_is_an_error(ground: &Ground<'_>, job: &Job<'_>) {
         share: format!("{}-nowhere", ground.nas.share),
         ..ground.nas.clone()
     };
-    let far = appliance(&nowhere).unwrap();
+    let far = appliance(&nowhere).unwrap_or_else(failed);
     assert!(
         far.list(job).is_err(),
         "what is not there is no share without snapshots"
     );
     assert!(far.definition(job).is_err());
+}
+
+/// The case fails.
+fn failed<T>(error: Error) -> T {
+    panic!("{error}")
 }
 
 fn ids(points: &[Point]) -> Vec<String> {
