@@ -19,6 +19,7 @@ pub mod kube;
 mod look;
 mod machine;
 mod maker;
+pub mod nas;
 mod partial;
 mod place;
 mod produce;

@@ -85,6 +85,8 @@ pub enum Command {
     Gate(GateArgs),
     /// Tell those in `[notify.NAME]` what is due; for a timer, every few minutes
     Notify(NotifyArgs),
+    /// The machine that a store lies on: its room, and the snapshots that it keeps of its own
+    Store(StoreArgs),
     /// The versions of a dataset or of one path in it
     Versions {
         /// DATASET or DATASET:PATH
@@ -251,6 +253,22 @@ pub struct ObserveArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Observe {
     Report,
+}
+
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// The store
+    #[arg(value_name = "STORE")]
+    pub store: String,
+    /// Set the machine's retention as it is declared: shows the plan, does it with --yes
+    #[arg(long)]
+    pub apply: bool,
+    /// Delete the machine's snapshots that should be gone: shows the plan, does it with --yes
+    #[arg(long)]
+    pub delete: bool,
+    /// Do what the plan says
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ use crate::expect::{Expectation, Expected, shown};
 use crate::guard;
 use crate::pace::Pace;
 use crate::retire::{self, Leaving};
+use crate::room::fill_rate;
 use crate::run::{Engine, source_moved};
 use crate::scan::{Difference, Scan, Walk, content_moved_on};
 use crate::stores::{self, Purpose};
@@ -136,9 +137,10 @@ fn of_store<'g>(
         bytes += gets.bytes;
         recent += gets.recent;
     }
-    let (space, error) = room(engine, spec, row)?;
+    let (space, error) = room_of(engine, spec, row)?;
     let days = RECENT.as_hours() as f64 / 24.0;
-    let a_day = growth(runs, &spec.name).unwrap_or(0.0) + recent as f64 / days;
+    let rate = fill_rate(&engine.config.host.state, &spec.name, runs);
+    let a_day = rate.unwrap_or(0.0).max(0.0) + recent as f64 / days;
     let after = space.map(|space| After::of(&space, bytes));
     Ok(StorePlan {
         store: spec.name.clone(),
@@ -182,8 +184,11 @@ impl After {
     }
 }
 
-/// The store's room, and why it could not be looked at now.
-fn room(
+/// The store's room as it tells now, or as it told last, and why it could not be looked at now.
+///
+/// # Errors
+/// When the user wants to stop.
+pub fn room_of(
     engine: &Engine<'_>,
     spec: &StoreSpec,
     row: Option<&StoreRow>,
@@ -457,6 +462,7 @@ mod tests {
             stop_full: 0.95,
             keep: policy::Keep::default(),
             limit_up: None,
+            nas: None,
         };
         let passes = |bytes| After::of(&space, bytes).passes(&spec);
         assert_eq!(passes(25), None);

@@ -38,7 +38,7 @@ use crate::views::{self, Tree, Views};
 use crate::volumes::{self, Groups, Mounted};
 use crate::watch::{self, Watch};
 use crate::window::{self, Window};
-use crate::{moves, prune, sync, workload};
+use crate::{moves, nas, prune, sync, workload};
 
 use bundle::{Payer, Unit};
 use canary::Canaries;
@@ -331,7 +331,8 @@ impl Run<'_, '_> {
             self.prune(&chosen)?;
         }
         let in_order = expectation.coverage.errors.is_empty() && is_started;
-        self.conclude(&chosen, !in_order)
+        self.conclude(&chosen, !in_order)?;
+        nas::after_run(self.engine, &|store| self.options.store(store))
     }
 
     /// Starts what restores that were cut off have stopped; whether that came to pass.

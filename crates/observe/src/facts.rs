@@ -97,7 +97,7 @@ pub struct StoreFacts {
     pub reachable: bool,
     /// Size and what is left of it, in bytes, when it was last reached.
     pub space: Option<(u64, u64)>,
-    /// Bytes a day, from the runs on record.
+    /// Bytes a day, from the days and runs on record.
     pub growth: Option<f64>,
 }
 
@@ -283,7 +283,7 @@ fn stores(config: &Config, catalog: &Catalog, runs: &[Run]) -> Result<Vec<StoreF
             warn_full: spec.warn_full,
             reachable: row.is_some_and(|row| row.reachable),
             space: space.map(|space| (space.size_bytes, space.available_bytes)),
-            growth: engine::growth(runs, &spec.name),
+            growth: engine::fill_rate(&config.host.state, &spec.name, runs),
         }
     });
     Ok(facts.collect())

@@ -17,6 +17,8 @@ mod made;
 mod making;
 mod meant;
 mod name;
+mod nas;
+mod nas_keep;
 mod notify;
 mod parse;
 mod pattern;
@@ -43,6 +45,8 @@ pub use meant::{
     Root, RootEach, Schedule, Snapshot, Source, StoreKind, StoreSpec,
 };
 pub use name::name_from;
+pub use nas::{Nas, NasSystem, Sudo, in_order};
+pub use nas_keep::{GRACE, NasKeep, Overdue};
 pub use notify::{Channel, Hook, HookUrl, MailSpec, Notify, Quiet, Smtp};
 pub use parse::{CONFIG_BYTES_MAX, NotFound, find, load, parse};
 pub use pattern::Pattern;

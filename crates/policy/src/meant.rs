@@ -7,6 +7,7 @@ use crate::bundle::Bundle;
 use crate::diagnostic::Mark;
 use crate::gate::Gate;
 use crate::made::Made;
+use crate::nas::Nas;
 use crate::notify::Notify;
 use crate::pattern::Pattern;
 use crate::scope::{ExcludeSet, Scope};
@@ -89,6 +90,8 @@ pub struct StoreSpec {
     pub keep: Keep,
     /// Bytes per second towards the store; `None` without limit.
     pub limit_up: Option<u64>,
+    /// The snapshots that its own machine makes.
+    pub nas: Option<Nas>,
 }
 
 /// `kind` of a store, with what only that kind has.

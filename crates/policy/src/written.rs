@@ -18,6 +18,7 @@ use crate::making::{self, Found};
 use crate::meant::{
     IoClass, Keep, Metrics, Pace, RootEach, Schedule, Snapshot, StoreKind, StoreSpec,
 };
+use crate::nas;
 use crate::notify::{self, Notify};
 use crate::pattern::Pattern;
 use crate::scope::ExcludeSet;
@@ -353,6 +354,7 @@ fn read_store_keys(
             "agent",
         );
     }
+    let nas = nas::read(sink, fields, kind.as_ref());
     let At { value: path, span } = path?;
     Some(At {
         value: StoreSpec {
@@ -364,6 +366,7 @@ fn read_store_keys(
             stop_full,
             keep,
             limit_up,
+            nas,
         },
         span,
     })

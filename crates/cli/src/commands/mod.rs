@@ -22,6 +22,7 @@ mod run;
 mod scheduled;
 mod snapshot;
 mod status;
+mod store;
 mod target;
 mod verify;
 mod watch;
@@ -49,6 +50,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Status => status::status(global, printer),
         Command::Metrics(args) => metrics::metrics(global, printer, args),
         Command::Rules(args) => rules::rules(global, printer, args),
+        Command::Store(args) => store::store(global, printer, args),
         Command::Versions { target } => browse::versions(global, printer, target),
         Command::Ls(args) => browse::ls(global, printer, args),
         Command::Find(args) => browse::find(global, printer, args),

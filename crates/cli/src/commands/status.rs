@@ -70,9 +70,12 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
             },
             store.size_bytes.map_or_else(|| "-".into(), bytes),
             store.available_bytes.map_or_else(|| "-".into(), bytes),
+            store
+                .days_to_full
+                .map_or_else(|| "-".into(), |days| format!("{days:.0}")),
         ]
     });
-    let header = ["STORE", "REACHABLE", "SIZE", "AVAILABLE"];
+    let header = ["STORE", "REACHABLE", "SIZE", "AVAILABLE", "DAYS TO FULL"];
     printer.data(&format!("\n{}", table(&header, rows.collect())));
     if let Some(feed) = &report.feed {
         let word = if feed.alive {

@@ -1,0 +1,577 @@
+//! The machine that a store lies on: what it keeps of its own is asked, and judged by what is
+//! there. A number that reads back proves nothing; a snapshot that should be gone and is not does.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use capture::nas::{Point, Reclaiming, appliance};
+use capture::{Error as CaptureError, Job};
+use catalog::{Catalog, Finding, Severity};
+use jiff::{SignedDuration, Timestamp};
+use policy::{Nas, NasKeep, StoreSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::note::Notes;
+use crate::report::Notice;
+use crate::room;
+use crate::run::Engine;
+
+/// The machine says that it keeps snapshots otherwise than is declared.
+const RETENTION: &str = "nas-retention-drift";
+/// Snapshots are there that the declared retention had removed.
+const OVERDUE: &str = "nas-snapshot-overdue";
+/// No snapshot has been made for too long.
+const STALE: &str = "nas-snapshot-stale";
+/// The share is defined otherwise than is declared.
+const SHARE: &str = "nas-share-drift";
+/// Something could not be read, so nothing is known of it.
+const UNREACHABLE: &str = "nas-unreachable";
+
+/// The kinds of findings here; the subject of each is the store's name. Any of them open is drift.
+pub const NAS_KINDS: [&str; 5] = [RETENTION, OVERDUE, STALE, SHARE, UNREACHABLE];
+
+/// How long the machine may take to answer everything.
+const ALLOWED: Duration = Duration::from_secs(90);
+/// Runs that come sooner after one that has asked do not ask again.
+const AGAIN: SignedDuration = SignedDuration::from_mins(55);
+/// Snapshots that a finding names.
+const NAMED: usize = 3;
+
+/// An answer, or why there is none.
+pub type Asked<T> = std::result::Result<T, String>;
+
+/// What the machine said.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The oldest first.
+    pub snapshots: Asked<Vec<Point>>,
+    /// `None`: its kind has no retention of its own.
+    pub retention: Asked<Option<NasKeep>>,
+    pub definition: Asked<BTreeMap<&'static str, String>>,
+    pub reclaiming: Asked<Reclaiming>,
+}
+
+/// Findings, and the kinds of which it is known whether there are any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    pub findings: Vec<Finding>,
+    known: Vec<&'static str>,
+}
+
+/// Snapshots that were deleted from here, until their room is free.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Seconds since 1970.
+    pub at: i64,
+    pub snapshots: u64,
+    /// Bytes that were free then, as far as was known.
+    pub available_before: Option<u64>,
+}
+
+/// What is remembered of a machine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Memory {
+    /// Seconds since 1970.
+    asked: i64,
+    deleted: Option<Deleted>,
+}
+
+/// What is to be changed there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub set: Option<NasKeep>,
+    /// The oldest first.
+    pub delete: Vec<Point>,
+}
+
+/// Asks the machine everything. Errors: interrupted.
+pub fn look(nas: &Nas, cancel: &AtomicBool) -> Result<Standing> {
+    let job = Job::new(ALLOWED, cancel);
+    let far = match appliance(nas) {
+        Ok(far) => far,
+        Err(error) => {
+            let why = error.to_string();
+            return Ok(Standing {
+                snapshots: Err(why.clone()),
+                retention: Err(why.clone()),
+                definition: Err(why.clone()),
+                reclaiming: Err(why),
+            });
+        }
+    };
+    Ok(Standing {
+        snapshots: answered(far.list(&job))?,
+        retention: answered(far.retention(&job))?,
+        definition: answered(far.definition(&job))?,
+        reclaiming: answered(far.reclaiming(&job))?,
+    })
+}
+
+fn answered<T>(result: capture::Result<T>) -> Result<Asked<T>> {
+    match result {
+        Err(CaptureError::Interrupted) => Err(Error::Interrupted),
+        result => Ok(result.map_err(|error| error.to_string())),
+    }
+}
+
+/// Compares what is declared with what the machine said, and with what is there.
+pub fn judge(store: &str, nas: &Nas, standing: &Standing, now: Timestamp) -> Verdict {
+    let mut verdict = Verdict::default();
+    let mut unread = Vec::new();
+    match &standing.retention {
+        Ok(said) => verdict.add(RETENTION, retention(store, nas, said.as_ref())),
+        Err(why) => unread.push(format!("its retention: {why}")),
+    }
+    match &standing.snapshots {
+        Ok(points) => {
+            verdict.add(OVERDUE, overdue(store, nas, points, now));
+            verdict.add(STALE, stale(store, nas, points, now));
+        }
+        Err(why) => unread.push(format!("its snapshots: {why}")),
+    }
+    match &standing.definition {
+        Ok(facts) => verdict.add(SHARE, share(store, nas, facts)),
+        Err(_) if nas.definition.is_empty() => verdict.add(SHARE, None),
+        Err(why) => unread.push(format!("the share: {why}")),
+    }
+    let unreachable = (!unread.is_empty()).then(|| Finding {
+        severity: Severity::S2,
+        kind: UNREACHABLE.into(),
+        subject: store.into(),
+        message: format!(
+            "the machine of `{store}` does not tell how it keeps its own snapshots ({})",
+            unread.join("; ")
+        ),
+        remedy: format!("see to it, then: thrice store {store}"),
+    });
+    verdict.add(UNREACHABLE, unreachable);
+    verdict
+}
+
+impl Verdict {
+    fn add(&mut self, kind: &'static str, finding: Option<Finding>) {
+        self.known.push(kind);
+        self.findings.extend(finding);
+    }
+}
+
+fn retention(store: &str, nas: &Nas, said: Option<&NasKeep>) -> Option<Finding> {
+    let said = said.filter(|said| **said != nas.keep)?;
+    // What goes sooner than is meant is missed when it is needed.
+    let severity = match said.keeps_less_than(&nas.keep) {
+        true => Severity::S1,
+        false => Severity::S2,
+    };
+    Some(Finding {
+        severity,
+        kind: RETENTION.into(),
+        subject: store.into(),
+        message: format!(
+            "the machine of `{store}` says that it keeps of the snapshots of `{}`: {said}; \
+             declared: {}",
+            nas.share, nas.keep
+        ),
+        remedy: format!("thrice store {store} --apply, or change what is declared"),
+    })
+}
+
+/// Those that the declared retention leaves no room for; locked ones are nobody's fault.
+fn too_old(nas: &Nas, points: &[Point], now: Timestamp) -> (Vec<Point>, u64) {
+    let free: Vec<&Point> = points.iter().filter(|point| !point.locked).collect();
+    let times: Vec<Timestamp> = free.iter().map(|point| point.at).collect();
+    let overdue = nas.keep.overdue(&times, now);
+    let places = overdue.places.into_iter();
+    (
+        places.map(|place| free[place].clone()).collect(),
+        overdue.surplus,
+    )
+}
+
+fn overdue(store: &str, nas: &Nas, points: &[Point], now: Timestamp) -> Option<Finding> {
+    let (old, surplus) = too_old(nas, points, now);
+    let what = match (old.len(), surplus) {
+        (0, 0) => return None,
+        (0, surplus) => format!("has {surplus} snapshots more of `{}` than", nas.share),
+        (count, _) => {
+            let names = old.iter().take(NAMED);
+            let names: Vec<_> = names
+                .map(|point| tree::escape(point.name.as_bytes()))
+                .collect();
+            let more = if count > NAMED { ", …" } else { "" };
+            let names = format!("{}{more}", names.join(", "));
+            format!(
+                "still has {count} snapshots of `{}` ({names}) that",
+                nas.share
+            )
+        }
+    };
+    let says = match &nas.system {
+        policy::NasSystem::Synology { .. } => "whatever its settings say, ",
+        _ => "",
+    };
+    Some(Finding {
+        severity: Severity::S2,
+        kind: OVERDUE.into(),
+        subject: store.into(),
+        message: format!(
+            "{says}the machine of `{store}` {what} the declared retention keeps ({}): what they \
+             hold does not become free",
+            nas.keep
+        ),
+        remedy: format!(
+            "find out what removes them there and why it does not; thrice store {store} --delete \
+             removes those that are overdue"
+        ),
+    })
+}
+
+fn stale(store: &str, nas: &Nas, points: &[Point], now: Timestamp) -> Option<Finding> {
+    let every = SignedDuration::try_from(nas.every?).ok()?;
+    let newest = points.iter().map(|point| point.at).max();
+    let since = newest.map(|at| now.duration_since(at));
+    if since.is_some_and(|age| age <= every.saturating_mul(2)) {
+        return None;
+    }
+    let when = match newest {
+        None => "has no snapshot".to_owned(),
+        Some(at) => format!("has made no snapshot since {at:.0}"),
+    };
+    Some(Finding {
+        severity: Severity::S2,
+        kind: STALE.into(),
+        subject: store.into(),
+        message: format!("the machine of `{store}` {when} of `{}`", nas.share),
+        remedy: "see to its schedule: without them what is deleted there is gone at once".into(),
+    })
+}
+
+fn share(store: &str, nas: &Nas, facts: &BTreeMap<&'static str, String>) -> Option<Finding> {
+    let mut differ = Vec::new();
+    for (fact, declared) in &nas.definition {
+        let told = facts.get(fact).map_or("not told", String::as_str);
+        if told != declared {
+            let escaped = |text: &str| tree::escape(text.as_bytes()).into_owned();
+            let (told, declared) = (escaped(told), escaped(declared));
+            differ.push(format!("`{fact}` is `{told}`, declared `{declared}`"));
+        }
+    }
+    (!differ.is_empty()).then(|| Finding {
+        severity: Severity::S2,
+        kind: SHARE.into(),
+        subject: store.into(),
+        message: format!(
+            "the share `{}` of `{store}`: {}",
+            nas.share,
+            differ.join("; ")
+        ),
+        remedy: "change it there, or what is declared".into(),
+    })
+}
+
+/// Records what was found, and takes back what is so no more. Of what could not be read nothing is
+/// taken back.
+pub fn settle(catalog: &Catalog, store: &str, verdict: &Verdict, now: Timestamp) -> Result<()> {
+    for finding in &verdict.findings {
+        catalog.raise(finding, now)?;
+    }
+    for kind in &verdict.known {
+        if !verdict.findings.iter().any(|finding| finding.kind == *kind) {
+            catalog.clear(kind, store, now)?;
+        }
+    }
+    Ok(())
+}
+
+fn notes(engine: &Engine<'_>) -> Notes {
+    Notes::new(&engine.config.host.state, "nas")
+}
+
+/// One that cannot be read is begun anew: the machine is asked again.
+fn memory(engine: &Engine<'_>, store: &str) -> Memory {
+    notes(engine).read(store).ok().flatten().unwrap_or_default()
+}
+
+/// At the end of a run: remembers the stores' room, and asks the machines of those that it met.
+pub(crate) fn after_run(engine: &Engine<'_>, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+    room::remember(engine)?;
+    forget_undeclared(engine)?;
+    let rows = engine.catalog.stores()?;
+    for spec in engine
+        .config
+        .stores
+        .iter()
+        .filter(|spec| wanted(&spec.name))
+    {
+        let is_met = rows
+            .iter()
+            .any(|row| row.name == spec.name && row.reachable);
+        let Some(nas) = spec.nas.as_ref().filter(|_| is_met) else {
+            continue;
+        };
+        if engine.cancel.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let now = (engine.now)();
+        let known = memory(engine, &spec.name);
+        let since = SignedDuration::from_secs(now.as_second().saturating_sub(known.asked));
+        if since >= SignedDuration::ZERO && since < AGAIN {
+            continue;
+        }
+        match ask(engine, spec, nas) {
+            // What could not be asked to its end is asked by the next run.
+            Err(Error::Interrupted) => return Ok(()),
+            asked => drop(asked?),
+        }
+    }
+    Ok(())
+}
+
+/// What was said of machines that nothing is declared of any more.
+fn forget_undeclared(engine: &Engine<'_>) -> Result<()> {
+    for row in engine.catalog.findings(true)? {
+        let Finding { kind, subject, .. } = row.finding;
+        let mut stores = engine.config.stores.iter();
+        let is_declared = stores.any(|spec| spec.name == subject && spec.nas.is_some());
+        if NAS_KINDS.contains(&kind.as_str()) && !is_declared {
+            engine.catalog.clear(&kind, &subject, (engine.now)())?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks, judges, records.
+pub fn ask(engine: &Engine<'_>, spec: &StoreSpec, nas: &Nas) -> Result<(Standing, Verdict)> {
+    let standing = look(nas, engine.cancel)?;
+    let now = (engine.now)();
+    let verdict = judge(&spec.name, nas, &standing, now);
+    settle(engine.catalog, &spec.name, &verdict, now)?;
+    let mut known = memory(engine, &spec.name);
+    known.asked = now.as_second();
+    if standing
+        .reclaiming
+        .as_ref()
+        .is_ok_and(|left| left.is_done())
+    {
+        known.deleted = None;
+    }
+    notes(engine).write(&spec.name, &known)?;
+    for finding in &verdict.findings {
+        engine.observer.notice(&Notice::Note {
+            dataset: None,
+            message: finding.message.clone(),
+        });
+    }
+    Ok((standing, verdict))
+}
+
+/// Snapshots that were deleted from here and whose room was not known to be free.
+pub fn deleted(engine: &Engine<'_>, store: &str) -> Option<Deleted> {
+    memory(engine, store).deleted
+}
+
+/// What has to be changed there so that it is as declared: its retention when `apply`, what is
+/// overdue when `delete`. What is not known is left alone.
+pub fn change(
+    nas: &Nas,
+    standing: &Standing,
+    now: Timestamp,
+    (apply, delete): (bool, bool),
+) -> Change {
+    let differs = matches!(&standing.retention, Ok(Some(said)) if *said != nas.keep);
+    let old = match &standing.snapshots {
+        Ok(points) => too_old(nas, points, now).0,
+        Err(_) => Vec::new(),
+    };
+    Change {
+        set: (apply && differs).then_some(nas.keep),
+        delete: if delete { old } else { Vec::new() },
+    }
+}
+
+/// Does it, and returns what was done. The note of what was deleted is durable before: a cut leaves
+/// one that says at most too much, and the machine's own list says what is there.
+pub fn carry_out(
+    engine: &Engine<'_>,
+    spec: &StoreSpec,
+    nas: &Nas,
+    change: &Change,
+    available: Option<u64>,
+) -> Result<Vec<String>> {
+    let job = Job::new(ALLOWED, engine.cancel);
+    let far = appliance(nas)?;
+    let mut done = Vec::new();
+    if let Some(keep) = &change.set {
+        far.set_retention(keep, &job)?;
+        match far.retention(&job)? {
+            Some(said) if said == *keep => done.push(format!("set and read back: {said}")),
+            said => {
+                let said = said.map_or_else(|| "nothing".into(), |said| said.to_string());
+                let why = format!("it was told to keep {keep}, and reads back: {said}");
+                return Err(
+                    CaptureError::bad(format!("the machine of `{}`", spec.name), why).into(),
+                );
+            }
+        }
+    }
+    if change.delete.is_empty() {
+        return Ok(done);
+    }
+    let mut known = memory(engine, &spec.name);
+    known.deleted = Some(Deleted {
+        at: (engine.now)().as_second(),
+        snapshots: change.delete.len() as u64,
+        available_before: available,
+    });
+    notes(engine).write(&spec.name, &known)?;
+    for point in &change.delete {
+        far.delete(point, &job)?;
+        done.push(format!("deleted: {}", tree::escape(point.name.as_bytes())));
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use catalog::Mode;
+    use policy::{NasSystem, Place, Sudo};
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-08-06T12:00:00Z".parse().unwrap()
+    }
+
+    fn nas() -> Nas {
+        Nas {
+            system: NasSystem::Btrfs,
+            share: "/srv/backup".into(),
+            keep: keep(3),
+            every: Some(Duration::from_secs(86_400)),
+            place: Place::Here,
+            sudo: Sudo::No,
+            definition: [("read_only", "false".to_owned())].into(),
+        }
+    }
+
+    fn keep(all_days: u32) -> NasKeep {
+        NasKeep {
+            all_days,
+            newest: 1,
+            ..NasKeep::default()
+        }
+    }
+
+    /// One a day, the newest of this morning.
+    fn daily(count: i64) -> Vec<Point> {
+        let days = (0..count).rev();
+        days.map(|day| Point {
+            name: format!("day-{day}"),
+            id: day.to_string(),
+            at: now() - SignedDuration::from_hours(day * 24 + 9),
+            locked: false,
+            held_bytes: None,
+        })
+        .collect()
+    }
+
+    fn fine() -> Standing {
+        Standing {
+            snapshots: Ok(daily(4)),
+            retention: Ok(Some(keep(3))),
+            definition: Ok([("read_only", "false".to_owned())].into()),
+            reclaiming: Ok(Reclaiming::Snapshots(0)),
+        }
+    }
+
+    fn kinds(standing: &Standing) -> Vec<(Severity, String)> {
+        let verdict = judge("nas", &nas(), standing, now());
+        let findings = verdict.findings.into_iter();
+        findings
+            .map(|finding| (finding.severity, finding.kind))
+            .collect()
+    }
+
+    #[test]
+    fn r19_what_reads_back_and_does_nothing_is_seen_by_what_is_there() {
+        assert_eq!(kinds(&fine()), []);
+        let mut inert = fine();
+        inert.snapshots = Ok(daily(8));
+        assert_eq!(kinds(&inert), [(Severity::S2, OVERDUE.into())]);
+        // A locked one is there on purpose.
+        for point in inert.snapshots.as_mut().unwrap() {
+            point.locked = true;
+        }
+        assert_eq!(kinds(&inert), []);
+    }
+
+    #[test]
+    fn r19_what_keeps_less_is_worse_than_what_keeps_more() {
+        let mut less = fine();
+        less.retention = Ok(Some(keep(2)));
+        assert_eq!(kinds(&less), [(Severity::S1, RETENTION.into())]);
+        less.retention = Ok(Some(keep(7)));
+        assert_eq!(kinds(&less), [(Severity::S2, RETENTION.into())]);
+        less.retention = Ok(None);
+        assert_eq!(kinds(&less), []);
+    }
+
+    #[test]
+    fn shares_and_schedules_are_compared() {
+        let mut other = fine();
+        other.snapshots = Ok(Vec::new());
+        other.definition = Ok(BTreeMap::new());
+        let expected = [(Severity::S2, STALE.into()), (Severity::S2, SHARE.into())];
+        assert_eq!(kinds(&other), expected);
+    }
+
+    #[test]
+    fn r07_what_could_not_be_read_takes_nothing_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(dir.path(), Mode::Write).unwrap();
+        let open = || -> Vec<String> {
+            let rows = catalog.findings(true).unwrap().into_iter();
+            rows.map(|row| row.finding.kind).collect()
+        };
+        let told = |standing: &Standing| {
+            let verdict = judge("nas", &nas(), standing, now());
+            settle(&catalog, "nas", &verdict, now()).unwrap();
+        };
+        let mut standing = fine();
+        standing.snapshots = Ok(daily(8));
+        told(&standing);
+        assert_eq!(open(), [OVERDUE]);
+        standing.snapshots = Err("no route to host".into());
+        told(&standing);
+        let mut both = open();
+        both.sort();
+        assert_eq!(both, [OVERDUE, UNREACHABLE]);
+        told(&fine());
+        assert_eq!(open(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn only_what_is_known_to_differ_is_changed() {
+        let both = (true, true);
+        assert_eq!(change(&nas(), &fine(), now(), both), Change::default());
+        let mut drift = fine();
+        drift.retention = Ok(Some(keep(7)));
+        drift.snapshots = Ok(daily(8));
+        let planned = change(&nas(), &drift, now(), both);
+        assert_eq!(planned.set, Some(keep(3)));
+        let names: Vec<_> = planned
+            .delete
+            .iter()
+            .map(|point| point.name.as_str())
+            .collect();
+        assert_eq!(names, ["day-7", "day-6", "day-5"]);
+        assert_eq!(
+            change(&nas(), &drift, now(), (false, false)),
+            Change::default()
+        );
+        drift.retention = Err("?".into());
+        drift.snapshots = Err("?".into());
+        assert_eq!(change(&nas(), &drift, now(), both), Change::default());
+    }
+}
