@@ -5,6 +5,7 @@
 
 mod facts;
 mod judge;
+pub mod kit;
 mod report;
 
 use catalog::Catalog;

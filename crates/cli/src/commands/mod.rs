@@ -6,6 +6,7 @@ mod care;
 mod check;
 mod help;
 mod init;
+mod kit;
 mod plan;
 mod refetch;
 mod restore;
@@ -41,6 +42,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Prune(args) => care::prune(global, printer, args),
         Command::Hold { dataset, why } => care::hold(global, printer, dataset, why),
         Command::Release(args) => care::release(global, printer, args),
+        Command::Kit(args) => kit::kit(global, printer, args),
         Command::Catalog(command) => care::catalog(global, printer, command),
         Command::Agent(args) => agent::agent(args),
         Command::Demo(args) => crate::demo::demo(args.dir.as_deref()),
