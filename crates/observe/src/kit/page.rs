@@ -3,7 +3,7 @@
 
 use capture::quote;
 
-use super::contents::{DatasetPart, Kit, StorePart, Way};
+use super::contents::{DatasetPart, FilePart, Kit, ProgramPart, StorePart, Way};
 
 /// What the page says of the kit's file.
 #[derive(Clone, Debug)]
@@ -183,12 +183,12 @@ fn blocks(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
 fn beginning(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
     let mut page = vec![
         Block::Text(format!(
-            "Everything that was backed up is restored with this page, the kit `{}` ({} bytes), its \
-             passphrase, the program thrice, and any Linux machine that reaches the stores below. \
-             Nothing of the lost machine is needed. Made on {} by thrice {}.",
+            "What the stores below hold is restored with this page, the kit `{}` ({} bytes), its \
+             passphrase, the program thrice, and any Linux machine that reaches them. Made on {} \
+             by thrice {}.",
             cover.name, cover.bytes, kit.made_at, kit.program.version
         )),
-        Block::Text("The passphrase is not on this page, and is nowhere in the stores.".into()),
+        Block::Text("The passphrase is not on this page.".into()),
         Block::ByHand(vec![
             "Where the passphrase is",
             "Where copies of the kit are",
@@ -238,11 +238,11 @@ fn steps(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
         };
         page.push(Block::Commands(kit.packages.iter().map(install).collect()));
     }
-    let ProgramPartWords {
+    let ProgramPart {
         version,
         sha256,
         machine,
-    } = ProgramPartWords::of(kit);
+    } = &kit.program;
     page.push(Block::Text(format!(
         "Bring the program thrice, version {version} or newer, into the PATH; a store's machine \
          that is reached by SSH has it too. The one that made this kit, for {machine}, has the \
@@ -264,22 +264,6 @@ fn steps(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
         ]),
     ]);
     page
-}
-
-struct ProgramPartWords<'a> {
-    version: &'a str,
-    sha256: &'a str,
-    machine: &'a str,
-}
-
-impl<'a> ProgramPartWords<'a> {
-    fn of(kit: &'a Kit) -> Self {
-        Self {
-            version: &kit.program.version,
-            sha256: &kit.program.sha256,
-            machine: &kit.program.machine,
-        }
-    }
 }
 
 fn restores(kit: &Kit) -> Vec<Block> {
@@ -378,7 +362,7 @@ fn knowledge(kit: &Kit) -> Vec<Block> {
         Block::Table(sets),
     ];
     if !kit.files.is_empty() {
-        let what = |file: &super::contents::FilePart| format!("{}: {}", file.path, file.what);
+        let what = |file: &FilePart| format!("{}: {}", file.path, file.what);
         page.push(Block::Heading("Files in the kit".into()));
         page.push(Block::List(kit.files.iter().map(what).collect()));
     }
@@ -407,7 +391,7 @@ fn place(kit: &Kit, store: &StorePart) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::contents::{ConfigPart, Gap, ProgramPart, SshPart};
+    use super::super::contents::{ConfigPart, Gap, SshPart};
     use super::*;
 
     fn kit() -> Kit {

@@ -7,6 +7,8 @@ use super::contents::{Kit, SshPart, StorePart, Way};
 
 /// Where the original paths begin in the folder.
 const FILES: &str = "files";
+/// The dataset that every configuration has to have.
+const NOTHING: &str = "nothing-is-backed-up-from-here";
 
 /// A file to be written, relative to the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,17 +55,19 @@ fn bad_path(path: &str) -> String {
     format!("the kit has a file `{path}`, which is no absolute path")
 }
 
-/// A configuration with the stores that can be reached and no sources: there are none any more.
-/// Datasets and routes are found in the stores.
+/// A configuration with the stores that can be reached, from which nothing is backed up: a run on
+/// half a machine would bring its holes into the stores. Datasets are found in the stores.
 fn configuration(kit: &Kit, dir: &str) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let far = kit.far_stores();
     let mut text = format!(
         "# Written by `thrice kit open` to restore from. It names the stores that can be reached\n\
          # without the machine that was lost, and nothing to back up: that is in original.toml.\n\n\
-         [host]\nname = {}\nstate = {}\n",
+         [host]\nname = {}\nstate = {}\n\n[dataset.{NOTHING}]\npath = {}\nroute = []\n\
+         why = \"this configuration only restores\"\n",
         quoted(&kit.host),
         quoted(&format!("{dir}/state")),
+        quoted(&format!("{dir}/restored")),
     );
     for store in &kit.stores {
         let is_far = far.iter().any(|one| one.name == store.name);
