@@ -94,7 +94,7 @@ fn r16_a_bare_machine_restores_with_the_kit_and_its_page_alone() -> Result<()> {
         "mount --bind /dev/null '{}'",
         shown(&world, "thrice.toml")
     ));
-    script.push("test ! -e /root/.ssh || mount -t tmpfs none /root/.ssh".into());
+    script.push("test ! -e ~root/.ssh || mount -t tmpfs none ~root/.ssh".into());
     script.push(format!("test -z \"$(ls -A '{}')\"", shown(&world, "ssh")));
     let page = commands(&at("box.kit.txt"))?;
     ensure!(page.len() > 6, "{page:?}");

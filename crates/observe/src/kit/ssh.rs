@@ -58,7 +58,11 @@ fn one(
     let options = Options::read(&answer);
     let home = home(job)?;
     let existing = |key: &str| -> Vec<String> {
-        let files = options.all(key).map(|file| expand(file, &home));
+        let files = options.all(key).map(|file| {
+            let file = expand(file, &home).replace("%d", &home);
+            let file = file.replace("%h", &options.one("hostname"));
+            file.replace("%r", &options.one("user"))
+        });
         files.filter(|file| Path::new(file).is_file()).collect()
     };
     let mut host = SshPart {
@@ -316,6 +320,7 @@ mod tests {
         if !made.is_ok_and(|status| status.success()) {
             return;
         }
+        std::fs::copy(at("id"), at("me-127.0.0.1")).unwrap();
         let public = std::fs::read_to_string(at("id.pub")).unwrap();
         let key: Vec<&str> = public.split_whitespace().take(2).collect();
         let key = key.join(" ");
@@ -330,7 +335,7 @@ mod tests {
         let text = format!(
             "Host nas\n HostName 127.0.0.1\n Port 2222\n User me\n IdentityFile {shown}/id\n \
              ProxyJump you@jump:23\nHost jump\n HostName 192.0.2.1\n HostKeyAlias jump\n\
-             Host *\n UserKnownHostsFile {shown}/hosts\n IdentityFile {shown}/none\n"
+             Host *\n UserKnownHostsFile {shown}/hosts\n IdentityFile {shown}/%r-%h\n"
         );
         std::fs::write(at("config"), text).unwrap();
         let cancel = std::sync::atomic::AtomicBool::new(false);
@@ -341,7 +346,11 @@ mod tests {
         };
         assert_eq!((nas.user.as_str(), nas.port.as_str()), ("me", "2222"));
         assert_eq!(nas.host_keys, [format!("127.0.0.1 {key}")]);
-        assert_eq!(nas.identities, [at("id").to_string_lossy()]);
+        let files = [at("id"), at("me-127.0.0.1")];
+        assert_eq!(
+            nas.identities,
+            files.map(|file| file.to_string_lossy().into_owned())
+        );
         assert_eq!(nas.jump, ["kit-store-jump1"]);
         assert_eq!((jump.user.as_str(), jump.port.as_str()), ("you", "23"));
         assert_eq!(jump.host_keys, [format!("jump {key}")]);
