@@ -128,7 +128,8 @@ overflow-wrap: anywhere; padding-left: 1.4em; text-indent: -1.4em }
 code::before { content: '$ '; color: #777 }
 table { border-collapse: collapse; width: 100%; font-size: 9.5pt; margin: .5em 0 }
 th, td { text-align: left; vertical-align: top; border-bottom: 1px solid #bbb; \
-padding: .2em .6em .2em 0; overflow-wrap: anywhere }
+padding: .2em .6em .2em 0; overflow-wrap: break-word }
+th { white-space: nowrap }
 .hand { display: flex; margin: .9em 0 }
 .hand::after { content: ''; flex: 1; border-bottom: 1px solid; margin-left: .6em }
 ";
@@ -259,6 +260,11 @@ fn steps(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
         ),
         Block::Commands(vec!["thrice kit open \"$KIT\" --to \"$DIR\"".into()]),
         heading("4. Ask the stores what they hold"),
+        Block::Text(
+            "A store that does not answer is named, and the code is 1: go on with the others, or \
+             put its address right in $DIR/ssh_config and ask again."
+                .into(),
+        ),
         Block::Commands(vec![
             "thrice --config \"$DIR/thrice.toml\" catalog rebuild".into(),
         ]),
