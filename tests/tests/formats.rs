@@ -43,3 +43,31 @@ fn r16_a_store_of_format_1_is_rebuilt_and_restored() -> Result<()> {
     }
     Ok(())
 }
+
+/// Kit format 1, as 0.1.0 wrote it, with a store that is a disk of the machine.
+#[test]
+fn r16_a_kit_of_format_1_is_opened() -> Result<()> {
+    let world = World::new()?;
+    let kit = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/kit-1.kit");
+    let (to, passphrase) = (world.path("opened"), world.path("passphrase"));
+    std::fs::write(&passphrase, "a passphrase of several words\n")?;
+    let words = [&to, &passphrase].map(|path| path.to_string_lossy().into_owned());
+    let [target, passphrase] = &words;
+    let words = [
+        "kit",
+        "open",
+        kit,
+        "--to",
+        target,
+        "--passphrase-file",
+        passphrase,
+    ];
+    world.expect(&words, 0)?;
+    let original = std::fs::read_to_string(to.join("original.toml"))?;
+    ensure!(original.contains("name = \"fixture\""), "{original}");
+    let secret = std::fs::read_to_string(to.join("files/tmp/fixture/password"))?;
+    ensure!(secret == "hidden\n", "{secret}");
+    let config = std::fs::read_to_string(to.join("thrice.toml"))?;
+    ensure!(config.contains("path = \"/tmp/fixture/sda\""), "{config}");
+    Ok(())
+}

@@ -162,10 +162,9 @@ fn the_hooks_do_what_they_say() -> Result<()> {
     };
     let dump = running.wait()?;
     let hooks = dump.stdout.lines();
-    let hooks = hooks.filter_map(|line| line.strip_prefix("DPkg::Pre-Invoke:: \""));
+    let mut hooks = hooks.filter_map(|line| line.strip_prefix("DPkg::Pre-Invoke:: \""));
     let ours = hooks
-        .filter(|line| line.contains("gate"))
-        .last()
+        .rfind(|line| line.contains("gate"))
         .unwrap_or_default();
     let ours = ours.trim_end_matches("\";");
     ensure!(by_shell(ours)? == Some(3), "{dump}");

@@ -32,8 +32,8 @@ impl Request<'_> {
     /// followed.
     ///
     /// # Errors
-    /// [`Error::NoProgram`] without `curl`; [`Error::Failed`] when nobody answers, and for an answer
-    /// that is not of the 200s; [`Error::Bad`] for a URL or header that cannot be sent;
+    /// [`Error::NoProgram`] without `curl`; [`Error::Failed`] when nobody answers, and for an
+    /// answer that is not of the 200s; [`Error::Bad`] for a URL or header that cannot be sent;
     /// [`Error::Late`], [`Error::Interrupted`].
     pub fn send(&self, job: &Job<'_>, max: u64) -> Result<Vec<u8>> {
         let config = secret_file(&self.config()?)?;

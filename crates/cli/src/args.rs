@@ -118,6 +118,9 @@ pub enum Command {
     /// Write documents of this installation: routing, protection, schedule, alerts, recovery, and
     /// a runbook for every dataset
     Docs(DocsArgs),
+    /// Make the recovery kit: FILE, encrypted, and a page to print, which together restore on a
+    /// bare machine
+    Kit(KitArgs),
     /// Look after the catalog
     #[command(subcommand)]
     Catalog(CatalogCommand),
@@ -536,6 +539,57 @@ pub enum CatalogCommand {
     Export,
     /// Make it anew from the stores; the old one is kept beside it
     Rebuild,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct KitArgs {
+    #[command(subcommand)]
+    pub command: Option<KitCommand>,
+    /// The kit to make; FILE.html and FILE.txt are the page
+    #[arg(required = true)]
+    pub file: Option<PathBuf>,
+    /// The passphrase is the first line of F; else it is asked for on the terminal
+    #[arg(long, value_name = "F", env = "THRICE_KIT_PASSPHRASE_FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Make a passphrase that is easy to write by hand, and show it once
+    #[arg(long)]
+    pub generate: bool,
+    /// Leave this out on purpose, as `ssh-key:STORE` or `file:PATH` (may be given more than once)
+    #[arg(long, value_name = "ID")]
+    pub without: Vec<String>,
+    /// Replace a kit that is there
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KitCommand {
+    /// Decrypt a kit into a new folder, ready to restore from
+    Open(KitOpenArgs),
+    /// Compare a kit with how things are now; 3 when it is no longer true
+    Check(KitCheckArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct KitOpenArgs {
+    /// The kit
+    pub file: PathBuf,
+    /// The folder; made if it is not there, must be empty
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The passphrase is the first line of F; else it is asked for on the terminal
+    #[arg(long, value_name = "F", env = "THRICE_KIT_PASSPHRASE_FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct KitCheckArgs {
+    /// The kit
+    pub file: PathBuf,
+    /// The passphrase is the first line of F; else it is asked for on the terminal
+    #[arg(long, value_name = "F", env = "THRICE_KIT_PASSPHRASE_FILE")]
+    pub passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

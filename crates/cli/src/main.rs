@@ -6,6 +6,7 @@ mod demo;
 mod exit;
 mod fire_drill;
 mod inhibit;
+mod passphrase;
 mod printer;
 mod session;
 

@@ -27,9 +27,9 @@ use crate::note::Notes;
 /// The name of every marker, in the top of its tree.
 pub const MARKER: &str = ".thrice-canary";
 /// A marker did not come back, or could not be sent.
-pub(crate) const FAILING: &str = "canary-failing";
+pub const FAILING: &str = "canary-failing";
 /// None has ever come back.
-pub(crate) const NEVER: &str = "canary-never-returned";
+pub const NEVER: &str = "canary-never-returned";
 /// No marker is longer, in bytes.
 const MARKER_BYTES_MAX: u64 = 8 << 10;
 

@@ -52,7 +52,7 @@ mod watch;
 mod window;
 mod workload;
 
-pub use canary::{Canary, Echo, MARKER, canaries};
+pub use canary::{Canary, Echo, FAILING, MARKER, NEVER, canaries};
 pub use deployed::{Deployed, PROGRAM, config_digest, deployed};
 pub use due::{Due, DueLeg, DueLegs, DueStep, Why, due, pruned};
 pub use error::{Error, Result};

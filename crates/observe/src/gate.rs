@@ -373,6 +373,7 @@ mod tests {
     #[test]
     fn only_what_puts_this_data_at_risk_closes_it() {
         let finding = |severity, subject: &str| Finding {
+            kind: String::new(),
             id: "1".into(),
             severity,
             subject: subject.into(),

@@ -9,6 +9,7 @@ pub mod docs;
 mod facts;
 mod gate;
 mod judge;
+pub mod kit;
 pub mod metrics;
 pub mod notify;
 mod proposal;

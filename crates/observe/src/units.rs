@@ -15,12 +15,14 @@ pub const MARK: &str = "# Written by `thrice install`, which writes it anew: cha
                         a drop-in (systemctl edit).";
 
 /// Every name that a unit of these has or had.
-pub const NAMES: [&str; 5] = [
+pub const NAMES: [&str; 7] = [
     "thrice-run.service",
     "thrice-run.timer",
     "thrice-watch.service",
     "thrice-metrics.service",
     "thrice-metrics.timer",
+    "thrice-notify.service",
+    "thrice-notify.timer",
 ];
 
 /// How long pruning may go on after a window is over.
@@ -50,8 +52,8 @@ pub struct Installation {
     pub config: PathBuf,
 }
 
-/// The units that the configuration asks for: a run when a step is due, the tracker, and metrics
-/// where they go anywhere. Which times clocks skip is looked up from `now` on.
+/// The units that the configuration asks for: a run when a step is due, the tracker, metrics where
+/// they go anywhere, and telling people where there is anybody to be told. Which times clocks skip is looked up from `now` on.
 pub fn units(config: &Config, installation: &Installation, now: Timestamp) -> Vec<Unit> {
     let mut units = vec![
         unit("thrice-run.service", run(config, installation)),
@@ -59,11 +61,16 @@ pub fn units(config: &Config, installation: &Installation, now: Timestamp) -> Ve
         unit("thrice-watch.service", watch(config, installation)),
     ];
     if has_metrics(config) {
-        units.push(unit(
-            "thrice-metrics.service",
-            metrics(config, installation),
-        ));
-        units.push(unit("thrice-metrics.timer", METRICS_TIMER.into()));
+        let told = teller(config, installation, "Metrics of Thrice", "metrics --push");
+        units.push(unit("thrice-metrics.service", told));
+        let timer = often("When metrics of Thrice are told");
+        units.push(unit("thrice-metrics.timer", timer));
+    }
+    if !config.notifiers.is_empty() {
+        let told = teller(config, installation, "Notifications of Thrice", "notify");
+        units.push(unit("thrice-notify.service", told));
+        let timer = often("When Thrice looks whether anybody is to be told");
+        units.push(unit("thrice-notify.timer", timer));
     }
     units
 }
@@ -284,12 +291,13 @@ WantedBy=multi-user.target
     )
 }
 
-fn metrics(config: &Config, installation: &Installation) -> String {
+/// What looks and tells.
+fn teller(config: &Config, installation: &Installation, what: &str, words: &str) -> String {
     let state = escaped(&config.host.state);
-    let exec = command(installation, "metrics --push");
+    let exec = command(installation, words);
     format!(
         "[Unit]
-Description=Metrics of Thrice
+Description={what}
 RequiresMountsFor={state}
 After=network-online.target
 
@@ -323,9 +331,11 @@ SystemCallErrorNumber=EPERM
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 ";
 
-const METRICS_TIMER: &str = "\
-[Unit]
-Description=When metrics of Thrice are told
+/// Every five minutes, whatever else happens: that nothing comes is seen.
+fn often(what: &str) -> String {
+    format!(
+        "[Unit]
+Description={what}
 
 [Timer]
 OnBootSec=1min
@@ -334,7 +344,9 @@ AccuracySec=10s
 
 [Install]
 WantedBy=timers.target
-";
+"
+    )
+}
 
 #[cfg(test)]
 mod tests {
@@ -394,7 +406,7 @@ mod tests {
         let with = of(&format!(
             "[metrics]\ntextfile = \"/var/t.prom\"\n{SCHEDULE}"
         ));
-        assert_eq!(names(&with), NAMES);
+        assert_eq!(names(&with), NAMES[..5]);
         let push = "\"/usr/bin/thrice\" --config \"/etc/thrice/thrice.toml\" metrics --push";
         assert_eq!(
             lines(&with, NAMES[0], "ExecStopPost="),
@@ -434,11 +446,14 @@ mod tests {
     #[test]
     fn every_unit_is_known_and_what_starts_by_itself_is_enabled() {
         let units = of(&format!(
-            "[metrics]\ntextfile = \"/var/t.prom\"\n{SCHEDULE}"
+            "[metrics]\ntextfile = \"/var/t.prom\"\n[notify.me]\nkind = \"ntfy\"\n\
+             url = \"https://ntfy.example.org/t\"\n{SCHEDULE}"
         ));
+        let names = units.iter().map(|unit| unit.name);
+        assert!(names.eq(NAMES));
         assert!(units.iter().all(|unit| unit.text.starts_with(MARK)));
         let enabled = units.iter().filter(|unit| unit.is_enabled());
         let enabled: Vec<&str> = enabled.map(|unit| unit.name).collect();
-        assert_eq!(enabled, [NAMES[1], NAMES[2], NAMES[4]]);
+        assert_eq!(enabled, [NAMES[1], NAMES[2], NAMES[4], NAMES[6]]);
     }
 }

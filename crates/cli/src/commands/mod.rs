@@ -11,6 +11,7 @@ mod gate;
 mod help;
 mod init;
 mod install;
+mod kit;
 mod metrics;
 mod notify;
 mod observe;
@@ -60,6 +61,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Prune(args) => care::prune(global, printer, args),
         Command::Hold { dataset, why } => care::hold(global, printer, dataset, why),
         Command::Release(args) => care::release(global, printer, args),
+        Command::Kit(args) => kit::kit(global, printer, args),
         Command::Catalog(command) => care::catalog(global, printer, command),
         Command::Dashboard => dashboard::dashboard(printer),
         Command::Docs(args) => docs::docs(global, printer, args),

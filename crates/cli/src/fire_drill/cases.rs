@@ -160,6 +160,21 @@ each = "volume"
 route = ["one"]
 "#;
 
+/// A marker goes the way of the data.
+const CANARY: &str = r#"
+[host]
+name = "HOST"
+state = "DIR/state"
+[store.one]
+kind = "disk"
+path = "DIR/one"
+full = { warn = "100%", stop = "100%" }
+[dataset.media]
+path = "DIR/live/media"
+route = ["one"]
+canary = true
+"#;
+
 /// All of them.
 pub const CASES: &[Case] = &[
     Case {
@@ -252,6 +267,27 @@ pub const CASES: &[Case] = &[
         planted: "retention on the far side is not what is declared (the finding)",
         alerts: &["OffsiteConfigDrift"],
         plant: drift,
+    },
+    Case {
+        host: "lost",
+        configuration: CANARY,
+        planted: "the last marker came back three days ago, with the last run",
+        alerts: &["CanaryStale", "NfsMirrorStale"],
+        plant: stale,
+    },
+    Case {
+        host: "cuckoo",
+        configuration: CANARY,
+        planted: "a file of the user's lies where the marker is to be",
+        alerts: &["CanaryFailing"],
+        plant: cuckoo,
+    },
+    Case {
+        host: "swallowed",
+        configuration: CANARY,
+        planted: "a store has not what it said it stored (the finding)",
+        alerts: &["CanaryNeverReturned", "BackupFinding"],
+        plant: swallowed,
     },
     Case {
         host: "silent",
@@ -348,6 +384,25 @@ fn unrouted(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
     fs::create_dir(site.path("live/new"))?;
     fs::write(site.path("live/new/file"), "unprotected")?;
     site.run()?;
+    site.push(job)
+}
+
+fn cuckoo(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    fs::write(site.path("live/media").join(engine::MARKER), "mine")?;
+    site.run()?;
+    site.push(job)
+}
+
+fn swallowed(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    site.run()?;
+    let finding = Finding {
+        severity: Severity::S1,
+        kind: engine::NEVER.into(),
+        subject: "media → one".into(),
+        message: "the marker is not in the store".into(),
+        remedy: "thrice verify".into(),
+    };
+    site.catalog()?.raise(&finding, site.now())?;
     site.push(job)
 }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::gather::{Measured, PoolFacts, RunFacts};
 use super::text::{Family, MetricKind, Series};
-use crate::facts::{DatasetFacts, ReplicaFacts, StoreFacts};
+use crate::facts::{CanaryFacts, DatasetFacts, ReplicaFacts, StoreFacts};
 use crate::judge::objective;
 
 /// Bringing a dataset to the first store of its route.
@@ -22,6 +22,7 @@ pub fn families(measured: &Measured, now: Timestamp) -> Vec<Family> {
     all.extend(stores(measured));
     all.extend(pools(measured));
     all.extend(tracker(measured));
+    all.extend(canaries(measured, now));
     all.extend(findings(measured));
     all
 }
@@ -124,6 +125,11 @@ fn host(measured: &Measured, now: Timestamp) -> Vec<Family> {
             "thrice_run_in_progress",
             "1 while a run goes on.",
             of_run(&|run| Some(f64::from(u8::from(run.status == RunStatus::Running)))),
+        ),
+        gauge(
+            "thrice_gate_open",
+            "1 when this machine may be rebooted or upgraded.",
+            vec![tell.series(&[], f64::from(u8::from(measured.gate_open)))],
         ),
     ]
 }
@@ -365,6 +371,44 @@ fn tracker(measured: &Measured) -> Vec<Family> {
             "thrice_feed_missed_total",
             "Changes that the tracker did not tell and the audit found.",
             vec![tell.series(&[], facts.missed as f64)],
+        ),
+    ]
+}
+
+/// Markers that went the way of the data and came back from each store.
+fn canaries(measured: &Measured, now: Timestamp) -> Vec<Family> {
+    let facts = &measured.facts;
+    let tell = Teller { host: &facts.host };
+    let of = |value: &dyn Fn(&CanaryFacts) -> Option<f64>| -> Vec<Series> {
+        let values = facts.canaries.iter();
+        let values = values.filter_map(|one| Some((one, value(one)?)));
+        let series = values.map(|(one, value)| {
+            tell.series(&[("root", &*one.root), ("store", &*one.store)], value)
+        });
+        series.collect()
+    };
+    let interval = |one: &CanaryFacts| {
+        let dataset = facts.datasets.iter();
+        let mut dataset = dataset.filter(|dataset| Some(&dataset.name) == one.dataset.as_ref());
+        let is_first = dataset.next()?.route.first() == Some(&one.store);
+        let step = if is_first { STEP_BACKUP } else { STEP_OFFSITE };
+        Some(objective(&facts.schedule, step) as f64)
+    };
+    vec![
+        gauge(
+            "thrice_canary_age_seconds",
+            "How old the newest marker is that came back whole: the recovery point, measured.",
+            of(&|one| Some(seconds(now) - seconds(one.written_at?))),
+        ),
+        gauge(
+            "thrice_canary_written_timestamp_seconds",
+            "When that marker was written.",
+            of(&|one| one.written_at.map(seconds)),
+        ),
+        gauge(
+            "thrice_canary_expected_interval_seconds",
+            "How old it may become.",
+            of(&interval),
         ),
     ]
 }

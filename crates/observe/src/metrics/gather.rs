@@ -11,6 +11,7 @@ use policy::Config;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{Facts, gather};
+use crate::gate::gate;
 
 /// How long pools may take to be asked; a scrape waits ten seconds by default.
 const POOLS: Duration = Duration::from_secs(8);
@@ -29,6 +30,8 @@ pub struct Measured {
     pub run: Option<RunFacts>,
     /// Copies that were found to be bad, ever.
     pub corrupt: u64,
+    /// Whether this machine may be rebooted or upgraded.
+    pub gate_open: bool,
 }
 
 /// A thin pool.
@@ -73,6 +76,7 @@ pub fn measure(
         pools: pools(config, job),
         run: catalog.runs(1)?.first().map(run),
         corrupt: corrupt.count() as u64,
+        gate_open: gate(&facts, now, &config.gate).open,
         facts,
     })
 }

@@ -53,6 +53,10 @@ pub fn rules(config: &Config, copies: usize) -> Vec<Rule> {
         all.extend(made.pools());
     }
     all.extend(made.tracker());
+    let on_roots = config.roots.iter().any(|root| root.canary);
+    if on_roots || config.datasets.iter().any(|one| one.canary == Some(true)) {
+        all.extend(made.canaries());
+    }
     all.extend(made.findings());
     all.extend(made.visible(copies));
     all
@@ -436,23 +440,81 @@ impl Maker<'_> {
         ]
     }
 
-    fn findings(&self) -> Vec<Rule> {
-        let by_kind = |kinds: &str| {
-            let more = format!("kind=~\"{kinds}\"");
-            let some = self.max_where("host, kind", "thrice_findings_by_kind", &more);
-            format!("{some} > 0")
-        };
-        let kind = |kind: &'static str, value| Case {
-            series: vec![(
-                self.of(
-                    "thrice_findings_by_kind",
-                    &[("kind", kind), ("severity", "S1")],
-                ),
-                constant(value, HOUR),
-            )],
+    /// Findings of these kinds, by kind; a regular expression.
+    fn by_kind(&self, kinds: &str) -> String {
+        let more = format!("kind=~\"{kinds}\"");
+        let some = self.max_where("host, kind", "thrice_findings_by_kind", &more);
+        format!("{some} > 0")
+    }
+
+    /// One finding of a kind.
+    fn found(&self, kind: &'static str) -> Case {
+        let labels = [("kind", kind), ("severity", "S1")];
+        let found = self.of("thrice_findings_by_kind", &labels);
+        Case {
+            series: vec![(found, constant(1, HOUR))],
             at: HOUR,
-            labels: self.labels(&[("kind", kind)]),
+            labels: self.labels(&labels[..1]),
+        }
+    }
+
+    fn canaries(&self) -> Vec<Rule> {
+        let by = "host, root, store";
+        let written = "thrice_canary_written_timestamp_seconds";
+        let within = "thrice_canary_expected_interval_seconds";
+        let (marker, interval) = (self.max(by, written, &[]), self.max(by, within, &[]));
+        let case = |at| {
+            let labels = [("root", "/srv"), ("store", "one")];
+            Case {
+                series: vec![
+                    (self.of(written, &labels), constant(0, at)),
+                    (self.of(within, &labels), constant(25 * HOUR, at)),
+                ],
+                at,
+                labels: self.labels(&labels),
+            }
         };
+        let quiet_finding = || quiet(self.found("leg-failed"));
+        vec![
+            self.rule(
+                ("CanaryStale", Level::Critical),
+                format!("time() - {marker} > {interval}"),
+                Words {
+                    summary: "no new marker of {{ $labels.root }} came back from \
+                              {{ $labels.store }}",
+                    meaning: "What was written there since the last one that did is not proved to \
+                              be in {{ $labels.store }}, whatever else is green.",
+                    remedy: "thrice status says why; thrice run",
+                },
+                (case(26 * HOUR), quiet(case(24 * HOUR))),
+            ),
+            self.rule(
+                ("CanaryFailing", Level::Warning),
+                self.by_kind(engine::FAILING),
+                Words {
+                    summary: "a marker on {{ $labels.host }} could not be written or read back",
+                    meaning: "The last run could not prove its copies by a marker.",
+                    remedy: "thrice status says why",
+                },
+                (self.found(engine::FAILING), quiet_finding()),
+            ),
+            self.rule(
+                ("CanaryNeverReturned", Level::Critical),
+                self.by_kind(engine::NEVER),
+                Words {
+                    summary: "a marker on {{ $labels.host }} did not come back",
+                    meaning: "It was written, the run said that it was stored, and the store does \
+                              not have it.",
+                    remedy: "thrice status names the store; thrice verify reads it back",
+                },
+                (self.found(engine::NEVER), quiet_finding()),
+            ),
+        ]
+    }
+
+    fn findings(&self) -> Vec<Rule> {
+        let by_kind = |kinds: &str| self.by_kind(kinds);
+        let kind = |kind: &'static str| self.found(kind);
         let unrouted = "thrice_unrouted_paths";
         let at_risk = [("severity", "S1")];
         vec![
@@ -479,18 +541,18 @@ impl Maker<'_> {
                     remedy: "thrice status names it; thrice verify --repair replaces it by a good \
                              one",
                 },
-                (kind("copy-corrupt", 1), quiet(kind("leg-failed", 1))),
+                (kind("copy-corrupt"), quiet(kind("leg-failed"))),
             ),
             self.rule(
                 ("OffsiteConfigDrift", Level::Critical),
-                by_kind("nas-.+"),
+                by_kind(&engine::nas::NAS_KINDS.join("|")),
                 Words {
                     summary: "the far side of {{ $labels.host }} is not set up as declared",
                     meaning: "Its own snapshots, their retention or the share differ from the \
                               configuration, or could not be read back.",
                     remedy: "thrice status says what differs and what to do",
                 },
-                (kind("nas-retention-drift", 1), quiet(kind("leg-failed", 1))),
+                (kind("nas-retention-drift"), quiet(kind("leg-failed"))),
             ),
             self.rule(
                 ("BackupFinding", Level::Critical),

@@ -62,7 +62,7 @@ impl Level {
 pub struct Case {
     /// Series as a query names them, and values in the notation of `promtool`, one a minute.
     pub series: Vec<(String, String)>,
-    /// Seconds since the first value, which is the beginning of time there.
+    /// Seconds since the first value, which is the beginning of time there; whole hours.
     pub at: i64,
     /// The labels of the alert, but for `alertname` and `severity`; empty where none is expected.
     pub labels: Vec<(&'static str, String)>,

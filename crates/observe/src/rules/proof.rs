@@ -1,5 +1,5 @@
-//! The rules' own tests, for `promtool test rules`: for every rule what makes it fire, and what must
-//! not.
+//! The rules' own tests, for `promtool test rules`: for every rule what makes it fire, and what
+//! must not.
 
 use super::yaml::quoted;
 use super::{Case, RULES_FILE, Rule};
@@ -8,7 +8,7 @@ use super::{Case, RULES_FILE, Rule};
 pub fn tests(rules: &[Rule]) -> String {
     let mut text = format!(
         "# Written by `thrice rules --tests`: run it with `promtool test rules`.\n\
-         rule_files:\n  - {RULES_FILE}\nevaluation_interval: 1m\ntests:\n"
+         rule_files:\n  - {RULES_FILE}\nevaluation_interval: 1h\ntests:\n"
     );
     for rule in rules {
         text.push_str(&test(rule, "fires", &rule.fires));

@@ -1,0 +1,19 @@
+//! The recovery kit: one small encrypted file and a page, with all that is needed to restore on a
+//! bare machine. [`assemble`] looks at this machine; what a kit is, how it is sealed, unpacked and
+//! told on paper is pure.
+
+mod assemble;
+mod contents;
+mod page;
+mod recovery;
+mod seal;
+mod ssh;
+
+pub use assemble::{Assembly, assemble};
+pub use contents::{
+    CONTENTS_MAX, ConfigPart, DatasetPart, FilePart, Gap, Kit, ProgramPart, SshPart, StorePart,
+    Way, kit_differs,
+};
+pub use page::{Cover, html, text};
+pub use recovery::{Unpacked, unpacked};
+pub use seal::{COST, Cost, SealError, generate, seal, unseal};

@@ -1,0 +1,375 @@
+//! Metrics and alerts: in a real Prometheus, and in what promtool thinks of them.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use blackbox::{Outcome, Running, World, skip};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const MINUTE: i64 = 60;
+const DAY: i64 = 24 * 60 * MINUTE;
+/// 2026-11-23T05:00:00Z.
+const MONDAY: i64 = 1_795_410_000;
+
+/// Everything that has rules of its own.
+const ALL: &str = "\
+[dataset.photos]\npath = \"LIVE/docs\"\nroute = [\"sda\"]\ncanary = true\n\
+[dataset.words]\ncommand = [\"echo\", \"hello\"]\nroute = [\"sda\"]\n\
+[schedule]\nzone = \"UTC\"\nbackup = \"05:00\"\nverify = \"Sun 10:00\"\n\
+[metrics]\ntextfile = \"DIR/thrice.prom\"\n";
+
+/// On a store that may be as full as it likes: the tests' disk is anybody's.
+fn world(more: &str) -> Result<World> {
+    let world = World::new()?;
+    let shown = |path: &Path| path.display().to_string();
+    let text = format!("{ALL}{more}")
+        .replace("LIVE", &shown(&world.live()))
+        .replace("DIR", &shown(&world.path("")));
+    let head = world.head();
+    let full = "full = { warn = \"100%\", stop = \"100%\" }\n";
+    world.configure(&format!(
+        "{}{full}{text}",
+        head.trim_end_matches('\n').to_owned() + "\n"
+    ))?;
+    world.write("docs/a", "a")?;
+    Ok(world)
+}
+
+fn has(program: &str) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+/// What `promtool` says of it, and whether it is content.
+fn promtool(world: &World, arguments: &[&str], input: Option<&Path>) -> Result<(bool, String)> {
+    let mut command = Command::new("promtool");
+    command.args(arguments).current_dir(world.path(""));
+    if let Some(input) = input {
+        command.stdin(fs::File::open(input)?);
+    }
+    let output = command.output()?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((
+        output.status.success(),
+        String::from_utf8_lossy(&said).into_owned(),
+    ))
+}
+
+fn get(url: &str, more: &[&str]) -> Result<String> {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--fail", "--max-time", "20"]);
+    let output = command.args(more).arg(url).output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn json(text: &str) -> Result<Value> {
+    Ok(serde_json::from_str(text)?)
+}
+
+/// A Prometheus over what is in `dir`.
+struct Prometheus {
+    child: Child,
+    url: String,
+}
+
+impl Prometheus {
+    fn start(dir: &Path) -> Result<Self> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let log = fs::File::create(dir.join("log"))?;
+        let child = Command::new("prometheus")
+            .args([
+                "--config.file=prometheus.yml",
+                "--storage.tsdb.path=tsdb",
+                "--storage.tsdb.retention.time=100y",
+            ])
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .current_dir(dir)
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let mut started = Self {
+            child,
+            url: format!("http://127.0.0.1:{port}"),
+        };
+        let began = Instant::now();
+        while get(&format!("{}/-/ready", started.url), &[]).is_err() {
+            if started.child.try_wait()?.is_some() || began.elapsed() > Duration::from_secs(30) {
+                bail!(
+                    "it did not come up: {}",
+                    fs::read_to_string(dir.join("log"))?
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(started)
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn at(world: &World, second: i64, arguments: &[&str]) -> Result<Outcome> {
+    let mut command = world.command(arguments);
+    let now = jiff::Timestamp::from_second(second)?;
+    command.env("THRICE_NOW", now.to_string());
+    Running::spawn(&mut command)?.wait()
+}
+
+#[test]
+fn r20_every_alert_is_seen_firing_for_what_it_is_for_and_for_nothing_else() -> Result<()> {
+    if !has("prometheus") || !has("prometheus-pushgateway") {
+        return skip("no Prometheus or Pushgateway here");
+    }
+    let world = world("[root.\"vg:none\"]\neach = \"volume\"\nroute = [\"sda\"]\n")?;
+    let proved = world.expect(&["audit", "--prove-alerts", "--json"], 0)?;
+    let cases = json(&proved.stdout)?;
+    let cases = cases.as_array().context("no cases")?;
+    let seen: BTreeSet<&str> = cases
+        .iter()
+        .flat_map(|case| case["fired"].as_array().into_iter().flatten())
+        .filter_map(Value::as_str)
+        .collect();
+    // Of all that there are rules for, nothing is taken on trust.
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    for alert in rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+    {
+        ensure!(seen.contains(alert), "{alert} was never seen firing");
+    }
+    let good = cases.iter().find(|case| case["case"] == "good");
+    ensure!(good.context("no good host")?["fired"] == Value::Array(Vec::new()));
+    Ok(())
+}
+
+#[test]
+fn r20_the_rules_pass_their_own_tests_and_changed_ones_do_not() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("[root.\"vg:none\"]\neach = \"volume\"\nroute = [\"sda\"]\n")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let file = world.path("thrice.rules.yml");
+    fs::write(&file, &rules)?;
+    let tests = world.path("thrice.tests.yml").display().to_string();
+    world.expect(&["rules", "--tests", &tests], 0)?;
+    let check = ["check", "rules", "thrice.rules.yml"];
+    let (ok, said) = promtool(&world, &check, None)?;
+    ensure!(ok, "{said}");
+    let test = ["test", "rules", "thrice.tests.yml"];
+    let (ok, said) = promtool(&world, &test, None)?;
+    ensure!(ok, "{said}");
+    // Each comparison matters: turned round, a test fails.
+    let mut turned = 0;
+    for (at, _) in rules.match_indices(" > ") {
+        let changed = format!("{} < {}", &rules[..at], &rules[at + 3..]);
+        if turned >= 6 {
+            break;
+        }
+        turned += 1;
+        fs::write(&file, changed)?;
+        let (ok, _) = promtool(&world, &test, None)?;
+        let line = rules[at..].lines().next();
+        ensure!(
+            !ok,
+            "no test saw that a comparison was turned round: {line:?}"
+        );
+    }
+    ensure!(turned > 3);
+    Ok(())
+}
+
+#[test]
+fn r08_what_is_scraped_is_what_is_written_and_promtool_is_content() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    let expected = |text: &str| {
+        text.lines()
+            .filter(|line| line.starts_with("thrice_expected_interval_seconds"))
+            .count()
+    };
+    // Before anything was ever done, everything is expected, and nothing has succeeded.
+    let before = world.expect(&["metrics"], 0)?.stdout;
+    ensure!(expected(&before) == 4, "{before}");
+    ensure!(!before.contains("thrice_last_success_timestamp_seconds{"));
+    world.expect(&["run", "backup"], 0)?;
+    let file = world.path("thrice.prom");
+    let written = fs::read_to_string(&file)?;
+    ensure!(written.contains("thrice_last_success_timestamp_seconds{"));
+    ensure!(written.contains("thrice_canary_age_seconds{"), "{written}");
+    let (ok, said) = promtool(&world, &["check", "metrics"], Some(&file))?;
+    ensure!(ok, "{said}");
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let mut listening = world.spawn(&["metrics", "--listen", &address])?;
+    let url = format!("http://{address}/metrics");
+    let began = Instant::now();
+    let scraped = loop {
+        ensure!(listening.is_running() && began.elapsed() < Duration::from_secs(30));
+        if let Ok(scraped) = get(&url, &[]) {
+            break scraped;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let names = |text: &str| -> BTreeSet<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned()))
+            .collect()
+    };
+    ensure!(names(&scraped) == names(&written), "{scraped}\n{written}");
+    ensure!(get(&url.replace("/metrics", "/"), &[]).is_err());
+    listening.signal(Signal::TERM)?;
+    let ended = listening.wait()?;
+    ensure!(ended.code == Some(0), "{ended}");
+    Ok(())
+}
+
+#[test]
+fn r08_a_push_that_fails_is_said_and_changes_nothing_of_the_run() -> Result<()> {
+    let world = world("pushgateway = \"http://127.0.0.1:1\"\n")?;
+    let done = world.expect(&["run", "backup"], 0)?;
+    ensure!(done.stderr.contains("were not delivered"), "{done}");
+    ensure!(done.stderr.contains("thrice metrics --push"), "{done}");
+    // The other way is taken all the same.
+    ensure!(world.path("thrice.prom").exists());
+    let pushed = world.expect(&["metrics", "--push"], 1)?;
+    ensure!(pushed.stderr.contains("127.0.0.1:1"), "{pushed}");
+    Ok(())
+}
+
+#[test]
+fn r20_what_prometheus_has_loaded_is_compared_with_policy() -> Result<()> {
+    if !has("prometheus") {
+        return skip("no Prometheus here");
+    }
+    let world = world("")?;
+    let dir = world.path("prometheus");
+    fs::create_dir(&dir)?;
+    fs::write(dir.join("prometheus.yml"), "rule_files: ['*.rules.yml']\n")?;
+    fs::write(
+        dir.join("thrice.rules.yml"),
+        world.expect(&["rules"], 0)?.stdout,
+    )?;
+    let prometheus = Prometheus::start(&dir)?;
+    let check = format!("--check={}", prometheus.url);
+    world.expect(&["rules", &check], 0)?;
+    // One more dataset: the rules that are loaded would not miss it.
+    let text = fs::read_to_string(world.path("thrice.toml"))?;
+    let more = "\n[dataset.more]\ncommand = [\"echo\", \"more\"]\nroute = [\"sda\"]\n";
+    fs::write(world.path("thrice.toml"), format!("{text}{more}"))?;
+    let differs = world.expect(&["rules", &check], 3)?;
+    ensure!(differs.stdout.contains("BackupDatasetMissing"), "{differs}");
+    drop(prometheus);
+    world.expect(&["rules", &check], 1)?;
+    world.expect(&["rules", "--check"], 2)?;
+    Ok(())
+}
+
+/// A week of real runs at the test's clock, told every five minutes, in a real Prometheus.
+#[test]
+fn r20_a_week_in_which_all_is_well_fires_nothing() -> Result<()> {
+    if !has("prometheus") || !has("promtool") {
+        return skip("no Prometheus here");
+    }
+    let world = world("")?;
+    let mut told = Vec::new();
+    for day in 0..8 {
+        let now = MONDAY + day * DAY;
+        let steps: &[&str] = if day == 6 {
+            &["backup", "verify"]
+        } else {
+            &["backup"]
+        };
+        let done = at(&world, now, &[&["run"], steps].concat())?;
+        ensure!(done.code == Some(0), "{done}");
+        told.push((now, fs::read_to_string(world.path("thrice.prom"))?));
+    }
+    let dir = world.path("prometheus");
+    fs::create_dir(&dir)?;
+    fs::write(dir.join("week"), week(&told)?)?;
+    let blocks = ["tsdb", "create-blocks-from", "openmetrics", "week", "tsdb"];
+    let output = Command::new("promtool")
+        .args(blocks)
+        .current_dir(&dir)
+        .output()?;
+    ensure!(output.status.success(), "{output:?}");
+    fs::write(dir.join("prometheus.yml"), "{}\n")?;
+    let prometheus = Prometheus::start(&dir)?;
+    let over = |expr: &str| -> Result<usize> {
+        // From the first hour on, for what looks back half an hour.
+        let (start, end) = (MONDAY + 60 * MINUTE, MONDAY + 7 * DAY);
+        let query = format!("query={expr}");
+        let range = format!("start={start}&end={end}&step=300");
+        let url = format!("{}/api/v1/query_range", prometheus.url);
+        let more = ["--data-urlencode", &*query, "--data", &*range];
+        let answer = json(&get(&url, &more)?)?;
+        let found = answer["data"]["result"].as_array().context("no answer")?;
+        Ok(found.len())
+    };
+    ensure!(over("thrice_exported_timestamp_seconds")? == 1);
+    ensure!(over("time() - thrice_last_success_timestamp_seconds > 3600")? == 2);
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let mut rules_seen = 0;
+    for line in rules.lines() {
+        let Some(expr) = line.trim().strip_prefix("expr: ") else {
+            continue;
+        };
+        let expr: String = serde_json::from_str(expr)?;
+        rules_seen += 1;
+        ensure!(over(&expr)? == 0, "it fires: {expr}");
+    }
+    ensure!(rules_seen > 20);
+    Ok(())
+}
+
+/// What is told between two runs differs from what the first of them told in the time alone.
+fn week(told: &[(i64, String)]) -> Result<String> {
+    let mut text = String::new();
+    // When the tests' disk will be full is not for us to say.
+    let lines = told[0]
+        .1
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.starts_with("thrice_store_days_to_full"));
+    for line in lines {
+        let (series, _) = line.rsplit_once(' ').context("no value")?;
+        for (number, (from, told)) in told.iter().enumerate() {
+            let value = told
+                .lines()
+                .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+            // What is not told any more has no value.
+            let Some(value) = value else { continue };
+            let until = from + DAY * i64::from(number < 7);
+            let mut now = *from;
+            while now < until {
+                let value = match series.starts_with("thrice_exported_timestamp") {
+                    true => now.to_string(),
+                    false => value.to_owned(),
+                };
+                writeln!(text, "{series} {value} {now}")?;
+                now += 5 * MINUTE;
+            }
+        }
+    }
+    text.push_str("# EOF\n");
+    Ok(text)
+}
