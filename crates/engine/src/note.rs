@@ -1,6 +1,6 @@
 //! Small durable notes in the state directory: of what has to be undone, and of what was last seen
-//! or said. One of the first kind is durable before that is begun, and goes when it is undone: a cut
-//! between any two steps leaves the note, and whoever reads it does what it says once more.
+//! or said. One of the first kind is durable before that is begun, and goes when it is undone: a
+//! cut between any two steps leaves the note, and whoever reads it does what it says once more.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};

@@ -53,7 +53,8 @@ pub struct Installation {
 }
 
 /// The units that the configuration asks for: a run when a step is due, the tracker, metrics where
-/// they go anywhere, and telling people where there is anybody to be told. Which times clocks skip is looked up from `now` on.
+/// they go anywhere, and telling people where there is anybody to be told. Which times clocks skip
+/// is looked up from `now` on.
 pub fn units(config: &Config, installation: &Installation, now: Timestamp) -> Vec<Unit> {
     let mut units = vec![
         unit("thrice-run.service", run(config, installation)),

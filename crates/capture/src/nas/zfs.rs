@@ -1,7 +1,8 @@
 //! ZFS datasets, by the command line of OpenZFS 2.1. ZFS has no retention of its own; what removes
 //! the snapshots (sanoid, zfs-auto-snapshot, a timer) is judged by what is there.
 //!
-//! **Not run where the gate runs**: no such kernel module is there. The tests are on written output.
+//! **Not run where the gate runs**: no such kernel module is there. The tests are on written
+//! output.
 
 use std::collections::BTreeMap;
 

@@ -268,10 +268,10 @@ mod tests {
                     #IdentityFile /none\nIdentityFile %d/x\nIdentityFile rel\n";
         fs::write(&file, text).unwrap();
         let around = Surroundings {
-            home: "/root".into(),
+            home: "/h".into(),
             ..Surroundings::default()
         };
         let found = identities(Some(&file), &around);
-        assert_eq!(found, ["/root/.ssh/nas", "/etc/key"].map(PathBuf::from));
+        assert_eq!(found, ["/h/.ssh/nas", "/etc/key"].map(PathBuf::from));
     }
 }
