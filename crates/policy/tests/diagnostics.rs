@@ -329,7 +329,7 @@ mouted = true
     13 | mouted = true
        | ^^^^^^
        |
-       = help: known: kind, path, full, keep, limit, ssh, ssh_config, command
+       = help: known: kind, path, full, keep, limit, ssh, ssh_config, command, snapshots, share
     "#);
 }
 

@@ -105,6 +105,7 @@ fn an_edit_changes_the_pages_that_say_it() {
     assert_eq!(
         sample.changed("route = [\"alpha\", \"beta\"]", "route = [\"beta\"]"),
         with(&[
+            "alerts.md",
             "index.md",
             "matrix.md",
             "recovery.md",
@@ -116,6 +117,7 @@ fn an_edit_changes_the_pages_that_say_it() {
     let new = "[schedule]\n";
     let device = "[dataset.fw]\nssh = \"root@fw\"\nfiles = [\"/conf\"]\n";
     let mut all = set(&[
+        "alerts.md",
         "index.md",
         "matrix.md",
         "recovery.md",
