@@ -13,6 +13,7 @@ use super::site::Site;
 /// A host on which something is wrong.
 pub struct Case {
     pub host: &'static str,
+    /// What follows the host and the beginning of the store `one`, a disk.
     pub configuration: &'static str,
     /// What was done, for people.
     pub planted: &'static str,
@@ -23,12 +24,6 @@ pub struct Case {
 
 /// One dataset on a disk, read back each week.
 const PLAIN: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 full = { warn = "100%", stop = "100%" }
 [dataset.media]
 path = "DIR/live/media"
@@ -40,12 +35,6 @@ verify = "Sun 10:00"
 
 /// The same, and a far store.
 const FAR: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 full = { warn = "100%", stop = "100%" }
 [store.far]
 kind = "agent"
@@ -62,12 +51,6 @@ route = ["one", "far"]
 
 /// Stores that are fuller than their warning, whatever is in them.
 const FULL: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 full = { warn = "0.0001%", stop = "100%" }
 [store.far]
 kind = "agent"
@@ -81,12 +64,6 @@ route = ["one", "far"]
 
 /// A disk that is not mounted.
 const UNMOUNTED: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 mounted = true
 [dataset.media]
 path = "DIR/live/media"
@@ -98,12 +75,6 @@ route = ["one"]
 
 /// A far store that nobody answers for.
 const BROKEN: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 full = { warn = "100%", stop = "100%" }
 [store.far]
 kind = "agent"
@@ -116,12 +87,6 @@ route = ["one", "far"]
 
 /// Something that takes for ever to be captured.
 const SLOW: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 full = { warn = "100%", stop = "100%" }
 [dataset.slow]
 command = ["sh", "-c", "touch DIR/began; exec sleep 600"]
@@ -130,12 +95,6 @@ route = ["one"]
 
 /// A root with a folder that nobody declares.
 const ROOT: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 full = { warn = "100%", stop = "100%" }
 [root."DIR/live"]
 [dataset.media]
@@ -145,12 +104,6 @@ route = ["one"]
 
 /// A volume group, whose figures are planted.
 const VOLUMES: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 full = { warn = "100%", stop = "100%" }
 [dataset.media]
 path = "DIR/live/media"
@@ -162,12 +115,6 @@ route = ["one"]
 
 /// A marker goes the way of the data.
 const CANARY: &str = r#"
-[host]
-name = "HOST"
-state = "DIR/state"
-[store.one]
-kind = "disk"
-path = "DIR/one"
 full = { warn = "100%", stop = "100%" }
 [dataset.media]
 path = "DIR/live/media"

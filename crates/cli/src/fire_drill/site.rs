@@ -21,6 +21,15 @@ use super::until;
 /// How long a push may take.
 const PUSH: Duration = Duration::from_secs(20);
 
+/// How each configuration begins.
+const HEAD: &str = r#"[host]
+name = "HOST"
+state = "DIR/state"
+[store.one]
+kind = "disk"
+path = "DIR/one"
+"#;
+
 /// A host.
 pub struct Site {
     dir: PathBuf,
@@ -33,8 +42,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// Makes its folder, with a file to back up. In `configuration`, `DIR` stands for the folder
-    /// and `THRICE` for this program.
+    /// Makes its folder, with a file to back up. In `configuration`, which goes on after [`HEAD`],
+    /// `DIR` stands for the folder and `THRICE` for this program.
     pub fn new(dir: &Path, host: &str, configuration: &str, gateway: &str) -> Result<Self> {
         let dir = dir.join(host);
         fs::create_dir_all(dir.join("live/media"))?;
@@ -42,7 +51,7 @@ impl Site {
         fs::write(dir.join("live/media/picture"), vec![b'p'; 4096])?;
         let shown = |path: &Path| path.to_str().map(str::to_owned).context("not UTF-8");
         let program = std::env::current_exe().context("finding this program")?;
-        let text = configuration
+        let text = format!("{HEAD}{configuration}")
             .replace("HOST", host)
             .replace("DIR", &shown(&dir)?)
             .replace("THRICE", &shown(&program)?);
