@@ -81,8 +81,8 @@ fn what_is_not_critical_does_not_close_it() -> Result<()> {
 fn it_asks_for_verification_where_that_is_scheduled() -> Result<()> {
     let more = "[schedule]\nverify = \"Sun 10:00\"\n";
     let world = world(more)?;
-    ensure!(at(&world, "2026-11-01T05:00:00Z", &["run"])?.code == Some(0));
-    ensure!(at(&world, "2026-11-23T05:00:00Z", &["run"])?.code == Some(0));
+    ensure!(at(&world, "2026-11-01T05:00:00Z", &["run", "backup"])?.code == Some(0));
+    ensure!(at(&world, "2026-11-23T05:00:00Z", &["run", "backup"])?.code == Some(0));
     let closed = at(&world, "2026-11-23T06:00:00Z", &["gate"])?;
     ensure!(
         closed.code == Some(3) && closed.stderr.contains("was never verified"),

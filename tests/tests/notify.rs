@@ -7,10 +7,13 @@ use blackbox::{Outcome, Received, Sink, SinkMood, World};
 use serde_json::Value;
 
 /// A world whose root has the dataset `docs`, with these tables of notifiers.
+/// On a store that may be as full as it likes: the tests' disk is anybody's.
 fn world(notifiers: &str) -> Result<World> {
     let world = World::one_store()?;
     world.write("docs/a", "a")?;
     let text = std::fs::read_to_string(world.path("thrice.toml"))?;
+    let full = "full = { warn = \"100%\", stop = \"100%\" }";
+    let text = text.replacen("kind = \"disk\"", &format!("kind = \"disk\"\n{full}"), 1);
     world.configure(&format!("{text}{notifiers}"))?;
     Ok(world)
 }
