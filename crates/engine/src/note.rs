@@ -79,7 +79,9 @@ impl Notes {
     /// # Errors
     /// When it cannot be written.
     pub fn write<T: Serialize>(&self, name: &str, said: &T) -> Result<()> {
-        let (path, next) = (self.path(name, ENDING), self.path(name, NEXT));
+        // Another process may write the same one at this moment: a run, and whoever tells of it.
+        let ours = format!(".{}{NEXT}", std::process::id());
+        let (path, next) = (self.path(name, ENDING), self.path(name, &ours));
         let text = serde_json::to_vec(said)
             .map_err(|error| Error::bad(format!("`{}`", shown(&path)), error.to_string()))?;
         let write = || {
