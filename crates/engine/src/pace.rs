@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ struct Braked {
     file: PathBuf,
     start: Instant,
     brake: Mutex<Brake>,
+    /// Microseconds of work held back, over all who work.
+    held: AtomicU64,
 }
 
 /// Bytes per second, and the moment at which those taken so far are paid for.
@@ -57,6 +59,7 @@ impl Pace {
                 file: pressure_file(),
                 start: Instant::now(),
                 brake: Mutex::new(Brake::new(allowed)),
+                held: AtomicU64::new(0),
             })
         });
         Self {
@@ -97,7 +100,16 @@ impl Pace {
         };
         if !wait.is_zero() {
             std::thread::sleep(wait);
+            let held = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
+            braked.held.fetch_add(held, Ordering::Relaxed);
         }
+    }
+
+    /// How long the brake has held work back, all who work together.
+    pub(crate) fn held(&self) -> Duration {
+        self.brake.as_ref().map_or(Duration::ZERO, |braked| {
+            Duration::from_micros(braked.held.load(Ordering::Relaxed))
+        })
     }
 
     /// Content on its way to the store, read no faster than this allows. `resumable`: it can be

@@ -229,6 +229,16 @@ impl Engine<'_> {
             .all(&expectation)
             .and_then(|()| deployed::note(self, &run.pool));
         run.summary.seconds = started.elapsed().as_secs_f64();
+        let held = run.pace.held();
+        if !held.is_zero() {
+            self.observer.notice(&Notice::Note {
+                dataset: None,
+                message: format!(
+                    "the brake held work back for {:.1} s in all, because others waited for I/O",
+                    held.as_secs_f64()
+                ),
+            });
+        }
         if let Err(error) = result {
             run.summary.status = run.summary.status.max(Status::Failed);
             let _ = self
