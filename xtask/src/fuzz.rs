@@ -34,7 +34,7 @@ pub fn run(root: &Path, arguments: &[String]) -> Result<bool> {
 
 fn drive(root: &Path, iterations: &str, seed: &str, targets: &[&str]) -> Result<Tally> {
     let selection = [&["-p", "blackbox", "--test", "fuzz"], targets].concat();
-    let mut command = gate::test_command(root, &selection);
+    let mut command = gate::test_command(root, &selection)?;
     command
         .env("THRICE_FUZZ_ITERATIONS", iterations)
         .env("THRICE_FUZZ_SEED", seed);

@@ -48,12 +48,8 @@ const STAGES: &[Stage] = &[
         run: blackbox,
     },
     Stage {
-        name: rig::RIG,
-        run: |root| rig::stage(root, rig::RIG),
-    },
-    Stage {
-        name: rig::CUTS,
-        run: |root| rig::stage(root, rig::CUTS),
+        name: "rig",
+        run: rig::stage,
     },
     Stage {
         name: "fuzz",
@@ -159,18 +155,60 @@ pub fn tests(command: &mut Command) -> Result<Tally> {
 }
 
 /// `cargo nextest run` where there is one, else `cargo test`, over `selection`.
-pub fn test_command(root: &Path, selection: &[&str]) -> Command {
+///
+/// # Errors
+/// Those of [`static_cargo`].
+pub fn test_command(root: &Path, selection: &[&str]) -> Result<Command> {
     if run::exists("cargo-nextest") {
         let options = [
             "--no-fail-fast",
             "--no-tests=pass",
             "--success-output=immediate",
         ];
-        cargo(root, &[&["nextest", "run"], selection, &options].concat())
+        static_cargo(root, &["nextest", "run"], &[selection, &options].concat())
     } else {
         let options = ["--no-fail-fast", "--", "--nocapture"];
-        cargo(root, &[&["test"], selection, &options].concat())
+        static_cargo(root, &["test"], &[selection, &options].concat())
     }
+}
+
+/// Cargo as all that the gate runs is built: static, for the rig's guest has no libraries, and
+/// without debug information, which the guest would only have to read. One way for all of it, or
+/// the dependencies would be compiled twice. In the debug profile, which carries the fault points.
+/// With `--target`, for a procedural macro cannot be static.
+///
+/// # Errors
+/// When `rustc` does not say for which machine it is made.
+pub fn static_cargo(root: &Path, command: &[&str], arguments: &[&str]) -> Result<Command> {
+    let target = ["--target", &triple(root)?];
+    let mut command = cargo(root, &[command, &target, arguments].concat());
+    command
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    Ok(command)
+}
+
+/// Where [`static_cargo`] puts what it builds.
+///
+/// # Errors
+/// As there.
+pub fn static_target(root: &Path) -> Result<PathBuf> {
+    Ok(target(root).join(triple(root)?).join("debug"))
+}
+
+/// The triple for which `rustc` itself is made.
+fn triple(root: &Path) -> Result<String> {
+    let said = run::output(Command::new("rustc").arg("-vV").current_dir(root))?;
+    host(&said).map(str::to_owned)
+}
+
+/// The triple in what `rustc -vV` says.
+fn host(said: &str) -> Result<&str> {
+    let mut lines = said.lines();
+    lines
+        .find_map(|line| line.strip_prefix("host: "))
+        .context("rustc does not say for which machine it is made")
 }
 
 fn format(root: &Path) -> Result<Tally> {
@@ -194,16 +232,12 @@ fn clippy(root: &Path) -> Result<Tally> {
 fn unit(root: &Path) -> Result<Tally> {
     let selection = ["--workspace", "--exclude", "blackbox"];
     let targets = [&selection[..], &["--lib", "--bins", "--tests"]].concat();
-    let mut tally = tests(&mut test_command(root, &targets))?;
-    tally += tests(&mut cargo(
-        root,
-        &[&["test", "--doc"], &selection[..]].concat(),
-    ))?;
+    let mut tally = tests(&mut test_command(root, &targets)?)?;
+    tally += tests(&mut static_cargo(root, &["test", "--doc"], &selection)?)?;
     Ok(tally)
 }
 
-/// One build for all that is not a unit test: the guest of the rig has no libraries, and here the
-/// same program does.
+/// The program, and what else runs in the rig's guest.
 fn build(root: &Path) -> Result<Tally> {
     rig::program(root).map(|_| Tally::one(true))
 }
@@ -216,7 +250,7 @@ fn blackbox(root: &Path) -> Result<Tally> {
     for name in &names {
         selection.extend(["--test", name]);
     }
-    let mut command = test_command(root, &selection);
+    let mut command = test_command(root, &selection)?;
     command.env("THRICE_BIN", program);
     tests(&mut command)
 }
@@ -267,6 +301,13 @@ mod tests {
         assert_eq!(select(&[]).unwrap().len(), STAGES.len());
         assert_eq!(select(&names(&["fmt"])).unwrap()[0].name, "fmt");
         assert!(select(&names(&["fnt"])).is_err());
+    }
+
+    #[test]
+    fn the_triple_is_rustcs_own() {
+        let said = "rustc 1\nhost: x86_64-a\nrelease: 1";
+        assert_eq!(host(said).unwrap(), "x86_64-a");
+        assert!(host("rustc 1").is_err());
     }
 
     #[test]

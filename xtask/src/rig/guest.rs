@@ -45,8 +45,11 @@ impl Guest {
         let mut qemu = self.machine(suite, &place, &console)?;
         let mut report = Report::default();
         let ended = run::shown(&mut qemu, Duration::from_secs(suite.seconds_max), |line| {
-            report.line(line.trim_end_matches('\r'));
-            true
+            let line = line.trim_end_matches('\r');
+            report.line(line);
+            // Others speak at the same time.
+            println!("{}: {line}", suite.name);
+            false
         });
         let (tally, wrong) = report.finish();
         let errors = [ended.err().map(|error| format!("{error:#}")), wrong];

@@ -13,14 +13,15 @@ mod suites;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::packages::{self, Needed};
 use crate::tally::Tally;
 use crate::{gate, run};
-pub use suites::{CUTS, RIG};
 use suites::{SUITES, Suite};
 
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
@@ -77,9 +78,12 @@ pub fn program(root: &Path) -> Result<PathBuf> {
     Ok(programs::build(root, &suites)?.join("thrice"))
 }
 
-/// The suites of a stage of the gate: [`RIG`] or [`CUTS`].
-pub fn stage(root: &Path, name: &str) -> Result<Tally> {
-    let suites = SUITES.iter().filter(|suite| suite.stage == Some(name));
+/// The suites of the gate.
+///
+/// # Errors
+/// When the guest or what runs in it cannot be made.
+pub fn stage(root: &Path) -> Result<Tally> {
+    let suites = SUITES.iter().filter(|suite| suite.gate);
     drive(root, &suites.collect::<Vec<_>>())
 }
 
@@ -101,8 +105,8 @@ fn select(names: &[String]) -> Result<Vec<&'static Suite>> {
     names.iter().map(pick).collect()
 }
 
-/// Gets everything ready and runs the suites, one after the other. Where this machine has not
-/// the parts, each suite is a skip.
+/// Gets everything ready and runs the suites, as many at a time as there are processors: a guest
+/// has one. Where this machine has not the parts, each suite is a skip.
 fn drive(root: &Path, suites: &[&Suite]) -> Result<Tally> {
     let skip = |reason: &str| {
         let mut tally = Tally::default();
@@ -130,12 +134,32 @@ fn drive(root: &Path, suites: &[&Suite]) -> Result<Tally> {
         scripts: root.join("rig"),
         products,
     };
-    let mut tally = Tally::default();
-    for suite in suites {
-        println!("\n--- {} ---", suite.name);
-        tally += timed(suite.name, || guest.run(suite))?;
-    }
-    Ok(tally)
+    let queue = Mutex::new(suites.iter());
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let work = || -> Result<Tally> {
+            let mut tally = Tally::default();
+            while let Some(suite) = next(&queue) {
+                tally += timed(suite.name, || guest.run(suite))?;
+            }
+            Ok(tally)
+        };
+        let guests: Vec<_> = (0..at_once.min(suites.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let mut tally = Tally::default();
+        for guest in guests {
+            tally += guest
+                .join()
+                .map_err(|_| anyhow!("a guest's thread died"))??;
+        }
+        Ok(tally)
+    })
+}
+
+fn next<'a>(queue: &Mutex<impl Iterator<Item = &'a &'a Suite>>) -> Option<&'a Suite> {
+    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    queue.next().copied()
 }
 
 fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
