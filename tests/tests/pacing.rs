@@ -439,7 +439,7 @@ fn r18_every_thread_lets_other_io_go_first() -> Result<()> {
     for (pace, expected) in [
         ("", "best-effort: prio 7"),
         ("pace = { io = \"idle\" }\n", "idle"),
-        ("pace = { io = \"none\" }\n", "none: prio 0"),
+        ("pace = { io = \"none\" }\n", "none"),
     ] {
         let world = World::new()?;
         let head = format!(
@@ -451,21 +451,21 @@ fn r18_every_thread_lets_other_io_go_first() -> Result<()> {
         world.configure(&format!("{head}{}", dataset(&world, "docs", &["nas"])))?;
         world.write("docs/a", noise(1, 2_000_000))?;
         let mut run = world.spawn(&["run"])?;
-        while run.is_running() && !world.path("nas/.thrice/tmp").exists() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        std::thread::sleep(Duration::from_millis(300));
         let pid = run.pid().context("it is running")?;
-        let tasks: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/task"))?.collect();
-        ensure!(tasks.len() > 4, "{} threads", tasks.len());
-        for task in tasks {
-            let tid = task?.file_name().to_string_lossy().into_owned();
-            let found = class(&tid)?;
-            ensure!(
-                found == expected || expected.starts_with("none") && found.starts_with("none"),
-                "{pace}: {found}"
-            );
+        // Threads come and go: of four at once the class is known, sooner or later.
+        let mut classes = Vec::new();
+        while run.is_running() && classes.len() < 4 {
+            let tasks: Vec<_> =
+                std::fs::read_dir(format!("/proc/{pid}/task"))?.collect::<Result<_, _>>()?;
+            let of = |task: &std::fs::DirEntry| class(&task.file_name().to_string_lossy());
+            classes = tasks.iter().map(of).collect::<Result<Vec<_>>>()?;
+            classes.retain(|class| !class.is_empty());
         }
+        ensure!(classes.len() >= 4, "{classes:?}");
+        ensure!(
+            classes.iter().all(|class| class.starts_with(expected)),
+            "{pace}: {classes:?}"
+        );
         ensure!(run.wait()?.code == Some(0));
     }
     Ok(())
@@ -520,11 +520,8 @@ fn braked() -> Result<World> {
     let limit = "limit = { up = \"2MB/s\" }\n\n";
     let docs = dataset(&world, "docs", &["sda"]);
     world.configure(&format!("{}\n{limit}{docs}", head.trim_end()))?;
-    for n in 0..1_500 {
-        world.write(
-            &format!("docs/{:02}/f{n}", n % 50),
-            noise((n % 200) as u8, 2_000),
-        )?;
+    for n in 0..60 {
+        world.write(&format!("docs/{:02}/f{n}", n % 10), noise(n, 50_000))?;
     }
     Ok(world)
 }

@@ -23,6 +23,9 @@ const INFIX: &str = ".thrice-";
 /// So much of a volume's name is in its snapshots'. The kernel takes 127 bytes for group and
 /// volume, hyphens doubled.
 const NAME_PART: usize = 32;
+/// In place of the rest of a longer name: two that begin alike are taken in the same second, from
+/// one listing that knows neither's snapshot.
+const NAME_DIGEST: usize = 6;
 
 /// The thin volumes of one volume group.
 #[derive(Clone, Debug)]
@@ -783,8 +786,7 @@ fn base_name(volume: &str) -> &str {
 
 /// A name that none of `all` has.
 fn free_name(all: &[Lv], base: &str, what: &str, at: u64) -> String {
-    // Names of logical volumes are ASCII.
-    let base: String = base.chars().take(NAME_PART).collect();
+    let base = short(base);
     let mut name = format!("{base}{INFIX}{what}-{at}");
     let mut n = 1;
     while all.iter().any(|lv| lv.name == name) {
@@ -792,6 +794,16 @@ fn free_name(all: &[Lv], base: &str, what: &str, at: u64) -> String {
         name = format!("{base}{INFIX}{what}-{at}-{n}");
     }
     name
+}
+
+/// At most [`NAME_PART`] of a volume's name, and another for each. Such names are ASCII.
+fn short(base: &str) -> String {
+    if base.len() <= NAME_PART {
+        return base.to_owned();
+    }
+    let digest = blake3::hash(base.as_bytes()).to_hex();
+    let begin: String = base.chars().take(NAME_PART - NAME_DIGEST - 1).collect();
+    format!("{begin}_{}", &digest[..NAME_DIGEST])
 }
 
 /// How `kind` is mounted so that its journal is replayed and its twin may be mounted too.
@@ -931,6 +943,12 @@ mod tests {
             free_name(&[taken], "data", "kept", 7),
             "data.thrice-kept-7-2"
         );
+        let long = |end: &str| {
+            let base = format!("pvc-0192f7c0-aaaa-bbbb-cccc-dddddddd{end}");
+            free_name(&[], &base, "capture", 7)
+        };
+        assert_ne!(long("01"), long("02"));
+        assert_eq!(long("01").len(), NAME_PART + ".thrice-capture-7".len());
     }
 
     #[test]
