@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -76,6 +77,7 @@ impl LoopFs {
     /// When `mount` fails: the file system may be damaged.
     pub fn mount(&mut self) -> Result<()> {
         if !self.mounted {
+            self.is_let_go()?;
             let mut mount = Command::new("mount");
             if self.kind == FileSystem::Exfat {
                 mount.args(["-t", "exfat-fuse"]);
@@ -85,6 +87,26 @@ impl LoopFs {
             self.mounted = true;
         }
         Ok(())
+    }
+
+    /// Waits until nobody has it mounted. A mount namespace that another test has made holds copies
+    /// of all mounts that there were, and whoever mounts it again meanwhile gets it as it is there:
+    /// after a power cut with nothing but errors.
+    fn is_let_go(&self) -> Result<()> {
+        let patience = Instant::now() + Duration::from_secs(120);
+        loop {
+            let mut ask = Command::new("losetup");
+            let held = ask.arg("--associated").arg(self.image()).output()?;
+            if held.stdout.is_empty() {
+                return Ok(());
+            }
+            let held = String::from_utf8_lossy(&held.stdout).into_owned();
+            ensure!(
+                Instant::now() < patience,
+                "it stays mounted elsewhere: {held}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// # Errors

@@ -1,13 +1,20 @@
 //! Markers go through the pipeline like any file, and are read back from every store.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{World, is_root, skip};
+use blackbox::{FileSystem, LoopFs, Running, World, is_root, quick_dir, skip};
+use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::Value;
 
 const MARKER: &str = ".thrice-canary";
+/// More calls that change a disk than a run here makes.
+const CUTS_MAX: u32 = 5_000;
 
 /// `live/` with the folder `docs`, to `sda` and `nas` (behind a program), with a marker.
 fn world(more: &str) -> Result<World> {
@@ -311,5 +318,145 @@ fn a_run_that_only_looks_where_something_changed_finds_the_marker() -> Result<()
     }
     watch.signal(Signal::TERM)?;
     watch.wait()?;
+    Ok(())
+}
+
+/// When the marker in a copy of `docs` was written.
+fn written(copy: &Path) -> Result<Option<Timestamp>> {
+    let content = match fs::read_to_string(copy.join("docs").join(MARKER)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        content => content?,
+    };
+    let line = content
+        .lines()
+        .find_map(|line| line.strip_prefix("written "));
+    Ok(Some(line.context("a marker says when")?.parse()?))
+}
+
+/// When the marker was written that is noted as come back, by store; to the nanosecond.
+fn returned(state: &Path) -> Result<Vec<(String, Timestamp)>> {
+    let mut found = Vec::new();
+    for note in fs::read_dir(state.join("canary"))? {
+        let path = note?.path();
+        // What a cut leaves of one is no note.
+        if path.extension().is_none_or(|end| end != "json") {
+            continue;
+        }
+        let note: Value = serde_json::from_slice(&fs::read(path)?)?;
+        for (store, echo) in note["stores"].as_object().context("stores")? {
+            let at = echo["written_at"].as_str().context("a time")?;
+            found.push((store.clone(), at.parse()?));
+        }
+    }
+    Ok(found)
+}
+
+/// Every name that begins as a marker's does.
+fn markers(dir: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(dir.join("docs"))?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names: Result<Vec<String>> = names.collect();
+    Ok(names?
+        .into_iter()
+        .filter(|name| name.starts_with(MARKER))
+        .collect())
+}
+
+/// The power is cut all along a run, the marker's own steps included; the tree that it is written
+/// to, the notes, and both stores lie on what loses what was not durable. What is said to have come
+/// back is in the store, whatever was lost; and one run later nothing is left of what was begun.
+#[test]
+fn r07_power_cuts_never_make_a_marker_come_back_that_did_not() -> Result<()> {
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        return skip("the cutter does not know this machine's system calls");
+    }
+    let parent = quick_dir(1 << 30);
+    let mut disk = match LoopFs::new_in(FileSystem::Ext4, 320 << 20, &parent) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(format!("{reason:#}")),
+    };
+    let world = World::new_in(&parent)?;
+    let at = |name: &str| disk.path().join(name);
+    let (live, state, stores) = (at("live"), at("state"), [at("sda"), at("nas")]);
+    for dir in [&live, &state, &stores[0], &stores[1]] {
+        fs::create_dir(dir)?;
+    }
+    world.configure(&format!(
+        "{}[store.nas]\nkind = \"agent\"\nvia = [\"{}\"]\npath = \"{}\"\n\n\
+         [root.\"{}\"]\neach = \"dir\"\nroute = [\"sda\", \"nas\"]\ncanary = true\n",
+        world.head_at(&state, &stores[0]),
+        world.program().display(),
+        stores[1].display(),
+        live.display()
+    ))?;
+    fs::create_dir(live.join("docs"))?;
+    fs::write(live.join("docs/a"), "a")?;
+    world.expect(&["run"], 0)?;
+    let mark = world.path("cut");
+    let (mut cuts, mut waits) = (0, 0);
+    // At every second call: each step of a marker is more than one.
+    for nth in (1..CUTS_MAX).step_by(2) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cutter"));
+        world.freeze(&mut command);
+        command.arg(disk.path()).arg(&mark).arg(nth.to_string());
+        let outcome = Running::spawn(command.arg(world.program()).arg("run"))?.wait()?;
+        if !mark.exists() {
+            ensure!(outcome.code == Some(0), "not cut, and yet\n{outcome}");
+            break;
+        }
+        cuts += 1;
+        fs::remove_file(&mark)?;
+        // Whoever had something open, as the agent, may need a moment to be gone.
+        let patience = Instant::now() + Duration::from_secs(30);
+        while let Err(error) = disk.umount() {
+            ensure!(Instant::now() < patience, "{error:#}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        disk.mount()?;
+        let returned = returned(&state)?;
+        ensure!(
+            returned.len() == 2,
+            "cut {nth}: one is forgotten: {returned:?}"
+        );
+        for (store, said) in returned {
+            let there = written(&disk.path().join(&store))?;
+            ensure!(
+                there >= Some(said),
+                "cut {nth}: {said} is said to be in {store}, where {there:?} is"
+            );
+        }
+        waits += usize::from(!markers(&live)?.is_empty());
+        world
+            .expect(&["run"], 0)
+            .with_context(|| format!("cut {nth}"))?;
+        ensure!(
+            markers(&live)?.is_empty(),
+            "cut {nth}: {:?}",
+            markers(&live)?
+        );
+        let newest = written(&stores[0])?;
+        for (store, said) in self::returned(&state)? {
+            ensure!(
+                Some(said) == newest,
+                "cut {nth}: {store}: {said}, {newest:?}"
+            );
+        }
+        for one in canaries(&world)? {
+            ensure!(one["error"].is_null(), "cut {nth}: {one}");
+        }
+        for store in &stores {
+            ensure!(
+                markers(store)? == [MARKER],
+                "cut {nth}: {:?}",
+                markers(store)?
+            );
+        }
+        ensure!(findings(&world)?.is_empty(), "cut {nth}");
+    }
+    eprintln!("{cuts} cuts, {waits} of them left a marker, or a part of one, in the tree");
+    ensure!(
+        cuts >= 40 && waits > 0 && waits < cuts,
+        "{cuts} cuts, {waits} waits"
+    );
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use blackbox::servers::{Mariadb, PASSWORD, Postgres};
+use blackbox::servers::{Mariadb, PASSWORD, Postgres, Redis};
 use blackbox::{
     FileSystem, LoopFs, Outcome, Running, Tree, World, compare, read_tree, same, skip, two_legs,
 };
@@ -59,6 +59,18 @@ impl Reader {
         let block = self.block(page, name)?;
         self.count.set(self.count.get() + 1);
         let to = self.world.path("out").join(self.count.get().to_string());
+        let mut sh = self.shell(&block, &to);
+        sh.envs(env.iter().copied());
+        let outcome = Running::spawn(&mut sh)?.wait()?;
+        ensure!(
+            outcome.code == Some(0),
+            "{page}, {name}:\n{block}\n{outcome}"
+        );
+        Ok(to)
+    }
+
+    /// The reader's shell, with a block of commands and `TO`.
+    fn shell(&self, block: &str, to: &Path) -> Command {
         let mut sh = Command::new("sh");
         self.world.freeze(&mut sh);
         let path = format!(
@@ -67,14 +79,22 @@ impl Reader {
         );
         sh.env("PATH", path)
             .env_remove("THRICE_CONFIG")
-            .env("TO", &to);
-        sh.envs(env.iter().copied()).args(["-euc", &block]);
-        let outcome = Running::spawn(&mut sh)?.wait()?;
-        ensure!(
-            outcome.code == Some(0),
-            "{page}, {name}:\n{block}\n{outcome}"
-        );
-        Ok(to)
+            .env("TO", to);
+        sh.args(["-euc", block]);
+        sh
+    }
+
+    /// Runs the block that somebody has to read first and that has `words` in it, with what was
+    /// restored in `to`.
+    fn read_and_do(&self, page: &str, words: &str, to: &Path) -> Result<Outcome> {
+        let text = std::fs::read_to_string(self.docs.join(page))?;
+        let blocks = text.split("```sh\n").skip(1);
+        let mut blocks = blocks.filter_map(|rest| rest.split("\n```").next());
+        let block = blocks.find(|block| block.contains(words));
+        let block = block.with_context(|| format!("no block with `{words}` in:\n{text}"))?;
+        let outcome = Running::spawn(&mut self.shell(block, to))?.wait()?;
+        ensure!(outcome.code == Some(0), "{page}:\n{block}\n{outcome}");
+        Ok(outcome)
     }
 
     fn is(&self, then: &Tree, at: &Path) -> Result<()> {
@@ -320,6 +340,122 @@ fn r15_a_mariadb_server_comes_back_by_the_runbook() -> Result<()> {
     let rows = server.sql(&format!("SELECT count(*) FROM `{BILLS}`.t"))?;
     ensure!(rows.trim() == "2", "{rows}");
     Ok(())
+}
+
+#[test]
+fn r15_a_redis_server_comes_back_by_the_runbook() -> Result<()> {
+    let server = match Redis::start(None, &[]) {
+        Ok(server) => server,
+        Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
+        Err(error) => return Err(error),
+    };
+    server.ask(&["SET", "bills", "two"])?;
+    let world = World::one_store()?;
+    let secret = world.path("secret of it");
+    std::fs::write(&secret, format!("{PASSWORD}\n"))?;
+    let config = std::fs::read_to_string(world.path("thrice.toml"))?;
+    world.configure(&format!(
+        "{config}\n[dataset.cache]\nredis = {:?}\npassword_file = {secret:?}\n\
+         route = [\"sda\"]\n",
+        server.url()
+    ))?;
+    world.expect(&["run", "--dataset", "cache"], 0)?;
+    let reader = Reader::new(world)?;
+    let to = reader.follow("runbooks/cache.md", "whole", &[])?;
+    reader.read_and_do("runbooks/cache.md", "redis-check-rdb", &to)?;
+    drop(server);
+    // "Stop the server, put the file where … says, and start it."
+    let again = Redis::start(Some(&to.join("cache/dump.rdb")), &[])?;
+    ensure!(again.ask(&["GET", "bills"])? == "two");
+    Ok(())
+}
+
+/// Its members come back to one moment, whatever became of each since.
+#[test]
+fn r15_an_application_comes_back_as_a_whole_by_the_runbook() -> Result<()> {
+    let world = World::one_store()?;
+    let made = world.path("list of it");
+    std::fs::write(&made, "first")?;
+    world.write("files/a", "first")?;
+    let config = std::fs::read_to_string(world.path("thrice.toml"))?;
+    world.configure(&format!(
+        "{config}\n[dataset.list]\ncommand = [\"cat\", {made:?}]\nroute = [\"sda\"]\n\
+         [bundle.app]\nmembers = [\"list\", \"files\"]\n"
+    ))?;
+    world.expect(&["run"], 0)?;
+    let reader = Reader::new(world)?;
+    std::fs::write(&made, "second")?;
+    reader.world.write("files/a", "second")?;
+    for page in ["runbooks/list.md", "runbooks/files.md"] {
+        let to = reader.follow(page, "bundle", &[])?.join("bundle-app");
+        for file in ["list/list", "files/a"] {
+            let back = std::fs::read_to_string(to.join(file))?;
+            ensure!(back == "first", "{page}: {file}: {back}");
+        }
+    }
+    let to = reader.world.path("out/all");
+    reader.read_and_do("recovery.md", "--bundle", &to)?;
+    ensure!(std::fs::read_to_string(to.join("bundle-app/files/a"))? == "first");
+    Ok(())
+}
+
+/// Over a real sshd, to where it was.
+#[test]
+fn r15_a_device_gets_its_file_back_by_the_runbook() -> Result<()> {
+    let world = two_legs!();
+    let device = world.path("its device");
+    std::fs::create_dir(&device)?;
+    let file = device.join("config.json");
+    std::fs::write(&file, "{\"first\": true}")?;
+    let config = std::fs::read_to_string(world.path("thrice.toml"))?;
+    world.configure(&format!(
+        "{config}\n[dataset.fw]\nssh = \"nas\"\nssh_config = {:?}\nfiles = [{file:?}]\n\
+         route = [\"sda\", \"nas\"]\n",
+        world.path("ssh/ssh_config")
+    ))?;
+    world.expect(&["run", "--dataset", "fw"], 0)?;
+    let reader = Reader::new(world)?;
+    std::fs::write(&file, "broken")?;
+    let to = reader.follow("runbooks/fw.md", "whole", &[])?;
+    reader.read_and_do("runbooks/fw.md", "cat >", &to)?;
+    ensure!(std::fs::read_to_string(&file)? == "{\"first\": true}");
+    Ok(())
+}
+
+/// The disk holds something else by now, and gets all of the old back, zeros too.
+#[test]
+fn r15_a_disks_image_is_written_back_by_the_runbook() -> Result<()> {
+    if !blackbox::is_root() {
+        return skip("loop devices need root");
+    }
+    let world = World::new()?;
+    let backing = world.path("disk");
+    let mut old = vec![0; 4 << 20];
+    old[1 << 20..2 << 20].copy_from_slice(&blackbox::noise(1, 1 << 20));
+    std::fs::write(&backing, &old)?;
+    let attached = Command::new("losetup")
+        .args(["--find", "--show", "--nooverlap"])
+        .arg(&backing)
+        .output()?;
+    if !attached.status.success() {
+        return skip(String::from_utf8_lossy(&attached.stderr));
+    }
+    let device = String::from_utf8(attached.stdout)?.trim().to_owned();
+    let done = (|| -> Result<()> {
+        world.configure(&format!(
+            "{}[dataset.stick]\ndevice = \"{device}\"\nroute = [\"sda\"]\n",
+            world.head()
+        ))?;
+        world.expect(&["run"], 0)?;
+        let reader = Reader::new(world)?;
+        std::fs::write(&device, vec![7; 4 << 20])?;
+        let to = reader.follow("runbooks/stick.md", "whole", &[])?;
+        reader.read_and_do("runbooks/stick.md", "dd if=", &to)?;
+        ensure!(std::fs::read(&device)? == old, "it is another");
+        Ok(())
+    })();
+    Command::new("losetup").args(["-d", &device]).status()?;
+    done
 }
 
 #[test]

@@ -173,3 +173,111 @@ fn the_hooks_do_what_they_say() -> Result<()> {
     ensure!(by_shell(ours)? == Some(0) && by_shell(line)? == Some(0));
     Ok(())
 }
+
+/// Whoever asked changes their mind while the missing backup is made: nothing is claimed, nothing
+/// is left locked, and the next one makes it.
+#[test]
+fn a_take_that_is_interrupted_says_so_and_leaves_the_gate_closed() -> Result<()> {
+    let world = world("")?;
+    world.expect(&["run"], 0)?;
+    let good = fs::read_to_string(world.path("thrice.toml"))?;
+    let begun = world.path("begun");
+    // The store's machine takes the call, and says nothing.
+    let far = format!(
+        "[store.nas]\nkind = \"agent\"\npath = \"{}\"\n\
+         via = [\"sh\", \"-c\", \"touch '{}'; sleep 60\", \"sh\"]\n\
+         [dataset.far]\npath = \"{}\"\nroute = [\"nas\"]\n",
+        world.path("nas").display(),
+        begun.display(),
+        world.path("far").display()
+    );
+    fs::create_dir(world.path("far"))?;
+    fs::write(world.path("far/f"), "f")?;
+    world.configure(&format!("{good}{far}"))?;
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let take = world.spawn(&["gate", "--take"])?;
+        let started = Instant::now();
+        while !begun.exists() {
+            ensure!(
+                started.elapsed() < Duration::from_secs(60),
+                "it never began"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        take.signal(signal)?;
+        let outcome = take.wait()?;
+        ensure!(outcome.code == Some(code), "{outcome}");
+        ensure!(!outcome.stderr.contains("open\n"), "{outcome}");
+        fs::remove_file(&begun)?;
+        let closed = world.expect(&["gate"], 3)?;
+        ensure!(
+            closed.stderr.contains("far → nas has never been backed up"),
+            "{closed}"
+        );
+        ensure!(!closed.stderr.contains("is at work"), "{closed}");
+    }
+    let via = format!("via = [\"{}\"]", world.program().display());
+    let lines = far.lines().map(|line| match line.starts_with("via") {
+        true => via.as_str(),
+        false => line,
+    });
+    let lines: Vec<&str> = lines.collect();
+    world.configure(&format!("{good}{}\n", lines.join("\n")))?;
+    world.expect(&["gate", "--take"], 0)?;
+    ensure!(world.path("nas/far/f").exists());
+    Ok(())
+}
+
+/// The page shows what is printed, and a reader of YAML takes the command out of kured's values.
+#[test]
+fn kureds_values_are_yaml_and_their_command_is_the_gate() -> Result<()> {
+    let world = world("")?;
+    let printed = |hook: &str| world.expect(&["gate", "--print-hook", hook], 0);
+    let ours = format!(
+        "{} --config {}",
+        world.program().display(),
+        world.path("thrice.toml").display()
+    );
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/gate.md"))?;
+    let page = page.replace("/usr/bin/thrice --config /etc/thrice/thrice.toml", &ours);
+    for hook in ["apt", "systemd", "kured"] {
+        let snippet = printed(hook)?.stdout;
+        let lines = snippet.lines();
+        let lines = lines.filter(|line| !line.starts_with(['#', '/']));
+        let lines: Vec<&str> = lines.collect();
+        ensure!(
+            page.contains(&format!("```\n{}\n```", lines.join("\n")))
+                || page.contains(&format!("{}\n```", lines.join("\n"))),
+            "{hook}: the page shows something else than\n{snippet}"
+        );
+    }
+    // kured runs it by a shell of its own, on the node.
+    let read = "import sys, yaml; \
+                print(yaml.safe_load(sys.stdin)['configuration']['rebootSentinelCommand'])";
+    let file = world.path("kured.yaml");
+    fs::write(&file, printed("kured")?.stdout)?;
+    let python = Command::new("python3")
+        .args(["-c", read])
+        .stdin(fs::File::open(&file)?)
+        .output();
+    let said = match python {
+        Ok(said) if said.status.success() => String::from_utf8(said.stdout)?,
+        Ok(said) => return skip(String::from_utf8_lossy(&said.stderr)),
+        Err(error) => return skip(format!("python3: {error}")),
+    };
+    let wanted = world.path("reboot-required");
+    let command = said.replace("/var/run/reboot-required", &wanted.to_string_lossy());
+    ensure!(command != said && !command.trim().contains('\n'), "{said}");
+    let runs = || -> Result<Option<i32>> {
+        let mut shell = Command::new("sh");
+        world.freeze(&mut shell);
+        shell.env_remove("THRICE_CONFIG").args(["-c", &command]);
+        Ok(Running::spawn(&mut shell)?.wait()?.code)
+    };
+    ensure!(runs()? == Some(1), "no reboot is asked for");
+    fs::write(&wanted, "")?;
+    ensure!(runs()? == Some(3), "the gate is closed");
+    world.expect(&["run"], 0)?;
+    ensure!(runs()? == Some(0), "it is open");
+    Ok(())
+}

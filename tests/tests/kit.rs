@@ -73,18 +73,22 @@ fn r16_a_bare_machine_restores_with_the_kit_and_its_page_alone() -> Result<()> {
     std::fs::set_permissions(world.live().join("docs/a"), secret)?;
     world.write("it's here/b", vec![7; 70_000])?;
     world.write("photos/c", "three")?;
+    world.write("app/d", "four")?;
+    let config = std::fs::read_to_string(world.path("thrice.toml"))?;
+    world.configure(&format!(
+        "{config}[bundle.app]\nmembers = [\"docs\", \"app\"]\n"
+    ))?;
     world.expect(&["run"], 0)?;
-    let outcome = make(&world, &[])?;
+    let outcome = make(&world, &["--with-binary"])?;
     ensure!(outcome.code == Some(0), "{outcome}");
 
     // What was printed and what was kept, and nothing else, reach the new machine.
     let bare = tempfile::Builder::new().prefix("bare-").tempdir()?;
     let at = |name: &str| bare.path().join(name);
-    for name in ["box.kit", "box.kit.txt", "passphrase"] {
+    for name in ["box.kit", "box.kit.txt", "box.kit.thrice", "passphrase"] {
         std::fs::copy(world.path(name), at(name))?;
     }
     std::fs::create_dir(at("home"))?;
-    std::os::unix::fs::symlink(world.program(), at("thrice"))?;
     let mut script = vec!["set -eu".to_owned()];
     // Over all that is lost: to look there would be to see that it is empty.
     for lost in ["live", "sda", "state", "home", "ssh", "out"] {
@@ -104,8 +108,8 @@ fn r16_a_bare_machine_restores_with_the_kit_and_its_page_alone() -> Result<()> {
         true => format!("DIR='{}'", restored.display()),
         false => line.clone(),
     }));
-    let mut path = bare.path().as_os_str().to_owned();
-    path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
+    let path = "/usr/sbin:/usr/bin:/sbin:/bin";
+    script.insert(1, "! command -v thrice".into());
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--propagation", "private", "sh", "-c"])
@@ -117,12 +121,16 @@ fn r16_a_bare_machine_restores_with_the_kit_and_its_page_alone() -> Result<()> {
         .current_dir(bare.path());
     let outcome = Running::spawn(&mut command)?.wait()?;
     ensure!(outcome.code == Some(0), "{}\n{outcome}", script.join("\n"));
-    ensure!(said(&outcome).contains("the kit is whole"), "{outcome}");
-    for name in ["docs", "it's here", "photos"] {
-        same(
-            &world.live().join(name),
-            &restored.join("restored").join(name),
-        )?;
+    for says in ["the kit is whole", "the program is whole"] {
+        ensure!(said(&outcome).contains(says), "{outcome}");
+    }
+    for (name, place) in [
+        ("it's here", "restored"),
+        ("photos", "restored"),
+        ("docs", "restored-bundles/app"),
+        ("app", "restored-bundles/app"),
+    ] {
+        same(&world.live().join(name), &restored.join(place).join(name))?;
     }
     // Keys are for their owner alone, and the original is at hand.
     for name in ["thrice.toml", "ssh_config", "known_hosts", "original.toml"] {
@@ -391,5 +399,83 @@ fn r16_what_a_kit_lacks_is_said_on_its_page_too() -> Result<()> {
     let (kit, to) = (world.path("box.kit"), world.path("opened"));
     open(&world, &kit, &world.path("passphrase"), &to)?;
     ensure!(!to.join(format!("files{}", key.display())).exists());
+    Ok(())
+}
+
+/// The restore's commands of the page, but for the kit's own.
+fn recovered(world: &World, to: &Path, words: &[&str]) -> Result<Outcome> {
+    let config = to.join("thrice.toml");
+    let mut command = world.command(&["--config", &config.to_string_lossy()]);
+    Running::spawn(command.args(words))?.wait()
+}
+
+#[test]
+fn r01_a_store_that_is_another_than_the_kits_is_refused() -> Result<()> {
+    let world = small!();
+    let (kit, to, out) = (
+        world.path("box.kit"),
+        world.path("opened"),
+        shown(&world, "back"),
+    );
+    let opened = open(&world, &kit, &world.path("passphrase"), &to)?;
+    ensure!(opened.code == Some(0), "{opened}");
+    let restore = ["restore", "docs", "--to", &out];
+    let rebuild = ["catalog", "rebuild"];
+
+    // An empty disk, and what a new installation of the same name has made there since.
+    let (nas, right, other) = (
+        world.path("nas"),
+        world.path("nas-right"),
+        world.path("nas-other"),
+    );
+    std::fs::rename(&nas, &right)?;
+    let again = World::one_store()?;
+    again.write("docs/a", "of another")?;
+    again.expect(&["run"], 0)?;
+    std::fs::rename(again.path("sda"), &other)?;
+    for (place, says) in [(None, "holds no store"), (Some(&other), "is another store")] {
+        match place {
+            None => std::fs::create_dir(&nas)?,
+            Some(place) => std::fs::rename(place, &nas)?,
+        }
+        let outcome = recovered(&world, &to, &rebuild)?;
+        ensure!(outcome.code == Some(4), "{says}\n{outcome}");
+        let said = said(&outcome);
+        ensure!(said.contains(says), "{says}\n{outcome}");
+        ensure!(
+            said.contains("take `identity` out of [store.nas]"),
+            "{said}"
+        );
+        let outcome = recovered(&world, &to, &restore)?;
+        ensure!(outcome.code == Some(2), "{says}\n{outcome}");
+        ensure!(!Path::new(&out).exists(), "something was restored");
+        match place {
+            // Nor was one made of it.
+            None => std::fs::remove_dir(&nas)?,
+            Some(place) => std::fs::rename(&nas, place)?,
+        }
+    }
+
+    // The right one is read; what comes into its place after that is refused too.
+    std::fs::rename(&right, &nas)?;
+    let outcome = recovered(&world, &to, &rebuild)?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    std::fs::rename(&nas, &right)?;
+    std::fs::rename(&other, &nas)?;
+    let outcome = recovered(&world, &to, &restore)?;
+    ensure!(outcome.code == Some(1), "{outcome}");
+    ensure!(said(&outcome).contains("is another store"), "{outcome}");
+    ensure!(!Path::new(&out).exists(), "something was restored");
+
+    // Whoever means the other one takes the line away.
+    let config = std::fs::read_to_string(to.join("thrice.toml"))?;
+    let lines = config.lines().filter(|line| !line.starts_with("identity"));
+    let lines: Vec<&str> = lines.collect();
+    std::fs::write(to.join("thrice.toml"), lines.join("\n"))?;
+    let outcome = recovered(&world, &to, &rebuild)?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    let outcome = recovered(&world, &to, &restore)?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    ensure!(std::fs::read_to_string(Path::new(&out).join("a"))? == "of another");
     Ok(())
 }

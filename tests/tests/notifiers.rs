@@ -2,11 +2,11 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{Received, Sink, SinkMood, World};
+use blackbox::{Received, Running, Sink, SinkMood, World};
 use observe::notify::conformance::{self, Arrived, Mood, Receiver};
 use observe::notify::{Notifier, Retry, notifier};
 use policy::{Channel, Hook, HookUrl, MailSpec, Secret, Smtp};
@@ -301,6 +301,87 @@ fn without_a_server_the_machines_own_sendmail_takes_it() -> Result<()> {
     ensure!(
         !mail.contains('\r') && mail.contains("\nSubject: box: a test\n"),
         "{mail}"
+    );
+    Ok(())
+}
+
+/// Lets TLS end before a sink, as long as it lives.
+struct Tls(Child);
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Over a real TLS connection the mail arrives, password and all; where the server's certificate is
+/// not known, nothing is said to it.
+#[test]
+fn a_mail_goes_over_tls_to_whom_its_certificate_proves() -> Result<()> {
+    let tools = ["socat", "openssl"];
+    if let Some(missing) = tools.iter().find(|tool| blackbox::find(tool).is_none()) {
+        return blackbox::skip(format!("{missing} is not installed"));
+    }
+    let world = World::one_store()?;
+    let sink = Sink::smtp()?;
+    let made = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ])
+        .arg("-keyout")
+        .arg(world.path("tls.key"))
+        .arg("-out")
+        .arg(world.path("tls.pem"))
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
+    let listen = format!(
+        "OPENSSL-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,verify=0,cert={},key={}",
+        world.path("tls.pem").display(),
+        world.path("tls.key").display()
+    );
+    let to = format!("TCP:{}", sink.address());
+    let log = std::fs::File::create(world.path("socat.log"))?;
+    let socat = Command::new("socat")
+        .args([&listen, &to])
+        .stderr(log)
+        .spawn()?;
+    let _tls = Tls(socat);
+    let patience = Instant::now() + Duration::from_secs(30);
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        ensure!(Instant::now() < patience, "socat does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::fs::write(world.path("password"), SECRET)?;
+    let text = std::fs::read_to_string(world.path("thrice.toml"))?;
+    world.configure(&format!(
+        "{text}[notify.me]\nkind = \"mail\"\nto = \"a@b.c\"\nfrom = \"t@b.c\"\nuser = \"me\"\n\
+         smtp = \"smtps://localhost:{port}\"\npassword_file = \"{}\"\n",
+        world.path("password").display()
+    ))?;
+    let outcome = world.run(&["notify", "--test", "me"])?;
+    ensure!(outcome.code == Some(1), "{outcome}");
+    ensure!(outcome.stderr.contains("certificate"), "{outcome}");
+    ensure!(sink.take().is_empty(), "an unknown server was told");
+
+    let mut command = world.command(&["notify", "--test", "me"]);
+    command.env("CURL_CA_BUNDLE", world.path("tls.pem"));
+    let outcome = Running::spawn(&mut command)?.wait()?;
+    ensure!(outcome.code == Some(0), "{outcome}");
+    let got = sink.wait()?;
+    ensure!(got.len() == 1 && got[0].head.contains(LOGIN), "{got:?}");
+    ensure!(
+        got[0].header("Subject") == Some("box: a test".into()),
+        "{got:?}"
     );
     Ok(())
 }

@@ -1,9 +1,13 @@
 //! What people hear of: the real binary tells real receivers.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use blackbox::{Outcome, Received, Sink, SinkMood, World};
+use blackbox::{
+    FileSystem, LoopFs, Outcome, Received, Running, Sink, SinkMood, World, quick_dir, skip,
+};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// A world whose root has the dataset `docs`, with these tables of notifiers.
@@ -253,4 +257,118 @@ fn r08_that_nothing_is_known_is_told() -> Result<()> {
     ensure!(told["items"][0]["severity"] == "S1", "{told}");
     world.run(&["notify"])?;
     none(&sink)
+}
+
+/// More calls that change a disk than telling makes.
+const CUTS_MAX: u32 = 500;
+
+/// The power is cut all along `thrice notify`, also between the delivery and the note that it was:
+/// what changed is told at least once, at most twice, and afterwards there is nothing left to tell.
+#[test]
+fn r05_a_message_whose_delivery_is_cut_off_is_told_again_and_never_lost() -> Result<()> {
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        return skip("the cutter does not know this machine's system calls");
+    }
+    let parent = quick_dir(1 << 30);
+    let mut disk = match LoopFs::new_in(FileSystem::Ext4, 320 << 20, &parent) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(format!("{reason:#}")),
+    };
+    let sink = Sink::http()?;
+    let world = World::new_in(&parent)?;
+    let state = disk.path().join("state");
+    std::fs::create_dir(&state)?;
+    let full = "full = { warn = \"100%\", stop = \"100%\" }";
+    let head = world.head_at(&state, &world.path("sda"));
+    let head = head.replacen("kind = \"disk\"", &format!("kind = \"disk\"\n{full}"), 1);
+    let root = world.root(&["sda"]);
+    world.configure(&format!("{head}{root}{}", webhook("me", &sink, "")))?;
+    world.write("docs/a", "a")?;
+    world.expect(&["run"], 0)?;
+    none(&sink)?;
+    let mark = world.path("cut");
+    let (mut cuts, mut twice) = (0, 0);
+    for nth in 1..CUTS_MAX {
+        let change = if nth % 2 == 1 { "hold" } else { "release" };
+        world.expect(&[change, "docs"], 0)?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cutter"));
+        world.freeze(&mut command);
+        command.arg(disk.path()).arg(&mark).arg(nth.to_string());
+        let outcome = Running::spawn(command.arg(world.program()).arg("notify"))?.wait()?;
+        let was_cut = mark.exists();
+        let mut told = sink.take();
+        if was_cut {
+            cuts += 1;
+            std::fs::remove_file(&mark)?;
+            let patience = Instant::now() + Duration::from_secs(30);
+            while let Err(error) = disk.umount() {
+                ensure!(Instant::now() < patience, "{error:#}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            disk.mount()?;
+            world.expect(&["notify"], 0)?;
+            told.extend(sink.take());
+        } else {
+            ensure!(outcome.code == Some(0), "not cut, and yet\n{outcome}");
+        }
+        ensure!(
+            (1..=2).contains(&told.len()),
+            "cut {nth}, {change}: {told:?}"
+        );
+        twice += usize::from(told.len() == 2);
+        for message in &told {
+            let message = json(message)?;
+            let wanted = if change == "hold" { "new" } else { "mended" };
+            ensure!(
+                message["items"][0]["change"] == wanted,
+                "{change}: {message}"
+            );
+        }
+        world.expect(&["notify"], 0)?;
+        none(&sink)?;
+        if !was_cut {
+            break;
+        }
+    }
+    eprintln!("{cuts} cuts, {twice} of them told it twice");
+    ensure!(cuts > 2 && twice > 0, "{cuts} cuts, {twice} told twice");
+    Ok(())
+}
+
+/// A run that is killed has begun, and never says that all is done.
+#[test]
+fn r08_a_killed_run_does_not_tell_a_dead_mans_switch_that_all_is_well() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = world(&format!(
+        "[notify.alive]\nkind = \"ping\"\nurl = \"http://{}/uuid\"\n\
+         [store.nas]\nkind = \"agent\"\npath = \"/nas\"\n\
+         via = [\"sh\", \"-c\", \"touch 'BEGUN'; sleep 60\", \"sh\"]\n\
+         [dataset.far]\npath = \"FAR\"\nroute = [\"nas\"]\n",
+        sink.address()
+    ))?;
+    let (begun, far) = (world.path("begun"), world.path("far"));
+    std::fs::create_dir(&far)?;
+    std::fs::write(far.join("f"), "f")?;
+    let text = std::fs::read_to_string(world.path("thrice.toml"))?;
+    let text = text.replace("BEGUN", &begun.to_string_lossy());
+    world.configure(&text.replace("FAR", &far.to_string_lossy()))?;
+    let paths = || -> Vec<String> { sink.take().iter().map(|got| got.path().into()).collect() };
+    for (signal, after) in [(Signal::KILL, &[][..]), (Signal::TERM, &["/uuid/fail"])] {
+        let run = world.spawn(&["run"])?;
+        let started = Instant::now();
+        while !begun.exists() {
+            ensure!(
+                started.elapsed() < Duration::from_secs(60),
+                "it never began"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        ensure!(paths() == ["/uuid/start"]);
+        run.signal(signal)?;
+        let outcome = run.wait()?;
+        ensure!(outcome.code != Some(0), "{outcome}");
+        ensure!(paths() == after, "{signal:?}: {outcome}");
+        std::fs::remove_file(&begun)?;
+    }
+    Ok(())
 }

@@ -282,6 +282,27 @@ fn with_a_tracker_only_what_changed_is_looked_at() -> Result<()> {
         number(&seen, "docs", "files")? == 1,
         "of the last walk: {seen:#}"
     );
+    // A whole directory that is moved in makes one event, and none for what is in it.
+    fs::create_dir_all(world.path("away/film/raw"))?;
+    let old = SystemTime::now() - Duration::from_secs(48 * HOUR);
+    for (name, size) in [("raw/c.mp4", 3_000), ("d.pdf", 500)] {
+        let path = world.path("away/film").join(name);
+        fs::write(&path, vec![1; size])?;
+        let file = File::options().write(true).open(&path)?;
+        file.set_times(FileTimes::new().set_modified(old))?;
+    }
+    fs::rename(world.path("away/film"), docs.join("deep/film"))?;
+    let third = look()?;
+    ensure!(third["how"] == "dirty", "{third}");
+    let seen = report(&world, SystemTime::now())?;
+    ensure!(number(&seen, "docs", "came_bytes")? == 3_500, "{seen:#}");
+    let fourth = look()?;
+    ensure!(fourth["how"] == "dirty", "{fourth}");
+    let seen = report(&world, SystemTime::now())?;
+    ensure!(
+        number(&seen, "docs", "came_bytes")? == 3_500,
+        "counted twice: {seen:#}"
+    );
     // What a run needs of the tracker's is there as before.
     world.expect(&["run"], 0)?;
     same(&docs, &world.path("sda/docs"))?;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
@@ -148,7 +148,9 @@ impl<'a> Job<'a> {
         });
         command.stdin(match input.is_empty() {
             true => Stdio::null(),
-            false => Stdio::piped(),
+            false => whole(input)
+                .map_err(Error::io(format!("beginning `{name}`")))?
+                .into(),
         });
         let mut child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::NoProgram {
@@ -158,11 +160,10 @@ impl<'a> Job<'a> {
             _ => Error::io(format!("beginning `{name}`"))(error),
         })?;
         let doing = format!("talking to `{name}`");
-        let (errors, sink) = (child.stderr.take(), child.stdin.take());
+        let errors = child.stderr.take();
         let over = &AtomicBool::new(false);
         thread::scope(|scope| {
             let said = scope.spawn(move || tail(errors, over));
-            scope.spawn(move || feed(sink, input));
             let pid = Pid::from_child(&child);
             let output = scope.spawn(move || {
                 let mut child = child;
@@ -218,6 +219,16 @@ fn end(pid: Pid, pidfd: impl AsFd) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a program reads, in memory. A pipe would end where this process is killed, and half of a
+/// message or of a script would be taken for all of it.
+fn whole(input: &[u8]) -> io::Result<File> {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    let mut file = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
+    file.write_all(input)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// A place in memory for what a program says, which never grows: whoever it leaves behind may write
@@ -294,13 +305,6 @@ fn judge(name: &str, status: ExitStatus, said: String) -> Result<()> {
             status: status.to_string(),
             said,
         }),
-    }
-}
-
-/// Writes all of it. A program that does not want it has its own reasons, and its status.
-fn feed(sink: Option<impl Write>, input: &[u8]) {
-    if let Some(mut sink) = sink {
-        let _ = sink.write_all(input);
     }
 }
 

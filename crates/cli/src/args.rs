@@ -558,6 +558,9 @@ pub struct KitArgs {
     /// Leave this out on purpose, as `ssh-key:STORE` or `file:PATH` (may be given more than once)
     #[arg(long, value_name = "ID")]
     pub without: Vec<String>,
+    /// Put this program beside it too, as FILE.thrice
+    #[arg(long)]
+    pub with_binary: bool,
     /// Replace a kit that is there
     #[arg(long)]
     pub overwrite: bool,

@@ -66,7 +66,7 @@ pub use plan::{Forecast, LegPlan, StorePlan, forecast, growth, room_before_first
 pub use point::{BundleOptions, Chosen, choose_point};
 pub use process::{at_work, boot_id, is_alive, set_io_class};
 pub use prune::{Pruned, note_append_only, prune};
-pub use rebuild::{Rebuilt, rebuild};
+pub use rebuild::{Rebuilt, Unread, rebuild};
 pub use refetch::{Refetched, is_refetched, refetched};
 pub use report::{
     BundleOutcome, CanaryOutcome, DatasetOutcome, Leg, Notice, Observer, Problem, Silent, Status,

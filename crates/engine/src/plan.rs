@@ -462,6 +462,7 @@ mod tests {
             stop_full: 0.95,
             keep: policy::Keep::default(),
             limit_up: None,
+            identity: None,
             nas: None,
         };
         let passes = |bytes| After::of(&space, bytes).passes(&spec);

@@ -17,10 +17,27 @@ pub struct Rebuilt {
     pub operations: u64,
 }
 
+/// What could not be read.
+#[derive(Clone, Debug)]
+pub struct Unread {
+    pub message: String,
+    /// Whether what lies there was refused, because the configuration names another store.
+    pub is_another: bool,
+}
+
+impl From<String> for Unread {
+    fn from(message: String) -> Self {
+        Self {
+            message,
+            is_another: false,
+        }
+    }
+}
+
 /// Reads every configured store's logs into the (empty) catalog. What cannot be read, a store or
 /// a dataset in one, is told in `failed`, and the others are read all the same. Error: the
 /// catalog cannot be written.
-pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebuilt>> {
+pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<Unread>) -> Result<Vec<Rebuilt>> {
     let catalog = engine.catalog;
     let known = Default::default();
     let landscape = crate::volumes::look(engine.config, &known);
@@ -36,7 +53,10 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
             Ok(opened) => opened,
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
-                failed.push(error.to_string());
+                failed.push(Unread {
+                    message: error.to_string(),
+                    is_another: spec.identity.is_some() && matches!(error, Error::Held(_)),
+                });
                 continue;
             }
         };
@@ -44,7 +64,7 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
         let names = match opened.store().datasets().map_err(Error::at(&spec.name)) {
             Ok(names) => names,
             Err(error) => {
-                failed.push(error.to_string());
+                failed.push(error.to_string().into());
                 continue;
             }
         };
@@ -59,7 +79,7 @@ pub fn rebuild(engine: &Engine<'_>, failed: &mut Vec<String>) -> Result<Vec<Rebu
                 Err(Error::Catalog(error)) if !matches!(error, catalog::Error::Misuse(_)) => {
                     return Err(error.into());
                 }
-                Err(error) => failed.push(format!("{name}: {error}")),
+                Err(error) => failed.push(format!("{name}: {error}").into()),
             }
         }
     }

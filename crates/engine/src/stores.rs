@@ -64,6 +64,9 @@ impl Opened {
     }
 }
 
+/// Why a store is refused: it is not there, or not the one that it should be.
+const IDENTITY: &str = "store-identity";
+
 /// How long ssh may take to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -92,7 +95,8 @@ pub fn check_store(config: &Config, name: &str) -> Result<()> {
 }
 
 /// Opens the store `name`. `known`: the identity it had when it was first used. Error:
-/// [`Error::Interrupted`] when the user wanted to stop before a far store had answered.
+/// [`Error::Interrupted`] when the user wanted to stop before a far store had answered;
+/// [`Error::Held`] when what lies there is not the store that was used, or that is named.
 pub fn open(
     engine: &Engine<'_>,
     name: &str,
@@ -105,6 +109,7 @@ pub fn open(
         .iter()
         .find(|spec| spec.name == name)
         .ok_or_else(|| Error::Usage(format!("there is no store `{name}` in the configuration")))?;
+    let known = expected(spec, known)?;
     // A store that was seen before is never made anew where it is missing (R1).
     let create = purpose == Purpose::Write && known.is_none();
     let backend = match &spec.kind {
@@ -118,7 +123,7 @@ pub fn open(
                 read_only: purpose == Purpose::Read,
             };
             Backend::Disk(Box::new(
-                Disk::open(&spec.path, options).map_err(|e| refused(engine, name, e))?,
+                Disk::open(&spec.path, options).map_err(|e| refused(engine, spec, e))?,
             ))
         }
         StoreKind::Agent {
@@ -150,12 +155,35 @@ pub fn open(
         Backend::Disk(disk) => disk.info(),
         Backend::Remote(remote) => remote.info(),
     }
-    .map_err(|error| refused(engine, name, error))?;
+    .map_err(|error| refused(engine, spec, error))?;
     Ok(Opened {
         spec: spec.clone(),
         info,
         backend,
     })
+}
+
+/// The one identity that may lie there: that which the configuration names, which is also the one
+/// that was used so far.
+fn expected<'a>(spec: &'a StoreSpec, known: Option<&'a str>) -> Result<Option<&'a str>> {
+    let Some(named) = spec.identity.as_deref() else {
+        return Ok(known);
+    };
+    match known.filter(|known| *known != named) {
+        None => Ok(Some(named)),
+        Some(known) => Err(Error::Held(Stop::new(
+            IDENTITY,
+            format!(
+                "store `{0}`: the configuration names {named}, and {known} was used so far",
+                spec.name
+            ),
+            format!(
+                "correct `identity` of [store.{0}]; if it was replaced on purpose: thrice release \
+                 --store {0}",
+                spec.name
+            ),
+        ))),
+    }
 }
 
 fn connect(
@@ -176,23 +204,31 @@ fn connect(
         ..RemoteOptions::new(engine.config.host.name.clone())
     };
     let remote = Remote::connect(transport, &options);
-    let remote = remote.map_err(|error| refused(engine, &spec.name, error))?;
+    let remote = remote.map_err(|error| refused(engine, spec, error))?;
     Ok(Backend::Remote(Box::new(remote)))
 }
 
-fn refused(engine: &Engine<'_>, name: &str, error: store::Error) -> Error {
+fn refused(engine: &Engine<'_>, spec: &StoreSpec, error: store::Error) -> Error {
+    let name = &spec.name;
     match error {
         // Nobody waited to see whether it would have answered.
         store::Error::Wire(_) if engine.cancel.load(Ordering::Relaxed) => Error::Interrupted,
         store::Error::NotOurs(reason) => Error::Held(Stop::new(
-            "store-identity",
+            IDENTITY,
             format!("store `{name}`: {reason}"),
-            format!(
-                "attach the right one; if it was replaced on purpose: thrice release --store {name}"
-            ),
+            match spec.identity {
+                None => format!(
+                    "attach the right one; if it was replaced on purpose: thrice release --store \
+                     {name}"
+                ),
+                Some(_) => format!(
+                    "attach the right one; if this one is meant all the same, take `identity` out \
+                     of [store.{name}]"
+                ),
+            },
         )),
         other => Error::Store {
-            store: name.to_owned(),
+            store: name.clone(),
             source: other,
         },
     }

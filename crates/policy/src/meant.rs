@@ -83,6 +83,8 @@ pub struct StoreSpec {
     pub path: PathBuf,
     /// Refuse when nothing is mounted at `path` (local disks).
     pub mounted: bool,
+    /// Refuse every store but that of this identity (of its `store.toml`), and make none.
+    pub identity: Option<String>,
     /// Share of the file system in use above which to warn and to stop, `0.0..=1.0`.
     /// Defaults 0.85 and 0.95.
     pub warn_full: f64,

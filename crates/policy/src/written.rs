@@ -346,6 +346,7 @@ fn read_store_keys(
         Some(StoreKind::Disk)
     };
     let mounted = !agent && fields.bool("mounted").is_some_and(|yes| yes.value);
+    let identity = fields.parsed("identity", check_identity);
     if !agent {
         wrong_kind(
             sink,
@@ -362,6 +363,7 @@ fn read_store_keys(
             kind: kind?,
             path,
             mounted,
+            identity: identity.map(|identity| identity.value),
             warn_full,
             stop_full,
             keep,
@@ -370,6 +372,18 @@ fn read_store_keys(
         },
         span,
     })
+}
+
+/// As the `id` of a store's `store.toml`.
+fn check_identity(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if text.is_empty() || !text.chars().all(plain) {
+        let shown = tree::escape(text.as_bytes());
+        return Err(format!(
+            "`{shown}` is no identity of a store; it is the `id` in its `.thrice/store.toml`"
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 /// `via`: at least the program.

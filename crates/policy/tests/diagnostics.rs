@@ -329,7 +329,7 @@ mouted = true
     13 | mouted = true
        | ^^^^^^
        |
-       = help: known: kind, path, full, keep, limit, ssh, ssh_config, command, snapshots, share
+       = help: known: kind, path, full, keep, limit, ssh, ssh_config, command, identity, snapshots, share
     "#);
 }
 
@@ -1564,4 +1564,23 @@ severity = "S1"
     assert!(mail.smtp.as_ref().expect("a server").login.is_some());
     assert_eq!((phone.severity, phone.channel.kind()), ("S1", "ntfy"));
     assert!(!format!("{config:?}").contains("ntfy.example.org"));
+}
+
+#[test]
+fn an_identity_is_one_or_is_told() {
+    let with = |identity: &str| {
+        format!(
+            "[store.sda]\nkind = \"disk\"\npath = \"/a\"\nidentity = {identity}\n\
+             [dataset.d]\npath = \"/d\"\nroute = [\"sda\"]\n"
+        )
+    };
+    let good = with("\"0199aa-5e\"");
+    let (config, _) = policy::parse(Path::new("thrice.toml"), &good).unwrap();
+    assert_eq!(config.stores[0].identity.as_deref(), Some("0199aa-5e"));
+    for bad in ["\"\"", "\"never seen\"", "7"] {
+        assert!(said(&with(bad)).contains("thrice.toml:4:"), "{bad}");
+    }
+    let said = said(&with("\"never seen\""));
+    let remedy = "`never seen` is no identity of a store; it is the `id` in its";
+    assert!(said.contains(remedy), "{said}");
 }

@@ -36,9 +36,24 @@ const FOLDERS: [&str; 8] = [
     "/var/vmail",
 ];
 
+/// Where programs that run machines keep their images.
+const IMAGE_FOLDERS: [&str; 3] = [
+    "/var/lib/libvirt/images",
+    "/var/lib/machines",
+    "/var/lib/vz/images",
+];
+/// What libvirt is told of its machines.
+const LIBVIRT: &str = "/etc/libvirt/qemu";
+/// Where a Proxmox host tells of its guests.
+const PVE: &str = "/etc/pve";
+
 /// What was seen of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
+    /// Its own name.
+    pub host: String,
+    /// Its time zone by IANA's name, if it has one.
+    pub zone: Option<String>,
     pub mounts: Vec<Mount>,
     /// LVM volumes.
     pub volumes: Vec<Volume>,
@@ -54,6 +69,10 @@ pub struct Machine {
     pub containers: Vec<Container>,
     /// Kubernetes' persistent volumes.
     pub claims: Vec<Claim>,
+    /// Guests of a Proxmox host.
+    pub guests: Vec<PveGuest>,
+    /// Folders with images of machines.
+    pub image_folders: Vec<PathBuf>,
     /// Folders of the system that have something in them.
     pub folders: Vec<PathBuf>,
     /// What could not be seen, and why.
@@ -70,6 +89,18 @@ pub struct Mount {
     pub kind: String,
     /// A device, or a share of another machine.
     pub source: String,
+    /// Whether nothing can be written through it.
+    pub is_read_only: bool,
+}
+
+/// A guest of a Proxmox host, on this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PveGuest {
+    pub id: u64,
+    /// As its configuration calls it; perhaps empty.
+    pub name: String,
+    /// Whether it is a container, and no virtual machine.
+    pub is_container: bool,
 }
 
 /// An LVM volume.
@@ -102,6 +133,12 @@ impl Machine {
     /// Looks at this machine. It never fails: what cannot be seen is in [`Machine::notes`].
     pub fn look(job: &Job<'_>) -> Self {
         let mut machine = Self::default();
+        let host = machine.file("/proc/sys/kernel/hostname");
+        machine.host = String::from_utf8_lossy(host.trim_ascii()).into_owned();
+        machine.zone = jiff::tz::TimeZone::system()
+            .iana_name()
+            .filter(|name| jiff::tz::TimeZone::get(name).is_ok())
+            .map(str::to_owned);
         machine.mounts = read::mounts(&machine.file("/proc/self/mountinfo"));
         machine.exports = read::exports(&machine.file("/etc/exports"));
         for path in parts_of("/etc/exports.d") {
@@ -123,6 +160,8 @@ impl Machine {
         if let Some(text) = machine.ask(job, "kubectl", &claims) {
             machine.claims = machine.read("kubectl", kube::read_claims(&text));
         }
+        machine.guests();
+        machine.images();
         for path in FOLDERS {
             let entries = std::fs::read_dir(path);
             if entries.is_ok_and(|mut entries| entries.next().is_some()) {
@@ -181,6 +220,73 @@ impl Machine {
         self.subvolumes.retain(|path| !mounted.contains(path));
         self.subvolumes.sort();
         self.subvolumes.dedup();
+    }
+
+    /// A folder's files, by their names; a folder that is not there has none.
+    fn entries(&mut self, folder: &Path) -> Vec<PathBuf> {
+        let listed = std::fs::read_dir(folder)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+        let mut paths: Vec<PathBuf> = match listed {
+            Ok(paths) => paths,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                let folder = crate::error::shown(folder);
+                self.notes
+                    .push(format!("`{folder}` cannot be read: {error}"));
+                Vec::new()
+            }
+        };
+        paths.sort();
+        paths
+    }
+
+    fn guests(&mut self) {
+        if !self.mounts.iter().any(|mount| mount.path == Path::new(PVE)) {
+            return;
+        }
+        for (folder, is_container) in [("qemu-server", false), ("lxc", true)] {
+            for path in self.entries(&Path::new(PVE).join(folder)) {
+                let id = path
+                    .file_stem()
+                    .and_then(|stem| stem.to_str()?.parse().ok());
+                let is_config = path.extension().is_some_and(|end| end == "conf");
+                if let Some(id) = id.filter(|_| is_config) {
+                    let name = read::guest_name(&self.file(&path));
+                    self.guests.push(PveGuest {
+                        id,
+                        name,
+                        is_container,
+                    });
+                }
+            }
+        }
+        self.guests.sort();
+    }
+
+    /// Folders with images: where they usually lie, and where libvirt says that they do.
+    fn images(&mut self) {
+        let mut found = BTreeSet::new();
+        for folder in IMAGE_FOLDERS.map(Path::new) {
+            let inside = self.entries(folder);
+            // Proxmox has a folder for each guest.
+            let folders = inside.iter().filter(|path| path.is_dir());
+            let deeper: Vec<_> = folders.flat_map(|path| self.entries(path)).collect();
+            if inside
+                .iter()
+                .chain(&deeper)
+                .any(|path| read::is_image(path))
+            {
+                found.insert(folder.to_owned());
+            }
+        }
+        for path in self.entries(Path::new(LIBVIRT)) {
+            if path.extension().is_some_and(|end| end == "xml") {
+                let images = read::libvirt_images(&self.file(&path));
+                let there = images.iter().filter(|image| image.is_file());
+                found.extend(there.filter_map(|image| image.parent().map(Path::to_owned)));
+            }
+        }
+        self.image_folders = found.into_iter().collect();
     }
 
     fn containers(&mut self, job: &Job<'_>) {

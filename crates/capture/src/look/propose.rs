@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use policy::DatabaseEngine;
 
-use super::{Machine, Mount, Server, Volume};
+use super::{Machine, Mount, PveGuest, Server, Volume};
 use crate::kube::ClaimPlace;
 
 /// File systems that hold data of this machine.
@@ -45,6 +45,13 @@ const SYSTEM: [&str; 14] = [
 ];
 /// The longest that an item of a list is shown, characters.
 const ITEM_MAX: usize = 160;
+/// The first hours at which a backup and a verification may begin, and the minutes after those in
+/// which they do.
+const BACKUP: u32 = 1;
+const VERIFY: u32 = 9;
+const NIGHT: u32 = 180;
+/// Where Proxmox keeps images that are files.
+const PVE_IMAGES: &str = "/var/lib/vz/images";
 /// Folders of which each folder in them is somebody's own.
 const EACH: [&str; 2] = ["/home", "/srv"];
 
@@ -55,11 +62,13 @@ pub fn propose(machine: &Machine, roots: &[PathBuf], devices: &[String]) -> Stri
     let mut draft = Draft::default();
     draft.names.insert("host".into());
     let store = draft.head(machine);
+    draft.schedule(machine);
     for root in roots {
-        draft.root(root, "named by you");
+        draft.root(machine, root, "named by you");
     }
     draft.trees(machine, store.as_deref());
     draft.containers(machine);
+    draft.images(machine);
     draft.made(machine, devices);
     draft.rest(machine);
     draft.text
@@ -175,6 +184,30 @@ impl Draft {
         found.map(|mount| mount.path.clone())
     }
 
+    /// Times at night that are this machine's own: what others do at the same hour is on the same
+    /// disks and the same NAS (R18).
+    fn schedule(&mut self, machine: &Machine) {
+        let spread = machine.host.bytes().fold(0_u32, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u32::from(byte))
+        });
+        let spread = spread % NIGHT;
+        let time = |begin: u32| format!("{:02}:{:02}", begin + spread / 60, spread % 60);
+        self.line("");
+        self.comment("Then `thrice install` writes the timer. The times are spread by the name of");
+        self.comment("this machine, so that not all of a house begin at once; choose quiet ones.");
+        self.line("[schedule]");
+        let mut keys = Vec::new();
+        match &machine.zone {
+            Some(zone) => keys.push(("zone", quoted(zone))),
+            None => self.comment("zone = \"Europe/Sofia\": this machine does not name its own"),
+        }
+        keys.push(("backup", quoted(&time(BACKUP))));
+        keys.push(("verify", quoted(&format!("Sun {}", time(VERIFY)))));
+        self.keys(&keys, "");
+        self.comment("offsite and prune follow each backup. Reading everything back takes long:");
+        self.comment("verify = \"monthly 09:00\" where a Sunday is not enough.");
+    }
+
     fn trees(&mut self, machine: &Machine, store: Option<&Path>) {
         let mut found: Vec<(PathBuf, &str)> = Vec::new();
         let exports = machine.exports.iter();
@@ -198,7 +231,7 @@ impl Draft {
             .chain(machine.subvolumes.iter().map(PathBuf::as_path))
             .collect();
         for (path, said) in &found {
-            self.tree(path, said, apart.contains(path.as_path()));
+            self.tree(machine, path, said, apart.contains(path.as_path()));
         }
         for mount in &machine.mounts {
             self.elsewhere(mount);
@@ -207,7 +240,7 @@ impl Draft {
 
     /// A tree that was found: a root where each folder is somebody's own, else a dataset.
     /// `is_apart`: the tree around it ends where it begins.
-    fn tree(&mut self, path: &Path, said: &str, is_apart: bool) {
+    fn tree(&mut self, machine: &Machine, path: &Path, said: &str, is_apart: bool) {
         if is_system(path) || self.is_store(path) || self.is_covered(path, is_apart) {
             return;
         }
@@ -222,18 +255,31 @@ impl Draft {
         let inside = self.is_inside(path);
         let each = EACH.iter().any(|each| path == Path::new(each)) || said.contains("NFS");
         match (each || said.starts_with("a file")) && !inside {
-            true => self.root(path, said),
+            true => self.root(machine, path, said),
             false => self.folder(path, said),
         }
     }
 
-    fn root(&mut self, path: &Path, said: &str) {
+    fn root(&mut self, machine: &Machine, path: &Path, said: &str) {
         let Some(text) = self.text_of(path, said) else {
             return;
         };
         self.line(format!("\n[root.{text}]"));
-        let keys = [("each", quoted("dir")), ("route", route())];
+        let mut keys = vec![("each", quoted("dir")), ("route", route())];
+        let around = machine.mounts.iter();
+        let around = around.filter(|mount| path.starts_with(&mount.path));
+        let mount = around.max_by_key(|mount| mount.path.components().count());
+        let is_writable = mount.is_none_or(|mount| !mount.is_read_only);
+        if is_writable {
+            keys.push(("canary", "true".into()));
+        }
         self.keys(&keys, said);
+        if is_writable && self.roots.is_empty() {
+            self.comment(
+                "canary: each run writes a small file into one of the trees, reads it back",
+            );
+            self.comment("from every store, and removes it. `false` where nothing may be written.");
+        }
         self.roots.push(path.to_owned());
     }
 
@@ -259,17 +305,7 @@ impl Draft {
             true => format!("it lies on another machine ({source}); back it up there"),
             false => format!("{kind} shows here what lies elsewhere ({source})"),
         };
-        let Some(text) = self.text_of(&mount.path, &why) else {
-            return;
-        };
-        let name = name_of(&mount.path);
-        let keys = [
-            ("path", text),
-            ("route", "[]".into()),
-            ("why", quoted(&why)),
-        ];
-        self.dataset(&name, &keys, "");
-        self.datasets.push(mount.path.clone());
+        self.not_copied(&mount.path, &why);
     }
 
     /// A path as TOML has it; what is not text is a comment.
@@ -315,15 +351,73 @@ impl Draft {
         for container in &machine.containers {
             for folder in &container.folders {
                 let said = format!("written by the container {}", plain(&container.name));
-                self.tree(folder, &said, false);
+                self.tree(machine, folder, &said, false);
             }
         }
         for claim in &machine.claims {
             if let ClaimPlace::Folder(path) = &claim.place {
                 let said = format!("claim {}/{}", plain(&claim.namespace), plain(&claim.name));
-                self.tree(path, &said, false);
+                self.tree(machine, path, &said, false);
             }
         }
+    }
+
+    /// Guests, and folders with images of machines.
+    fn images(&mut self, machine: &Machine) {
+        for guest in &machine.guests {
+            let what = match guest.is_container {
+                true => "a container",
+                false => "a virtual machine",
+            };
+            let name = match guest.name.is_empty() {
+                true => String::new(),
+                false => format!(" `{}`", plain(&guest.name)),
+            };
+            let keys = [("guest", guest.id.to_string()), ("route", route())];
+            let said = format!("{what} of Proxmox{name}, by vzdump");
+            self.dataset(&format!("guest-{}", guest.id), &keys, &said);
+        }
+        if !machine.guests.is_empty() {
+            self.comment(
+                "Guests are dumped one at a time into `scratch` of [host], which needs room",
+            );
+            self.comment(
+                "for the largest. Instead: the image of a volume, or what is in the guest.",
+            );
+        }
+        let mut inside = Vec::new();
+        for folder in &machine.image_folders {
+            let of_proxmox = folder == Path::new(PVE_IMAGES) && !machine.guests.is_empty();
+            if self.is_store(folder) || self.is_covered(folder, false) {
+                inside.push(tree::escape(folder.as_os_str().as_encoded_bytes()).into_owned());
+            } else if of_proxmox {
+                self.not_copied(
+                    folder,
+                    "disks of guests, which vzdump backs up as `guest-…`",
+                );
+            } else {
+                self.folder(folder, "images of machines");
+                self.comment(
+                    "The copy of an image whose machine runs is of no one moment: stop it",
+                );
+                self.comment(
+                    "meanwhile (`before` of a bundle), or `snapshot = true` on LVM, btrfs or ZFS.",
+                );
+            }
+        }
+        let title = "Images of machines in what is declared above (`snapshot = true` reads them \
+                     at one moment)";
+        self.list(title, inside.into_iter());
+    }
+
+    /// A tree that is not to be backed up, and why.
+    fn not_copied(&mut self, path: &Path, why: &str) {
+        let Some(text) = self.text_of(path, why) else {
+            return;
+        };
+        let keys = [("path", text), ("route", "[]".into()), ("why", quoted(why))];
+        self.dataset(&name_of(path), &keys, "");
+        self.datasets.push(path.to_owned());
     }
 
     fn made(&mut self, machine: &Machine, devices: &[String]) {
@@ -406,7 +500,8 @@ impl Draft {
                 || mounted.contains(format!("/dev/{group}/{name}").as_str())
         };
         let data = machine.volumes.iter().filter(|volume| !volume.is_pool);
-        let loose = data.filter(|volume| !is_mounted(volume));
+        let of_guest = |name: &str| of_guest(&machine.guests, name);
+        let loose = data.filter(|volume| !is_mounted(volume) && !of_guest(&volume.name));
         let loose = loose.map(|v| match &v.pool {
             Some(pool) => format!(
                 "{}/{} (pool {})",
@@ -417,10 +512,13 @@ impl Draft {
             None => format!("{}/{}", plain(&v.group), plain(&v.name)),
         });
         self.list(
-            "LVM volumes that are mounted nowhere: guests' disks, claims, swap?",
+            "LVM volumes that are mounted nowhere: guests' disks, claims, swap? An image of one: \
+             volume = \"GROUP/NAME\", image = true",
             loose,
         );
-        let zvols = machine.zvols.iter().map(|name| plain(name));
+        let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
+        let zvols = machine.zvols.iter().filter(|name| !of_guest(&last(name)));
+        let zvols = zvols.map(|name| plain(name));
         self.list("ZFS volumes", zvols);
         let claims = machine.claims.iter().filter_map(|claim| {
             let place = match &claim.place {
@@ -453,6 +551,14 @@ impl Draft {
             self.comment(format!("  {short}{dots}"));
         }
     }
+}
+
+/// Whether a volume is called as Proxmox calls the disks of one of these guests: `vm-101-disk-0`.
+fn of_guest(guests: &[PveGuest], volume: &str) -> bool {
+    let mut parts = volume.splitn(3, '-');
+    let kind = parts.next().unwrap_or_default();
+    let id = parts.next().and_then(|id| id.parse().ok());
+    ["vm", "base", "subvol"].contains(&kind) && guests.iter().any(|guest| Some(guest.id) == id)
 }
 
 fn route() -> String {
@@ -533,6 +639,7 @@ mod tests {
                 volume("data", true),
                 volume("nfs-data", false),
                 volume("vm-100-disk-0", false),
+                volume("vm-104-disk-0", false),
             ],
             exports: vec!["/srv/nfs".into()],
             servers: vec![
@@ -560,6 +667,23 @@ mod tests {
                     ClaimPlace::Driver("csi".into(), "r/z/s/vm-1".into()),
                 ),
             ],
+            guests: vec![
+                PveGuest {
+                    id: 100,
+                    name: "db".into(),
+                    is_container: false,
+                },
+                PveGuest {
+                    id: 105,
+                    name: String::new(),
+                    is_container: true,
+                },
+            ],
+            image_folders: ["/srv/nfs/images", "/var/lib/libvirt/images", PVE_IMAGES]
+                .map(PathBuf::from)
+                .to_vec(),
+            host: "pve".into(),
+            zone: Some("Europe/Sofia".into()),
             folders: ["/home", "/root", "/usr/local"].map(PathBuf::from).to_vec(),
             notes: vec!["`zfs` failed\nbadly".into()],
             ..Machine::default()
@@ -589,16 +713,35 @@ mod tests {
         assert_eq!(roots, [Path::new("/home"), Path::new("/srv/nfs")], "{text}");
         let found = datasets(&config);
         let routed = [
-            "host", "root", "local", "er", "db", "files", "postgres", "mysql", "redis", "etcd",
-            "vault", "mongodb", "fw.lan", "fw.lan-2",
+            "host",
+            "root",
+            "local",
+            "er",
+            "db",
+            "files",
+            "postgres",
+            "mysql",
+            "redis",
+            "etcd",
+            "vault",
+            "mongodb",
+            "fw.lan",
+            "fw.lan-2",
+            "guest-100",
+            "guest-105",
+            "images",
         ];
         for name in routed {
             assert_eq!(found.get(name).map(Vec::len), Some(1), "{name}\n{text}");
         }
-        assert_eq!(found.get("media").map(Vec::len), Some(0), "{text}");
-        assert_eq!(found.len(), routed.len() + 1, "{text}");
+        for name in ["media", "images-2"] {
+            assert_eq!(found.get(name).map(Vec::len), Some(0), "{name}\n{text}");
+        }
+        assert_eq!(found.len(), routed.len() + 2, "{text}");
         for said in [
-            "pve/vm-100-disk-0 (pool data)",
+            "pve/vm-104-disk-0 (pool data)",
+            "#   /srv/nfs/images",
+            "a virtual machine of Proxmox `db`",
             "apps/disk: csi: r/z/s/vm-1",
             "#   `zfs` failed\\nbadly",
             "path    = \"/mnt/backup\"",
@@ -606,6 +749,48 @@ mod tests {
             assert!(text.contains(said), "{said}\n{text}");
         }
         assert!(!text.contains("pve/nfs-data"), "it is mounted");
+        assert!(!text.contains("pve/vm-100"), "it is a guest's");
+    }
+
+    #[test]
+    fn r18_the_schedule_is_this_machines_own_and_roots_prove_themselves() {
+        let times = |host: &str| {
+            let machine = Machine {
+                host: host.into(),
+                ..self::host()
+            };
+            let config = parsed(&propose(&machine, &[], &[]));
+            assert!(config.roots.iter().all(|root| root.canary));
+            assert_eq!(config.schedule.zone.as_deref(), Some("Europe/Sofia"));
+            let when = |step| config.schedule.when(step).cloned();
+            assert_eq!(when("offsite"), when("backup"), "it follows");
+            (when("backup").unwrap(), when("verify").unwrap())
+        };
+        assert_eq!(times("pve"), times("pve"));
+        let hosts: Vec<String> = (0..9).map(|number| format!("node{number}")).collect();
+        let all: BTreeSet<String> = hosts
+            .iter()
+            .map(|host| format!("{:?}", times(host)))
+            .collect();
+        assert_eq!(all.len(), hosts.len(), "{all:?}");
+
+        // Where nothing can be written, nothing is.
+        let mut machine = host();
+        machine.mounts = read::mounts(b"27 22 0:9 / /srv/nfs ro - ext4 /dev/sdc rw\n");
+        machine.zone = None;
+        let config = parsed(&propose(&machine, &[], &[]));
+        let canary = |path: &str| {
+            let root = config
+                .roots
+                .iter()
+                .find(|root| root.path == Path::new(path));
+            root.map(|root| root.canary)
+        };
+        assert_eq!(
+            (canary("/srv/nfs"), canary("/home")),
+            (Some(false), Some(true))
+        );
+        assert_eq!(config.schedule.zone, None);
     }
 
     #[test]
@@ -614,7 +799,7 @@ mod tests {
         let config = parsed(&text);
         assert_eq!(datasets(&config).len(), 1);
         assert!(text.contains("no disk for copies was found"));
-        assert!(text.lines().count() < 40, "it is short");
+        assert!(text.lines().count() < 50, "it is short");
     }
 
     #[test]

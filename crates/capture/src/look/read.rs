@@ -40,11 +40,19 @@ pub(super) fn mounts(text: &[u8]) -> Vec<Mount> {
             continue;
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(&unescaped(bytes)).into_owned();
+        // What is mounted may be read-only, and so may the place.
+        let options = [fields.get(5), fields.get(dash + 3)];
+        let mut options = options
+            .into_iter()
+            .flatten()
+            .flat_map(|text| text.split(|b| *b == b','));
+        let is_read_only = options.any(|option| option == b"ro");
         let mount = Mount {
             path: OsString::from_vec(unescaped(path)).into(),
             top: OsString::from_vec(unescaped(top)).into(),
             kind: text(kind),
             source: text(source),
+            is_read_only,
         };
         // What is mounted over another hides it.
         mounts.retain(|other| other.path != mount.path);
@@ -74,6 +82,57 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// The `name` or `hostname` in a guest's configuration; its snapshots follow in sections of theirs.
+pub(super) fn guest_name(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let own = text.lines().take_while(|line| !line.starts_with('['));
+    let mut names = own.filter_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        ["name", "hostname"].contains(&key).then(|| value.trim())
+    });
+    names.next().unwrap_or_default().to_owned()
+}
+
+/// Whether a file is called as images of machines are.
+pub(super) fn is_image(path: &Path) -> bool {
+    let ends = ["qcow2", "raw", "img", "vmdk", "vdi", "vhdx"];
+    let end = path.extension().and_then(|end| end.to_str());
+    end.is_some_and(|end| ends.contains(&end.to_ascii_lowercase().as_str())) && path.is_file()
+}
+
+/// The files that libvirt's description of a machine names as disks: `<source file='…'/>`.
+pub(super) fn libvirt_images(text: &[u8]) -> Vec<PathBuf> {
+    let text = String::from_utf8_lossy(text);
+    let mut found = Vec::new();
+    for element in text.split("<source ").skip(1) {
+        let attributes = element.split('>').next().unwrap_or_default();
+        let Some((_, value)) = attributes.split_once("file=") else {
+            continue;
+        };
+        let mark = value
+            .chars()
+            .next()
+            .filter(|mark| ['\'', '"'].contains(mark));
+        let Some(file) = mark.and_then(|mark| value[1..].split(mark).next()) else {
+            continue;
+        };
+        let named = [
+            ("&lt;", "<"),
+            ("&gt;", ">"),
+            ("&quot;", "\""),
+            ("&apos;", "'"),
+        ];
+        let file = named
+            .iter()
+            .fold(file.to_owned(), |file, (name, is)| file.replace(name, is));
+        let file = file.replace("&amp;", "&");
+        if !["iso", "ISO"].iter().any(|end| file.ends_with(end)) {
+            found.push(PathBuf::from(file));
+        }
+    }
+    found
 }
 
 /// exports(5): the folders.
@@ -309,12 +368,28 @@ mod tests {
     }
 
     #[test]
+    fn guests_and_images_are_read_of_what_tells_of_them() {
+        let config = b"# a note\nboot: order=scsi0\nname: db\n\n[before]\nname: old\n";
+        assert_eq!(guest_name(config), "db");
+        assert_eq!(guest_name(b"hostname: web\nrootfs: x"), "web");
+        assert_eq!(guest_name(b"[snap]\nname: x\n"), "");
+        let xml =
+            b"<domain><disk type='file'><source file='/vm/a &amp; b.qcow2' index='1'/></disk>\
+            <disk><source index='2' file=\"/vm/c\"/></disk><source dev='/dev/sdb'/>\
+            <disk device='cdrom'><source file='/iso/debian.iso'/></disk><source file=/bad>\
+            </domain>";
+        let images = libvirt_images(xml);
+        assert_eq!(images, ["/vm/a & b.qcow2", "/vm/c"].map(PathBuf::from));
+    }
+
+    #[test]
     fn subvolumes_are_where_they_are_seen() {
         let mount = Mount {
             path: "/srv".into(),
             top: "/@srv".into(),
             kind: "btrfs".into(),
             source: "/dev/sdb".into(),
+            is_read_only: false,
         };
         let text = b"ID 256 gen 9 top level 5 path @srv\n\
             ID 257 gen 9 top level 256 path @srv/photos and more\n\

@@ -288,15 +288,16 @@ fn rebuild(config: &policy::Config, printer: &Printer) -> Result<u8> {
     let mut errors = Vec::new();
     let replicas = engine::rebuild(&engine, &mut errors)?;
     for error in &errors {
-        printer.error(error);
+        printer.error(&error.message);
     }
-    let code = if errors.is_empty() {
-        exit::OK
-    } else {
-        exit::PARTIAL
+    let refused = replicas.is_empty() && errors.iter().any(|error| error.is_another);
+    let (code, status) = match errors.is_empty() {
+        true => (exit::OK, "ok"),
+        false if refused => (exit::HELD, "held"),
+        false => (exit::PARTIAL, "partial"),
     };
     if printer.is_json() {
-        let status = if errors.is_empty() { "ok" } else { "partial" };
+        let errors = errors.into_iter().map(|error| error.message).collect();
         finished(
             printer,
             &RebuiltAll {

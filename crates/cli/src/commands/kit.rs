@@ -50,7 +50,9 @@ fn make(global: &Global, printer: &Printer, args: &KitArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
     let file = args.file.as_deref().ok_or(Usage("name the file".into()))?;
     let files = [file.to_owned(), beside(file, ".html"), beside(file, ".txt")];
-    let there = files.iter().find(|file| file.symlink_metadata().is_ok());
+    let binary = args.with_binary.then(|| beside(file, ".thrice"));
+    let mut all = files.iter().chain(&binary);
+    let there = all.find(|file| file.symlink_metadata().is_ok());
     if let Some(there) = there.filter(|_| !args.overwrite) {
         return Err(exists(there).into());
     }
@@ -85,14 +87,25 @@ fn make(global: &Global, printer: &Printer, args: &KitArgs) -> Result<u8> {
             "what was sealed cannot be opened; nothing was written"
         ));
     }
-    let sha256 = sha256(&job, &sealed)?;
+    let digest = sha256(&job, &sealed)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let cover = Cover {
         name: &name,
-        sha256: &sha256,
+        sha256: &digest,
         bytes: sealed.len(),
+        has_program: args.with_binary,
     };
     let (html, text) = (kit::html(&made, &cover), kit::text(&made, &cover));
+    if let Some(to) = &binary {
+        let program = std::fs::read(this_program()).context("this program")?;
+        // What is copied is what the page names.
+        if sha256(&job, &program)? != made.program.sha256 {
+            return Err(anyhow!(
+                "this program was read twice, and differs; make the kit again"
+            ));
+        }
+        write(to, &program, args.overwrite)?;
+    }
     // The kit last: a page without one says by its checksum that it has none.
     for (file, content) in [
         (&files[1], html.as_bytes()),
@@ -107,7 +120,7 @@ fn make(global: &Global, printer: &Printer, args: &KitArgs) -> Result<u8> {
         printer.json(&Made {
             status: if complete { "ok" } else { "partial" },
             file: file.to_string_lossy().into_owned(),
-            sha256: &sha256,
+            sha256: &digest,
             bytes: sealed.len(),
             gaps: &made.gaps,
             passphrase: generated.as_deref(),
@@ -145,7 +158,10 @@ fn assembled(
 ) -> Result<Kit> {
     let catalog = session::catalog_or_nothing(config, printer)?;
     let expectation = Expectation::of(config, &catalog)?;
-    let program = std::env::current_exe().context("this program")?;
+    let program = this_program();
+    // No other C library than GNU's says its version there, and musl's is in the program.
+    let libc = job.answer(Command::new("getconf").arg("GNU_LIBC_VERSION"), &[], 4096);
+    let libc = libc.map_or_else(|_| Vec::new(), |answer| answer.to_vec());
     let digest = job.answer(Command::new("sha256sum").arg("--").arg(program), &[], 4096)?;
     let machine = rustix::system::uname();
     let assembly = Assembly {
@@ -156,11 +172,17 @@ fn assembled(
             version: env!("CARGO_PKG_VERSION").into(),
             sha256: digits(&digest),
             machine: machine.machine().to_string_lossy().into_owned(),
+            libc: String::from_utf8_lossy(&libc).trim().to_owned(),
         },
         without,
         now: session::now(),
     };
     Ok(kit::assemble(&assembly, job)?)
+}
+
+/// As it runs, by a name of the kernel's: another may lie in its place by now.
+fn this_program() -> PathBuf {
+    format!("/proc/{}/exe", std::process::id()).into()
 }
 
 /// What `sha256sum` says, which every rescue system has.

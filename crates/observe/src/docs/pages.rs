@@ -1,6 +1,6 @@
 //! Tables: who is protected how, when what runs, which alerts there are.
 
-use policy::{Guard, Keep, STEPS, Snapshot, Source, StoreKind, TimeOfDay, When};
+use policy::{Guard, Keep, RUN_STEPS, Schedule, Snapshot, Source, StoreKind, TimeOfDay, When};
 
 use super::model::{House, Item, runbook};
 use super::text::{code, duration, label, link, path_code, plain, route, table, where_is};
@@ -24,6 +24,7 @@ pub(super) fn matrix(house: &House<'_>) -> String {
             rows.push(vec![
                 to_runbook(item),
                 item.word().into(),
+                critical(item),
                 format!("{}. {}", position + 1, code(name.as_bytes())),
                 duration(house.objective(position)),
                 keep(store.keep),
@@ -36,6 +37,7 @@ pub(super) fn matrix(house: &House<'_>) -> String {
     let head = [
         "dataset",
         "kind",
+        "critical",
         "store",
         "at most so old",
         "versions kept",
@@ -45,10 +47,10 @@ pub(super) fn matrix(house: &House<'_>) -> String {
     ];
     out.push_str(&table(&head, &rows));
     out.push_str(
-        "\n*At most so old*: what an alert and `thrice status` hold it to, by the \
-         [schedule](schedule.md). *Asks first*: the run stops for that dataset when so much of it \
-         is gone or changed at once. *Needs*: files, and variables (`$`), without which it is \
-         neither captured nor put back.\n",
+        "\n*Critical*: `thrice gate` is closed while it is not safe. *At most so old*: what an \
+         alert and `thrice status` hold it to, by the [schedule](schedule.md). *Asks first*: the \
+         run stops for that dataset when so much of it is gone or changed at once. *Needs*: \
+         files, and variables (`$`), without which it is neither captured nor put back.\n",
     );
     out.push_str("\n## Stores\n\n");
     let stores = house.config.stores.iter().map(|store| {
@@ -126,6 +128,11 @@ fn guard(guard: Guard) -> String {
     }
 }
 
+fn critical(item: &Item<'_>) -> String {
+    let is_critical = item.dataset.critical;
+    if is_critical { "yes" } else { "no" }.to_owned()
+}
+
 fn secrets(item: &Item<'_>) -> String {
     let all: Vec<_> = item.secrets().iter().map(|path| path_code(path)).collect();
     all.join(", ")
@@ -144,7 +151,21 @@ fn when(when: &When) -> String {
     }
 }
 
-/// `schedule.md`.
+/// When a step begins, as a run has it: by its own time, or by that of the one that it follows.
+fn begins(schedule: &Schedule, step: &str) -> Option<Vec<String>> {
+    let begins = when(schedule.when(step)?);
+    let begins = match schedule.follows(step) {
+        Some(other) => format!("after {other}: {begins}"),
+        None => begins,
+    };
+    let age = match step {
+        "backup" | "offsite" => duration(objective(schedule, step)),
+        _ => String::new(),
+    };
+    Some(vec![code(step.as_bytes()), begins, age])
+}
+
+/// `schedule.md`. No dates: the pages are compared with the configuration, whatever day it is.
 pub(super) fn schedule(house: &House<'_>) -> String {
     let schedule = &house.config.schedule;
     let mut out = String::from("# Schedule\n\n");
@@ -155,36 +176,46 @@ pub(super) fn schedule(house: &House<'_>) -> String {
             zone.as_bytes()
         ))
     ));
-    let said = |step: &str| schedule.steps.iter().find(|(name, _)| name == step);
-    let rows: Vec<_> = schedule
-        .steps
+    let rows: Vec<_> = RUN_STEPS
         .iter()
-        .map(|(step, at)| {
-            let age = match step.as_str() {
-                "backup" | "offsite" => duration(objective(schedule, step)),
-                _ => String::new(),
-            };
-            vec![code(step.as_bytes()), when(at), age]
-        })
+        .filter_map(|step| begins(schedule, step))
         .collect();
     out.push_str(&match rows.is_empty() {
         true => "No step has a time: they run when `thrice run` is called.\n".to_owned(),
-        false => table(&["step", "when", "a copy is at most so old"], &rows),
+        false => table(&["step", "begins", "a copy is at most so old"], &rows),
     });
-    let missing: Vec<_> = STEPS.iter().filter(|step| said(step).is_none()).collect();
-    if !rows.is_empty() && !missing.is_empty() {
-        let missing: Vec<_> = missing.iter().map(|step| code(step.as_bytes())).collect();
+    let is_never = |step: &&&str| schedule.when(step).is_none();
+    let never: Vec<_> = RUN_STEPS.iter().filter(is_never).collect();
+    if !rows.is_empty() && !never.is_empty() {
+        let never: Vec<_> = never.iter().map(|step| code(step.as_bytes())).collect();
+        out.push_str(&format!("\nNothing has these run: {}.\n", never.join(", ")));
+    }
+    let named = schedule.steps.iter().map(|(step, _)| step.as_str());
+    let idle: Vec<_> = named
+        .filter(|step| !RUN_STEPS.contains(step))
+        .map(|step| code(step.as_bytes()))
+        .collect();
+    if !idle.is_empty() {
         out.push_str(&format!(
-            "\nWithout a time of their own: {}.\n",
-            missing.join(", ")
+            "\nNamed, and nothing that a run does by itself: {}.\n",
+            idle.join(", ")
         ));
     }
     if !rows.is_empty() {
+        out.push_str(
+            "\n`thrice run` without more words does what is due, and says what is next where \
+             nothing is.\n",
+        );
+    }
+    if !rows.is_empty() {
         out.push_str("\n```mermaid\nflowchart LR\n");
-        for (step, at) in &schedule.steps {
-            out.push_str(&match at {
-                When::After(other) => format!("  {other} --> {step}\n"),
-                at => format!("  at_{step}([\"{}\"]) --> {step}\n", label(&when(at))),
+        for step in RUN_STEPS {
+            let Some(at) = schedule.when(step) else {
+                continue;
+            };
+            out.push_str(&match schedule.follows(step) {
+                Some(other) => format!("  {other} --> {step}\n"),
+                None => format!("  at_{step}([\"{}\"]) --> {step}\n", label(&when(at))),
             });
         }
         out.push_str("```\n");

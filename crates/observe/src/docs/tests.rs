@@ -267,3 +267,32 @@ fn the_same_configuration_gives_the_same_bytes() {
     assert!(alerts.contains("[BackupStale](#backupstale)"), "{alerts}");
     assert!(alerts.contains("DATASET in STORE is older"), "{alerts}");
 }
+
+#[test]
+fn the_gates_word_stands_in_the_matrix_and_what_follows_in_the_schedule() {
+    let sample = Sample::new();
+    // `critical` changes the matrix and nothing else.
+    let ledger = "[dataset.ledger]\n";
+    let lesser = "[dataset.ledger]\ncritical = false\n";
+    assert_eq!(sample.changed(ledger, lesser), set(&["matrix.md"]));
+    let matrix = &sample.pages(&CONFIG.replace(ledger, lesser))["matrix.md"];
+    let critical = |name: &str| {
+        let lines = matrix.lines().filter(|line| line.contains(name));
+        let cells = lines.map(|line| line.split(" | ").nth(2).unwrap_or_default().trim());
+        cells.collect::<Vec<_>>()
+    };
+    assert_eq!(critical("[ledger]"), ["no", "no"], "{matrix}");
+    assert_eq!(critical("[papers]"), ["yes", "yes"], "{matrix}");
+
+    // What has no time of its own and follows all the same is not told as if it never ran.
+    let page = &sample.pages(&CONFIG.replace("offsite = \"after backup\"\n", ""))["schedule.md"];
+    for says in [
+        "| `backup` | every day, 05:00 |",
+        "| `offsite` | after backup: every day, 05:00 |",
+        "| `prune` | after backup: every day, 05:00 |",
+        "Nothing has these run: `snapshot`, `verify`.",
+        "  backup --> offsite\n",
+    ] {
+        assert!(page.contains(says), "{says}\n{page}");
+    }
+}

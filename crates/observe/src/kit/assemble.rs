@@ -8,7 +8,9 @@ use engine::{Error, Expectation, Result};
 use jiff::Timestamp;
 use policy::{Config, DeclaredSource, Made, Making, Place, StoreKind};
 
-use super::contents::{ConfigPart, DatasetPart, FilePart, Gap, Kit, ProgramPart, StorePart, Way};
+use super::contents::{
+    BundlePart, ConfigPart, DatasetPart, FilePart, Gap, Kit, ProgramPart, StorePart, Way,
+};
 use super::ssh;
 use crate::facts;
 
@@ -52,6 +54,11 @@ pub fn assemble(assembly: &Assembly<'_>, job: &Job<'_>) -> Result<Kit> {
     maker.machines(config, job)?;
     maker.named_files()?;
     maker.datasets(assembly)?;
+    let bundle = |bundle: &policy::Bundle| BundlePart {
+        name: bundle.name.clone(),
+        members: bundle.members.iter().map(|one| one.name.clone()).collect(),
+    };
+    maker.kit.bundles = config.bundles.iter().map(bundle).collect();
     maker.packages(config);
     Ok(maker.kit)
 }

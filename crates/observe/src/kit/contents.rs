@@ -27,6 +27,9 @@ pub struct Kit {
     pub files: Vec<FilePart>,
     /// In the order in which they are restored.
     pub datasets: Vec<DatasetPart>,
+    /// Datasets that are restored at one point.
+    #[serde(default)]
+    pub bundles: Vec<BundlePart>,
     /// What should be in it and is not.
     pub gaps: Vec<Gap>,
     /// What whoever recovers has to know.
@@ -44,6 +47,9 @@ pub struct ProgramPart {
     pub sha256: String,
     /// As `uname -m` says it.
     pub machine: String,
+    /// The C library that it was made for, as `getconf` says it: `glibc 2.41`. Empty: not known.
+    #[serde(default)]
+    pub libc: String,
 }
 
 /// The configuration as it is.
@@ -121,6 +127,13 @@ pub struct DatasetPart {
     pub newest: BTreeMap<String, String>,
 }
 
+/// Datasets that are captured together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundlePart {
+    pub name: String,
+    pub members: Vec<String>,
+}
+
 /// Something that the kit lacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
@@ -188,6 +201,17 @@ impl Kit {
         let far = self.far_stores();
         far.iter()
             .any(|store| dataset.newest.contains_key(&store.name))
+    }
+
+    /// Bundles of which every member is restorable.
+    pub fn restorable_bundles(&self) -> Vec<&BundlePart> {
+        let is_here = |member: &String| {
+            let mut sets = self.datasets.iter();
+            sets.any(|set| set.name == *member && self.is_restorable(set))
+        };
+        let bundles = self.bundles.iter();
+        let whole = |bundle: &&BundlePart| bundle.members.iter().all(is_here);
+        bundles.filter(whole).collect()
     }
 
     /// Gaps that nobody has asked for.

@@ -11,8 +11,8 @@ mod ssh;
 
 pub use assemble::{Assembly, assemble};
 pub use contents::{
-    CONTENTS_MAX, ConfigPart, DatasetPart, FilePart, Gap, Kit, ProgramPart, SshPart, StorePart,
-    Way, kit_differs,
+    BundlePart, CONTENTS_MAX, ConfigPart, DatasetPart, FilePart, Gap, Kit, ProgramPart, SshPart,
+    StorePart, Way, kit_differs,
 };
 pub use page::{Cover, html, text};
 pub use recovery::{Unpacked, unpacked};

@@ -3,7 +3,7 @@
 
 use capture::quote;
 
-use super::contents::{DatasetPart, FilePart, Kit, ProgramPart, StorePart, Way};
+use super::contents::{BundlePart, DatasetPart, FilePart, Kit, ProgramPart, StorePart, Way};
 
 /// What the page says of the kit's file.
 #[derive(Clone, Debug)]
@@ -12,6 +12,8 @@ pub struct Cover<'a> {
     pub name: &'a str,
     pub sha256: &'a str,
     pub bytes: usize,
+    /// Whether the program lies beside it, as `NAME.thrice`.
+    pub has_program: bool,
 }
 
 /// A part of the page.
@@ -185,9 +187,16 @@ fn beginning(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
     let mut page = vec![
         Block::Text(format!(
             "What the stores below hold is restored with this page, the kit `{}` ({} bytes), its \
-             passphrase, the program thrice, and any Linux machine that reaches them. Made on {} \
+             passphrase, the program thrice{}, and any Linux machine that reaches them. Made on {} \
              by thrice {}.",
-            cover.name, cover.bytes, kit.made_at, kit.program.version
+            cover.name,
+            cover.bytes,
+            match cover.has_program {
+                true => format!(" (`{}.thrice`)", cover.name),
+                false => String::new(),
+            },
+            kit.made_at,
+            kit.program.version
         )),
         Block::Text("The passphrase is not on this page.".into()),
         Block::ByHand(vec![
@@ -239,17 +248,7 @@ fn steps(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
         };
         page.push(Block::Commands(kit.packages.iter().map(install).collect()));
     }
-    let ProgramPart {
-        version,
-        sha256,
-        machine,
-    } = &kit.program;
-    page.push(Block::Text(format!(
-        "Bring the program thrice, version {version} or newer, into the PATH; a store's machine \
-         that is reached by SSH has it too. The one that made this kit, for {machine}, has the \
-         SHA-256 {sha256}."
-    )));
-    page.push(Block::Commands(vec!["thrice --version".into()]));
+    page.extend(program(kit, cover));
     page.extend([
         heading("3. Open the kit"),
         Block::Text(
@@ -262,7 +261,9 @@ fn steps(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
         heading("4. Ask the stores what they hold"),
         Block::Text(
             "A store that does not answer is named, and the code is 1: go on with the others, or \
-             put its address right in $DIR/ssh_config and ask again."
+             put its address right in $DIR/ssh_config and ask again. A store that is another than \
+             the one below, as an empty disk in its place, is refused: attach the right one. If \
+             it is meant all the same, take its line `identity` out of $DIR/thrice.toml."
                 .into(),
         ),
         Block::Commands(vec![
@@ -272,11 +273,71 @@ fn steps(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
     page
 }
 
+/// Where the program comes from, and how to tell that it is the right one.
+fn program(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
+    let ProgramPart {
+        version,
+        sha256,
+        machine,
+        libc,
+    } = &kit.program;
+    let libc = match libc.is_empty() {
+        true => String::new(),
+        false => format!(" with {libc} or newer (`getconf GNU_LIBC_VERSION`)"),
+    };
+    if cover.has_program {
+        return vec![
+            Block::Text(format!(
+                "The program, thrice {version}, lies beside the kit, for {machine} (`uname -m`)\
+                 {libc}. It is put into a folder of its own:"
+            )),
+            Block::Commands(vec![
+                "mkdir -p \"$DIR.bin\"".into(),
+                "cp \"$KIT.thrice\" \"$DIR.bin/thrice\" && chmod 755 \"$DIR.bin/thrice\"".into(),
+                "PATH=\"$DIR.bin:$PATH\"".into(),
+            ]),
+            Block::Text("It is the one that made this kit if this says so:".into()),
+            Block::Commands(vec![
+                format!(
+                    "test \"$(sha256sum < \"$DIR.bin/thrice\")\" = '{sha256}  -' && echo the \
+                     program is whole"
+                ),
+                "thrice --version".into(),
+            ]),
+        ];
+    }
+    let stores = kit.stores.iter().filter_map(|store| match &store.way {
+        Way::Ssh { alias, command } => Some(format!("`{command}` on {}", machine_of(kit, alias)?)),
+        _ => None,
+    });
+    let mut places: Vec<String> = stores.collect();
+    places.push("a copy that was kept with the kit".into());
+    places.push(format!(
+        "a build of its source of version {version}: cargo build --release, then \
+         target/release/thrice"
+    ));
+    vec![
+        Block::Text(format!(
+            "Bring the program thrice, version {version} or newer, into the PATH. The one that \
+             made this kit runs on {machine} (`uname -m`){libc} and has the SHA-256 {sha256}. \
+             Where there may be one:"
+        )),
+        Block::List(places),
+        Block::Commands(vec!["thrice --version".into()]),
+    ]
+}
+
 fn restores(kit: &Kit) -> Vec<Block> {
     let mut page = vec![Block::Heading("5. Restore".into())];
     let (here, not): (Vec<&DatasetPart>, Vec<&DatasetPart>) =
         kit.datasets.iter().partition(|set| kit.is_restorable(set));
-    if !here.is_empty() {
+    let bundles = kit.restorable_bundles();
+    let in_bundle = |set: &&&DatasetPart| {
+        let mut members = bundles.iter().flat_map(|bundle| &bundle.members);
+        members.any(|member| *member == set.name)
+    };
+    let alone: Vec<&&DatasetPart> = here.iter().filter(|set| !in_bundle(set)).collect();
+    if !alone.is_empty() {
         let from: Vec<String> = kit
             .far_stores()
             .iter()
@@ -287,13 +348,28 @@ fn restores(kit: &Kit) -> Vec<Block> {
              that was interrupted goes on when it is asked for again.",
             from.join(", ")
         )));
-        let restore = |set: &&DatasetPart| {
+        let restore = |set: &&&DatasetPart| {
             let name = word(&set.name);
             format!(
                 "thrice --config \"$DIR/thrice.toml\" restore {name} --to \"$DIR\"/restored/{name}"
             )
         };
-        page.push(Block::Commands(here.iter().map(restore).collect()));
+        page.push(Block::Commands(alone.iter().map(restore).collect()));
+    }
+    if !bundles.is_empty() {
+        page.push(Block::Text(
+            "What was captured together is restored at the newest point that all of it has; where \
+             one part is missing there, it is said which point is complete (`--at TIME`):"
+                .into(),
+        ));
+        let restore = |bundle: &&BundlePart| {
+            let name = word(&bundle.name);
+            format!(
+                "thrice --config \"$DIR/thrice.toml\" restore --bundle {name} --to \
+                 \"$DIR\"/restored-bundles/{name}"
+            )
+        };
+        page.push(Block::Commands(bundles.iter().map(restore).collect()));
     }
     if !not.is_empty() {
         page.push(Block::Text("What this does not bring back:".into()));
@@ -380,17 +456,22 @@ fn place(kit: &Kit, store: &StorePart) -> String {
         Way::Disk => format!("{}, a disk", store.path),
         Way::Via(words) => format!("{} by {}", store.path, words.join(" ")),
         Way::Ssh { alias, .. } => {
-            let Some(host) = kit.ssh.iter().find(|host| host.alias == *alias) else {
-                return store.path.clone();
-            };
-            let addresses = match host.addresses.is_empty() {
-                true => String::new(),
-                false => format!(" ({})", host.addresses.join(", ")),
-            };
-            let (user, name, port) = (&host.user, &host.host_name, &host.port);
-            format!("{} on {user}@{name}{addresses} port {port}", store.path)
+            let path = &store.path;
+            let machine = machine_of(kit, alias);
+            machine.map_or_else(|| path.clone(), |machine| format!("{path} on {machine}"))
         }
     }
+}
+
+/// The machine behind one of the kit's names of it.
+fn machine_of(kit: &Kit, alias: &str) -> Option<String> {
+    let host = kit.ssh.iter().find(|host| host.alias == *alias)?;
+    let addresses = match host.addresses.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", host.addresses.join(", ")),
+    };
+    let (user, name, port) = (&host.user, &host.host_name, &host.port);
+    Some(format!("{user}@{name}{addresses} port {port}"))
 }
 
 #[cfg(test)]
@@ -418,6 +499,7 @@ mod tests {
                 version: "0.1.0".into(),
                 sha256: "ab".repeat(32),
                 machine: "x86_64".into(),
+                libc: "glibc 2.41".into(),
             },
             config: ConfigPart {
                 path: "/etc/thrice/thrice.toml".into(),
@@ -450,9 +532,15 @@ mod tests {
             datasets: vec![
                 set("docs", &["sda", "nas"], None),
                 set("it's <b>", &["nas"], None),
+                set("db", &["nas"], None),
+                set("files", &["nas"], None),
                 set("local", &["sda"], None),
                 set("media", &[], Some("can be fetched again")),
             ],
+            bundles: vec![BundlePart {
+                name: "app".into(),
+                members: vec!["db".into(), "files".into()],
+            }],
             gaps: vec![Gap {
                 id: "ssh-key:nas".into(),
                 why: "no key is there".into(),
@@ -469,7 +557,13 @@ mod tests {
             name: "box.kit",
             sha256: &"cd".repeat(32),
             bytes: 1234,
+            has_program: false,
         };
+        let beside = Cover {
+            has_program: true,
+            ..cover.clone()
+        };
+        insta::assert_snapshot!("the_page_with_a_program", text(&kit(), &beside));
         insta::assert_snapshot!(text(&kit(), &cover));
         let html = html(&kit(), &cover);
         // Both have the same commands, and nothing is taken for markup.

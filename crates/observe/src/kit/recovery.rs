@@ -83,11 +83,23 @@ fn configuration(kit: &Kit, dir: &str) -> String {
             }
         }
     }
+    for bundle in kit.restorable_bundles() {
+        let members: Vec<String> = bundle.members.iter().map(|name| quoted(name)).collect();
+        let (name, members) = (quoted(&bundle.name), members.join(", "));
+        text.push_str(&format!("\n[bundle.{name}]\nmembers = [{members}]\n"));
+    }
     text
 }
 
 fn store_table(store: &StorePart, dir: &str, quoted: &dyn Fn(&str) -> String) -> String {
-    let identity = store.identity.as_deref().unwrap_or("never seen");
+    let identity = match &store.identity {
+        None => "# No run had reached it: which store it is was not known.\n".to_owned(),
+        Some(identity) => format!(
+            "# Whatever else lies there is refused. If it is meant, take this line away.\n\
+             identity = {}\n",
+            quoted(identity)
+        ),
+    };
     let way = match &store.way {
         Way::Disk => "kind = \"disk\"\n".to_owned(),
         Way::Ssh { alias, command } => format!(
@@ -103,7 +115,7 @@ fn store_table(store: &StorePart, dir: &str, quoted: &dyn Fn(&str) -> String) ->
     };
     let name = quoted(&store.name);
     let path = quoted(&store.path);
-    format!("# identity {identity}\n[store.{name}]\n{way}path = {path}\n")
+    format!("[store.{name}]\n{way}path = {path}\n{identity}")
 }
 
 /// Everything that SSH has to know, and nothing from elsewhere: not the user's configuration, no
@@ -169,7 +181,7 @@ fn known_hosts(kit: &Kit) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::contents::FilePart;
+    use super::super::contents::{BundlePart, DatasetPart, FilePart};
     use super::*;
 
     fn kit(path: &str) -> Kit {
@@ -191,6 +203,21 @@ mod tests {
                     },
                 ),
             ],
+            datasets: ["docs", "db", "local"]
+                .map(|name| DatasetPart {
+                    name: name.into(),
+                    newest: [(if name == "local" { "sda" } else { "nas" }, "1")]
+                        .map(|(store, version)| (store.to_owned(), version.to_owned()))
+                        .into(),
+                    ..DatasetPart::default()
+                })
+                .into(),
+            bundles: [("app", "docs"), ("half", "local")]
+                .map(|(name, member)| BundlePart {
+                    name: name.into(),
+                    members: vec![member.into(), "db".into()],
+                })
+                .into(),
             ssh: vec![SshPart {
                 alias: "kit-nas".into(),
                 host_name: "nas.example".into(),
@@ -226,6 +253,9 @@ mod tests {
         let names: Vec<&str> = config.stores.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["nas"]);
         assert_eq!(config.stores[0].path, Path::new("/srv/it's \"it\""));
+        assert_eq!(config.stores[0].identity.as_deref(), Some("0199"));
+        let bundles: Vec<&str> = config.bundles.iter().map(|b| b.name.as_str()).collect();
+        assert_eq!(bundles, ["app"], "the other has a member that is gone");
         assert_eq!(config.host.state, Path::new("/new place/state"));
         let ssh = text(&files, "ssh_config");
         assert!(ssh.contains("  HostName 192.0.2.1\n"), "{ssh}");
