@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -107,6 +107,30 @@ impl Drop for Scratch {
     }
 }
 
+/// Takes from what lies in a folder what keeps it from being removed: a restored folder that nobody
+/// may write to, and what was made unchangeable.
+fn loosen(path: &Path) -> io::Result<()> {
+    let dir = match tree::Dir::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+            tree::Dir::open(path)?
+        }
+        dir => dir?,
+    };
+    tree::clear_flags(tree::Target::Entry(&dir, b"."))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            loosen(&entry.path())?;
+        } else if kind.is_file() {
+            tree::clear_flags(tree::Target::Entry(&dir, entry.file_name().as_bytes()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a folder with all that is in it, unless something is mounted there: what lies on another
 /// file system is not ours, and is somebody's live data.
 pub(crate) fn remove(path: &Path) -> Result<()> {
@@ -122,7 +146,11 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
             remedy: "unmount it; the folder is left until then".into(),
         });
     }
-    match fs::remove_dir_all(path) {
+    let mut removed = fs::remove_dir_all(path);
+    if matches!(&removed, Err(error) if error.kind() == io::ErrorKind::PermissionDenied) {
+        removed = loosen(path).and_then(|()| fs::remove_dir_all(path));
+    }
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(Error::io(doing())),
     }

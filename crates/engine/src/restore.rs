@@ -19,6 +19,7 @@ use store::{Store, Want};
 use tree::{Apply, Digest, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
 
 use crate::databases;
+use crate::drill::Sample;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::report::{Notice, Observer, Problem, Status};
@@ -57,6 +58,24 @@ pub struct RestoreOptions {
     pub merge: bool,
     /// Overwrite what is in the way.
     pub overwrite: bool,
+    /// Only these files, for a drill that has no room for all.
+    pub(crate) sample: Option<Sample>,
+}
+
+impl RestoreOptions {
+    /// All of a dataset at its newest, from the quickest store, into an empty folder.
+    pub fn new(dataset: String, to: PathBuf) -> Self {
+        Self {
+            dataset,
+            path: RelPath::root(),
+            to,
+            at: At::Newest,
+            from: None,
+            merge: false,
+            overwrite: false,
+            sample: None,
+        }
+    }
 }
 
 /// What a restore came to.
@@ -388,6 +407,10 @@ impl Job<'_> {
     fn row(&self, row: Row, crew: &mut Crew<'_>, dirs: &mut DirCache) -> Result<()> {
         let outcome = &mut crew.outcome;
         let node = &row.held.node;
+        let sample = self.options.sample.as_ref();
+        if node.kind != Kind::Dir && sample.is_some_and(|sample| !sample.takes(&row.path)) {
+            return Ok(());
+        }
         let to = self.place(&row.path);
         if node.flags != Flags::default() {
             outcome.flagged.push((to.clone(), node.flags));

@@ -30,7 +30,7 @@ pub use proposal::{
     StoreForecast, observed,
 };
 pub use report::{
-    CanaryStatus, DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus,
+    CanaryStatus, DatasetStatus, FeedStatus, Finding, LastDrill, Replica, State, StatusReport, StoreStatus,
     WatchedPlace,
 };
 

@@ -1,6 +1,7 @@
 //! Which metrics there are: names and labels are an interface.
 
 use catalog::RunStatus;
+use engine::Drill;
 use jiff::Timestamp;
 
 use super::gather::{Measured, PoolFacts, RunFacts};
@@ -14,6 +15,9 @@ pub const STEP_BACKUP: &str = "backup";
 pub const STEP_OFFSITE: &str = "offsite";
 /// Reading a copy back.
 pub const STEP_VERIFY: &str = "verify";
+
+/// A restore to try.
+pub const STEP_DRILL: &str = "drill";
 
 /// Everything that is told at `now`.
 pub fn families(measured: &Measured, now: Timestamp) -> Vec<Family> {
@@ -175,20 +179,33 @@ fn replicas(measured: &Measured) -> Vec<Family> {
     };
     let replica = |value: &dyn Fn(&ReplicaFacts) -> Option<f64>| of(&|one| value(one.replica?));
     let mut intervals = of(&|one| Some(objective(&facts.schedule, one.step) as f64));
-    if facts
-        .schedule
-        .steps
-        .iter()
-        .any(|(step, _)| step == STEP_VERIFY)
-    {
-        let within = objective(&facts.schedule, STEP_VERIFY) as f64;
-        intervals.extend(of(&|_| Some(within)).into_iter().map(|mut series| {
-            for (_, step) in series.labels.iter_mut().filter(|(name, _)| *name == "step") {
-                STEP_VERIFY.clone_into(step);
+    let of_step = |step: &'static str, mut all: Vec<Series>| {
+        for series in &mut all {
+            let mut labels = series.labels.iter_mut();
+            if let Some((_, was)) = labels.find(|(name, _)| *name == "step") {
+                step.clone_into(was);
             }
-            series
-        }));
+        }
+        all
+    };
+    for asked in [STEP_VERIFY, STEP_DRILL] {
+        if facts.schedule.steps.iter().any(|(step, _)| step == asked) {
+            let within = objective(&facts.schedule, asked) as f64;
+            intervals.extend(of_step(asked, of(&|_| Some(within))));
+        }
     }
+    let drill = |value: &dyn Fn(&Drill) -> Option<f64>| {
+        let of_drill = |one: &Expected<'_>| value(one.dataset.drills.get(one.store)?);
+        of_step(STEP_DRILL, of(&of_drill))
+    };
+    let without_step = |mut all: Vec<Series>| {
+        for series in &mut all {
+            series.labels.retain(|(name, _)| *name != "step");
+        }
+        all
+    };
+    let mut successes = replica(&|one| one.last_success.map(seconds));
+    successes.extend(drill(&|one| one.last_success.map(seconds)));
     let since = |one: &Expected<'_>| {
         let key = (one.dataset.name.clone(), one.store.to_owned());
         measured.expected.get(&key).copied().map(seconds)
@@ -221,7 +238,7 @@ fn replicas(measured: &Measured) -> Vec<Family> {
         gauge(
             "thrice_last_success_timestamp_seconds",
             "When it last succeeded; absent while it never has.",
-            replica(&|one| one.last_success.map(seconds)),
+            successes,
         ),
         gauge(
             "thrice_last_attempt_timestamp_seconds",
@@ -257,6 +274,22 @@ fn replicas(measured: &Measured) -> Vec<Family> {
             "thrice_last_verified_timestamp_seconds",
             "When all of it was last read back and found right; absent while it never was.",
             replica(&|one| one.last_verified.map(seconds)),
+        ),
+        gauge(
+            "thrice_restore_drill_seconds",
+            "What the last whole restore took that was tried from the store and succeeded.",
+            without_step(drill(&|one| one.last_seconds)),
+        ),
+        gauge(
+            "thrice_restore_drill_status",
+            "How the last restore that was tried ended: 0 ok, 1 failed, 2 it did not come to its end.",
+            without_step(drill(&|one| {
+                Some(match one.status {
+                    engine::Status::Ok => 0.0,
+                    engine::Status::Aborted => 2.0,
+                    _ => 1.0,
+                })
+            })),
         ),
     ]
 }
