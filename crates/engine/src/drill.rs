@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::expect::{Expectation, shown};
 use crate::note::Notes;
 use crate::report::{Notice, Problem, Status};
-use crate::restore::{RestoreOptions, Restored, restore};
+use crate::restore::{RestoreOptions, Restored, restore_some};
 use crate::run::Engine;
 use crate::source::At;
 use crate::stores::{self, Purpose};
@@ -107,7 +107,7 @@ pub struct Sampled {
 }
 
 impl Drill {
-    fn new(dataset: &str, store: &str, began: Timestamp, before: Option<Self>) -> Self {
+    pub(crate) fn new(dataset: &str, store: &str, began: Timestamp, before: Option<Self>) -> Self {
         Self {
             dataset: dataset.to_owned(),
             store: store.to_owned(),
@@ -555,9 +555,8 @@ fn attempt(
         from: Some(replica.store_name.clone()),
         merge: false,
         overwrite: false,
-        sample: sample.clone(),
     };
-    let restored = restore(engine, &options)?;
+    let restored = restore_some(engine, &options, sample.as_ref())?;
     drill.seconds = Some(restored.seconds);
     (drill.files, drill.bytes) = (restored.files, restored.bytes);
     drill.unheld = restored.unheld;

@@ -532,6 +532,42 @@ mod tests {
     }
 
     #[test]
+    fn r15_a_drill_is_due_until_one_has_succeeded_and_stores_take_turns() {
+        let route = route();
+        let monthly = schedule(&[("backup", "05:00"), ("drill", "monthly 04:00")]);
+        let ok = done("2026-11-26T05:20:00Z");
+        let first = |text| Copied {
+            first: Some(at(text)),
+            ..ok
+        };
+        let drill = |store: &str, began: &str, status, last_success: Option<&str>| Drill {
+            status,
+            last_success: last_success.map(at),
+            ..Drill::new("docs", store, at(began), None)
+        };
+        let of = |copies, drills: &[Drill]| {
+            let mut known = known(&route, copies);
+            known.drills = drills.to_vec();
+            said(&known, &monthly, NOW)
+        };
+        let old = first("2026-10-20T05:00:00Z");
+        let both = [Some(old), Some(old)];
+        assert_eq!(of(both, &[]), ["drill sda Never"]);
+        // What is new waits for its time, and what has no version has nothing to restore.
+        let none: [&str; 0] = [];
+        assert_eq!(of([Some(first("2026-11-20T05:00:00Z")), None], &[]), none);
+        assert_eq!(of([Some(Copied { first: None, ..ok }), None], &[]), none);
+        let began = "2026-11-02T04:00:00Z";
+        let good = drill("sda", began, Status::Ok, Some(began));
+        assert_eq!(of(both, std::slice::from_ref(&good)), none);
+        let before = "2026-10-02T04:00:00Z";
+        let late = drill("sda", before, Status::Ok, Some(before));
+        assert_eq!(of(both, &[late]), ["drill nas Time"]);
+        let cut = drill("nas", "2026-11-03T04:00:00Z", Status::Aborted, None);
+        assert_eq!(of(both, &[good, cut]), ["drill sda Failed"]);
+    }
+
+    #[test]
     fn a_later_pass_does_what_came_due_meanwhile_and_tries_nothing_again() {
         let route = route();
         let known = known(&route, [None, None]);

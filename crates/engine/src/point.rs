@@ -7,6 +7,7 @@ use catalog::Catalog;
 use jiff::Timestamp;
 use policy::Bundle;
 use store::SealStatus;
+use tree::RelPath;
 
 use crate::error::{Error, Result};
 use crate::restore::RestoreOptions;
@@ -207,11 +208,13 @@ fn pick(bundle: &Bundle, points: &[Point], options: &BundleOptions) -> Result<Ch
     }
     let restores = bundle.members.iter().filter_map(|member| {
         Some(RestoreOptions {
+            dataset: member.name.clone(),
+            path: RelPath::root(),
+            to: options.to.join(&member.name),
             at: At::Version(point.good(&member.name)?.clone()),
             from: options.from.clone(),
             merge: options.merge,
             overwrite: options.overwrite,
-            ..RestoreOptions::new(member.name.clone(), options.to.join(&member.name))
         })
     });
     let restores: Vec<RestoreOptions> = restores.collect();

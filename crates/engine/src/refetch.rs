@@ -126,9 +126,13 @@ pub(crate) fn compare(
     let place = place.join(format!("{}.check", listed.name));
     clear(&place)?;
     let options = RestoreOptions {
+        dataset: listed.name.to_owned(),
+        path: RelPath::root(),
+        to: place.join("list"),
         at,
         from: from.map(str::to_owned),
-        ..RestoreOptions::new(listed.name.to_owned(), place.join("list"))
+        merge: false,
+        overwrite: false,
     };
     let compared = fetch_and_compare(engine, listed, tree, depth, &options, &place);
     clear(&place)?;

@@ -58,24 +58,6 @@ pub struct RestoreOptions {
     pub merge: bool,
     /// Overwrite what is in the way.
     pub overwrite: bool,
-    /// Only these files, for a drill that has no room for all.
-    pub(crate) sample: Option<Sample>,
-}
-
-impl RestoreOptions {
-    /// All of a dataset at its newest, from the quickest store, into an empty folder.
-    pub fn new(dataset: String, to: PathBuf) -> Self {
-        Self {
-            dataset,
-            path: RelPath::root(),
-            to,
-            at: At::Newest,
-            from: None,
-            merge: false,
-            overwrite: false,
-            sample: None,
-        }
-    }
 }
 
 /// What a restore came to.
@@ -136,6 +118,15 @@ pub fn level(engine: &Engine<'_>, dataset: &str, from: Option<&str>) -> Result<b
 
 /// Restores.
 pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored> {
+    restore_some(engine, options, None)
+}
+
+/// The same, of a sample of the files only where there is one: a drill may have no room for all.
+pub(crate) fn restore_some(
+    engine: &Engine<'_>,
+    options: &RestoreOptions,
+    sample: Option<&Sample>,
+) -> Result<Restored> {
     let started = std::time::Instant::now();
     let catalog = engine.catalog;
     let dataset = catalog.find_dataset(&options.dataset)?.ok_or_else(|| {
@@ -171,6 +162,7 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
         observer: engine.observer,
         cancel: engine.cancel,
         options,
+        sample,
         target: &target,
         strip: &strip,
         resuming,
@@ -324,6 +316,7 @@ struct Job<'a> {
     observer: &'a dyn Observer,
     cancel: &'a AtomicBool,
     options: &'a RestoreOptions,
+    sample: Option<&'a Sample>,
     target: &'a Dir,
     /// Taken off the front of every path.
     strip: &'a RelPath,
@@ -407,8 +400,8 @@ impl Job<'_> {
     fn row(&self, row: Row, crew: &mut Crew<'_>, dirs: &mut DirCache) -> Result<()> {
         let outcome = &mut crew.outcome;
         let node = &row.held.node;
-        let sample = self.options.sample.as_ref();
-        if node.kind != Kind::Dir && sample.is_some_and(|sample| !sample.takes(&row.path)) {
+        let is_out = |sample: &Sample| !sample.takes(&row.path);
+        if node.kind != Kind::Dir && self.sample.is_some_and(is_out) {
             return Ok(());
         }
         let to = self.place(&row.path);

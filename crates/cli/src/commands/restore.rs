@@ -63,12 +63,13 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
     };
     let to = args.to.clone().unwrap_or_else(in_place);
     let options = RestoreOptions {
+        dataset: dataset.name,
         path,
+        to,
         at,
         from: args.from.clone(),
         merge: args.merge || args.in_place,
         overwrite: args.overwrite,
-        ..RestoreOptions::new(dataset.name, to)
     };
     let restored = engine::restore(&engine, &options)?;
     if printer.is_json() {
