@@ -43,7 +43,9 @@ fn at(world: &World, now: &str, arguments: &[&str], code: i32) -> Result<Outcome
 }
 
 fn status(world: &World) -> Result<Value> {
-    Ok(serde_json::from_str(&world.run(&["status", "--json"])?.stdout)?)
+    Ok(serde_json::from_str(
+        &world.run(&["status", "--json"])?.stdout,
+    )?)
 }
 
 fn dataset(world: &World, name: &str) -> Result<Value> {
@@ -93,24 +95,43 @@ fn r15_a_drill_restores_compares_measures_and_leaves_nothing() -> Result<()> {
     world.expect(&["run", "backup"], 0)?;
     // What is configured and never succeeded is visible.
     let told = metrics(&world)?;
-    ensure!(told.len() == 1 && told[0].starts_with("thrice_expected_interval_seconds"), "{told:?}");
+    ensure!(
+        told.len() == 1 && told[0].starts_with("thrice_expected_interval_seconds"),
+        "{told:?}"
+    );
     let before = blackbox::read_tree(&world.live())?;
     let drilled = world.expect(&["drill", "docs", "--json"], 0)?.summary()?;
     let drill = &drilled["drills"][0];
-    assert_eq!((&drilled["status"], &drill["store"]), (&json!("ok"), &json!("sda")));
-    assert_eq!((&drill["databases"], &drill["sampled"]), (&json!(1), &Value::Null));
+    assert_eq!(
+        (&drilled["status"], &drill["store"]),
+        (&json!("ok"), &json!("sda"))
+    );
+    assert_eq!(
+        (&drill["databases"], &drill["sampled"]),
+        (&json!(1), &Value::Null)
+    );
     assert_eq!(drill["files"], json!(7), "{drill:#}");
     let last = dataset(&world, "docs")?["last_drill"].clone();
     assert_eq!(last["ok"], json!(true));
     assert_eq!(last["seconds"], drill["seconds"]);
     ensure!(last["at"].is_string() && last["seconds"].is_f64(), "{last}");
     assert_eq!(left(&world.path("state/capture"))?, 0);
-    let compared = blackbox::compare(&before, &blackbox::read_tree(&world.live())?, &Default::default());
+    let compared = blackbox::compare(
+        &before,
+        &blackbox::read_tree(&world.live())?,
+        &Default::default(),
+    );
     ensure!(compared.is_empty(), "{compared:?}");
     let told = metrics(&world)?.join("\n");
     let copy = "{host=\"box\",dataset=\"docs\",store=\"sda\"";
-    ensure!(told.contains(&format!("thrice_restore_drill_status{copy}}} 0")), "{told}");
-    ensure!(told.contains(&format!("thrice_restore_drill_seconds{copy}}} ")), "{told}");
+    ensure!(
+        told.contains(&format!("thrice_restore_drill_status{copy}}} 0")),
+        "{told}"
+    );
+    ensure!(
+        told.contains(&format!("thrice_restore_drill_seconds{copy}}} ")),
+        "{told}"
+    );
     let success = format!("thrice_last_success_timestamp_seconds{copy},step=\"drill\"}} ");
     ensure!(told.contains(&success), "{told}");
     let shown = world.run(&["status"])?.stdout;
@@ -148,7 +169,9 @@ fn r15_a_far_store_that_is_away_is_a_drill_that_failed() -> Result<()> {
     fill(&world)?;
     world.expect(&["run"], 0)?;
     world.sshd().down();
-    let drilled = world.expect(&["drill", "docs", "--from", "nas", "--json"], 1)?.summary()?;
+    let drilled = world
+        .expect(&["drill", "docs", "--from", "nas", "--json"], 1)?
+        .summary()?;
     assert_eq!(drilled["drills"][0]["status"], "failed");
     assert_eq!(findings(&world)?[0].0, "S2");
     assert_eq!(left(&world.path("state/capture"))?, 0);
@@ -171,7 +194,10 @@ fn r15_a_copy_that_is_damaged_or_gone_fails_the_drill() -> Result<()> {
         harm(&copy)?;
         let drilled = world.expect(&["drill", "--json"], 3)?.summary()?;
         let drill = &drilled["drills"][0];
-        assert_eq!((&drill["status"], &drilled["breach"]), (&json!("failed"), &json!(true)));
+        assert_eq!(
+            (&drill["status"], &drilled["breach"]),
+            (&json!("failed"), &json!(true))
+        );
         let found = findings(&world)?;
         ensure!(found.len() == 1 && found[0].0 == "S1", "{found:?}");
         ensure!(found[0].1.contains("`a`"), "{found:?}");
@@ -180,7 +206,10 @@ fn r15_a_copy_that_is_damaged_or_gone_fails_the_drill() -> Result<()> {
         let told = metrics(&world)?.join("\n");
         let failed = "thrice_restore_drill_status{host=\"box\",dataset=\"docs\",store=\"sda\"} 1";
         ensure!(told.contains(failed), "{told}");
-        ensure!(told.contains("thrice_last_success_timestamp_seconds"), "{told}");
+        ensure!(
+            told.contains("thrice_last_success_timestamp_seconds"),
+            "{told}"
+        );
         assert_eq!(left(&world.path("state/capture"))?, 0);
         good_at(&copy)?;
     }
@@ -209,7 +238,10 @@ fn r15_a_database_that_is_stored_and_corrupt_fails_the_drill() -> Result<()> {
     // The copy is what was read, and is no database that opens.
     world.expect(&["verify", "raw"], 0)?;
     let drilled = world.expect(&["drill", "raw"], 3)?;
-    ensure!(drilled.stderr.contains("the database is corrupt"), "{drilled:?}");
+    ensure!(
+        drilled.stderr.contains("the database is corrupt"),
+        "{drilled:?}"
+    );
     world.expect(&["drill", "docs"], 0)?;
     Ok(())
 }
@@ -246,13 +278,19 @@ fn r15_where_there_is_no_room_a_sample_is_drilled_or_nothing() -> Result<()> {
     world.expect(&["run"], 0)?;
     let outcome = world.expect(&["drill", "--json"], 0)?;
     let drill = outcome.summary()?["drills"][0].clone();
-    let (files, of) = (drill["files"].as_u64(), drill["sampled"]["of_files"].as_u64());
+    let (files, of) = (
+        drill["files"].as_u64(),
+        drill["sampled"]["of_files"].as_u64(),
+    );
     ensure!(files > Some(0) && files < of && of == Some(67), "{drill:#}");
     ensure!(drill["sampled"]["seed"].is_string(), "{drill:#}");
     // What a sample took is not what all of it takes.
     let told = metrics(&world)?.join("\n");
     ensure!(!told.contains("thrice_restore_drill_seconds"), "{told}");
-    assert_eq!(dataset(&world, "docs")?["last_drill"]["sampled"], json!(true));
+    assert_eq!(
+        dataset(&world, "docs")?["last_drill"]["sampled"],
+        json!(true)
+    );
     let said = world.expect(&["drill"], 0)?;
     ensure!(said.stderr.contains("a sample of 67 files"), "{said:?}");
     assert_eq!(left(&scratch)?, 0);
@@ -261,7 +299,10 @@ fn r15_where_there_is_no_room_a_sample_is_drilled_or_nothing() -> Result<()> {
     world.write("docs/big", vec![7; 24 << 20])?;
     world.expect(&["run", "--accept", "docs"], 0)?;
     let refused = world.expect(&["drill"], 1)?;
-    ensure!(refused.stderr.contains("there is no room to restore it"), "{refused:?}");
+    ensure!(
+        refused.stderr.contains("there is no room to restore it"),
+        "{refused:?}"
+    );
     let found = findings(&world)?;
     ensure!(found.len() == 1 && found[0].0 == "S2", "{found:?}");
     ensure!(found[0].1.contains("scratch"), "{found:?}");
@@ -335,13 +376,21 @@ fn r15_the_schedule_has_drills_done_and_the_audit_knows_of_them() -> Result<()> 
     let second = at(&world, "2026-12-01T06:00:00Z", &["run", "--json"], 0)?;
     assert_eq!(steps(&second)?, ["backup", "drill"]);
     let events = second.events()?;
-    ensure!(events.iter().any(|event| event["event"] == "drilled"), "{events:?}");
+    ensure!(
+        events.iter().any(|event| event["event"] == "drilled"),
+        "{events:?}"
+    );
     let third = at(&world, "2026-12-01T07:00:00Z", &["run", "--json"], 0)?;
     assert_eq!(steps(&third)?, Vec::<Value>::new());
     ensure!(audited("2026-12-01T07:00:00Z")?.is_empty());
     assert_eq!(audited("2027-01-10T07:00:00Z")?, ["stale-drill"]);
     // Whoever names it wants it now.
-    let named = at(&world, "2027-01-10T07:00:00Z", &["run", "drill", "--json"], 0)?;
+    let named = at(
+        &world,
+        "2027-01-10T07:00:00Z",
+        &["run", "drill", "--json"],
+        0,
+    )?;
     assert_eq!(named.summary()?["drills"][0]["status"], "ok");
     ensure!(audited("2027-01-10T08:00:00Z")?.is_empty());
     Ok(())

@@ -22,7 +22,7 @@ const MONDAY: i64 = 1_795_410_000;
 const ALL: &str = "\
 [dataset.photos]\npath = \"LIVE/docs\"\nroute = [\"sda\"]\ncanary = true\n\
 [dataset.words]\ncommand = [\"echo\", \"hello\"]\nroute = [\"sda\"]\n\
-[schedule]\nzone = \"UTC\"\nbackup = \"05:00\"\nverify = \"Sun 10:00\"\n\
+[schedule]\nzone = \"UTC\"\nbackup = \"05:00\"\nverify = \"Sun 10:00\"\ndrill = \"monthly\"\n\
 [metrics]\ntextfile = \"DIR/thrice.prom\"\n";
 
 /// On a store that may be as full as it likes: the tests' disk is anybody's.

@@ -213,9 +213,12 @@ impl Size {
             None => node.size,
         };
         self.paths += 1;
-        self.room = self
-            .room
-            .saturating_add(content.div_ceil(BLOCK).saturating_add(1).saturating_mul(BLOCK));
+        self.room = self.room.saturating_add(
+            content
+                .div_ceil(BLOCK)
+                .saturating_add(1)
+                .saturating_mul(BLOCK),
+        );
         if node.kind != Kind::Dir {
             self.files += 1;
             self.bytes = self.bytes.saturating_add(node.size);
@@ -283,7 +286,12 @@ pub fn drill(engine: &Engine<'_>, options: &DrillOptions) -> Result<Drilled> {
         }
         one(engine, &dataset, &replica, &mut done)?;
     }
-    let count = |status| done.drills.iter().filter(|one| one.status == status).count();
+    let count = |status| {
+        done.drills
+            .iter()
+            .filter(|one| one.status == status)
+            .count()
+    };
     done.status = match (count(Status::Ok), done.drills.len()) {
         _ if engine.cancel.load(Ordering::Relaxed) => Status::Aborted,
         // Zero things is failure (R7).
@@ -306,8 +314,9 @@ pub fn drill(engine: &Engine<'_>, options: &DrillOptions) -> Result<Drilled> {
 fn forget(engine: &Engine<'_>, expectation: &Expectation, known: &[Drill]) -> Result<()> {
     for old in known {
         let mut expected = expectation.expected.iter();
-        let is_expected = expected
-            .any(|one| one.name == old.dataset && one.route.iter().any(|store| *store == old.store));
+        let is_expected = expected.any(|one| {
+            one.name == old.dataset && one.route.iter().any(|store| *store == old.store)
+        });
         if !is_expected {
             let now = (engine.now)();
             engine.catalog.clear(DRILL_FAILED, &old.subject(), now)?;
@@ -593,7 +602,9 @@ fn levelled(engine: &Engine<'_>, dataset: &Dataset, replica: &Replica) -> Result
     }
     let name = &replica.store_name;
     let rows = engine.catalog.stores()?.into_iter();
-    let known = rows.filter(|row| row.name == *name).find_map(|row| row.uuid);
+    let known = rows
+        .filter(|row| row.name == *name)
+        .find_map(|row| row.uuid);
     let opened = stores::open(engine, name, known.as_deref(), Purpose::Mend)?;
     sync::level(engine.catalog, replica, opened.store(), &dataset.name)?;
     Ok(engine.catalog.replica(replica.id)?)
@@ -608,16 +619,18 @@ fn rows(
     mut each: impl FnMut(Row) -> Result<()>,
 ) -> Result<()> {
     let root = RelPath::root();
-    engine.catalog.state(replica.id, &root, Some(number), |row| {
-        if engine.cancel.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
-        let is_dir = row.held.node.kind == Kind::Dir;
-        match is_dir || sample.is_none_or(|sample| sample.takes(&row.path)) {
-            true => each(row),
-            false => Ok(()),
-        }
-    })
+    engine
+        .catalog
+        .state(replica.id, &root, Some(number), |row| {
+            if engine.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let is_dir = row.held.node.kind == Kind::Dir;
+            match is_dir || sample.is_none_or(|sample| sample.takes(&row.path)) {
+                true => each(row),
+                false => Ok(()),
+            }
+        })
 }
 
 /// Compares what was restored with what was sealed.
@@ -645,7 +658,9 @@ impl Judge<'_> {
     fn say(&self, problems: &mut Vec<Problem>, path: &RelPath, message: String) {
         let dataset = &self.restored.dataset;
         let problem = problem(dataset, self.store, Some(path.clone()), message);
-        self.engine.observer.notice(&Notice::Problem(problem.clone()));
+        self.engine
+            .observer
+            .notice(&Notice::Problem(problem.clone()));
         problems.push(problem);
     }
 
@@ -759,7 +774,10 @@ mod tests {
         let route = ["sda", "nas"];
         assert_eq!(stalest(&[], "docs", route), Some("sda"));
         let one = drill("sda", "2026-11-01T00:00:00Z");
-        assert_eq!(stalest(std::slice::from_ref(&one), "docs", route), Some("nas"));
+        assert_eq!(
+            stalest(std::slice::from_ref(&one), "docs", route),
+            Some("nas")
+        );
         let two = drill("nas", "2026-11-02T00:00:00Z");
         assert_eq!(stalest(&[two, one], "docs", route), Some("sda"));
         assert_eq!(stalest(&[], "docs", []), None);
@@ -786,7 +804,10 @@ mod tests {
         let (sample, all) = chosen(8192 * 1000, None).unwrap();
         assert!(sample.is_none() && all.files == 1000);
         let (sample, some) = chosen(8192 * 400, Some(350)).unwrap();
-        assert!(sample.is_some() && some.files > 100 && some.files <= 350, "{some:?}");
+        assert!(
+            sample.is_some() && some.files > 100 && some.files <= 350,
+            "{some:?}"
+        );
         // The same day chooses the same, another day others.
         assert_eq!(chosen(8192 * 400, Some(350)).unwrap().1, some);
         let why = chosen(100, None).unwrap_err();

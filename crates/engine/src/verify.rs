@@ -85,11 +85,7 @@ type Named = (String, Replica);
 /// a store or a dataset in it is a problem, and the others are verified all the same.
 pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> {
     let expectation = Expectation::of(engine.config, engine.catalog)?;
-    check(
-        engine,
-        &expectation,
-        (&options.datasets, &options.stores),
-    )?;
+    check(engine, &expectation, (&options.datasets, &options.stores))?;
     let mut done = Verified {
         status: Status::Ok,
         files: 0,

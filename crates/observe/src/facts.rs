@@ -75,7 +75,10 @@ impl DatasetFacts {
 
     /// When a drill last succeeded.
     pub fn last_good_drill(&self) -> Option<Timestamp> {
-        self.drills.values().filter_map(|drill| drill.last_success).max()
+        self.drills
+            .values()
+            .filter_map(|drill| drill.last_success)
+            .max()
     }
 }
 

@@ -8,8 +8,7 @@ use policy::Schedule;
 
 use crate::facts::{CanaryFacts, DatasetFacts, Facts, ReplicaFacts, StoreFacts};
 use crate::report::{
-    LastDrill,
-    CanaryStatus, DatasetStatus, FeedStatus, Replica, State, StatusReport, StoreStatus,
+    CanaryStatus, DatasetStatus, FeedStatus, LastDrill, Replica, State, StatusReport, StoreStatus,
     WatchedPlace,
 };
 

@@ -97,7 +97,10 @@ pub fn conclude(printer: &Printer, drilled: &Drilled) {
 fn said(drill: &Drill) -> String {
     let (word, Drill { dataset, store, .. }) = (drill.status.word(), drill);
     if drill.status != Status::Ok {
-        let why = drill.error.as_deref().unwrap_or("it did not come to its end");
+        let why = drill
+            .error
+            .as_deref()
+            .unwrap_or("it did not come to its end");
         return format!("{word}: `{dataset}` from `{store}`: {why}");
     }
     let of = drill.sampled.as_ref().map(|whole| {

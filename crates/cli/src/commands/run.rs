@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
-use engine::{DrillOptions, Drilled, DueLegs, Engine, RunOptions, Status, Summary, Verified, VerifyOptions};
+use engine::{
+    DrillOptions, Drilled, DueLegs, Engine, RunOptions, Status, Summary, Verified, VerifyOptions,
+};
 use serde::Serialize;
 
 use super::notify::Telling;
@@ -228,7 +230,9 @@ impl Work<'_> {
             match (&done.summary, &done.verified) {
                 (Some(summary), _) if is_last => finished(printer, summary),
                 (Some(summary), _) => event(printer, "ran", summary),
-                (None, None) if is_last && !matches!(done.drilled, Some(Ok(_))) => finished(printer, &without_run(done.code)),
+                (None, None) if is_last && !matches!(done.drilled, Some(Ok(_))) => {
+                    finished(printer, &without_run(done.code))
+                }
                 _ => {}
             }
         }

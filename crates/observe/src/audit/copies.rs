@@ -201,7 +201,9 @@ pub(super) fn stale_drill(scene: &Scene<'_>) -> Vec<Found> {
         found.push(
             Found::new(Severity::S3, name, message)
                 .evidence(evidence.chain(last_try(why)))
-                .remedy(format!("thrice drill {name}; see that what starts it is still there")),
+                .remedy(format!(
+                    "thrice drill {name}; see that what starts it is still there"
+                )),
         );
     }
     found
