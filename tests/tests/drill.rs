@@ -1,10 +1,12 @@
 //! Restore drills: what they prove, what they say when it is not so, and what a cut leaves.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use blackbox::{FileSystem, LoopFs, Outcome, Running, World, skip};
 use rusqlite::Connection;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const MONTHLY: &str = "[schedule]\nzone = \"UTC\"\nbackup = \"05:00\"\ndrill = \"monthly 04:00\"\n";
@@ -393,5 +395,62 @@ fn r15_the_schedule_has_drills_done_and_the_audit_knows_of_them() -> Result<()> 
     )?;
     assert_eq!(named.summary()?["drills"][0]["status"], "ok");
     ensure!(audited("2027-01-10T08:00:00Z")?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn r15_one_that_is_stopped_is_recorded_as_aborted() -> Result<()> {
+    let world = World::new()?;
+    let (agent, began) = (world.path("agent.sh"), world.path("began"));
+    let script = format!(
+        "#!/bin/sh\n[ -e '{0}' ] && touch '{1}' && exec sleep 600\nexec '{2}' \"$@\"\n",
+        world.path("silent").display(),
+        began.display(),
+        world.program().display(),
+    );
+    std::fs::write(&agent, script)?;
+    let may_run = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&agent, may_run)?;
+    let nas = format!(
+        "[store.nas]\nkind = \"agent\"\nvia = [\"{}\"]\npath = \"{}\"\n",
+        agent.display(),
+        world.path("nas").display()
+    );
+    let root = world.root(&["sda", "nas"]);
+    world.configure(&format!("{}{nas}{root}", world.head()))?;
+    fill(&world)?;
+    world.expect(&["run"], 0)?;
+    let good = world.expect(&["drill", "docs", "--from", "nas", "--json"], 0)?;
+    std::fs::write(world.path("silent"), "")?;
+    let mut drill = world.spawn(&["drill", "docs", "--from", "nas", "--json"])?;
+    while !began.exists() {
+        ensure!(
+            drill.is_running(),
+            "it ended by itself: {:?}",
+            drill.wait()?
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drill.signal(Signal::INT)?;
+    let stopped = drill.wait()?;
+    ensure!(stopped.code == Some(130), "{stopped:?}");
+    assert_eq!(stopped.summary()?["drills"][0]["status"], "aborted");
+    let last = dataset(&world, "docs")?["last_drill"].clone();
+    assert_eq!(
+        (&last["ok"], &last["seconds"]),
+        (&json!(false), &Value::Null)
+    );
+    // What was proved before stays proved, and nothing is found that was not.
+    let told = metrics(&world)?.join("\n");
+    ensure!(
+        told.contains("thrice_restore_drill_status{host=\"box\",dataset=\"docs\",store=\"nas\"} 2")
+    );
+    let seconds = &good.summary()?["drills"][0]["seconds"];
+    let kept = format!(
+        "thrice_restore_drill_seconds{{host=\"box\",dataset=\"docs\",store=\"nas\"}} {seconds}"
+    );
+    ensure!(told.contains(&kept), "{told}");
+    ensure!(findings(&world)?.is_empty(), "a finding");
+    assert_eq!(left(&world.path("state/capture"))?, 0);
     Ok(())
 }
