@@ -457,7 +457,7 @@ fn r03_install_touches_no_unit_that_it_has_not_written() -> Result<()> {
 fn a_wrong_configuration_installs_nothing() -> Result<()> {
     let (_parent, world) = installed_world()?;
     let to = world.path("units");
-    for schedule in ["", "[schedule]\nbackup = \"25:00\"\n"] {
+    for schedule in ["[schedule]\nbackup = \"25:00\"\n", ""] {
         configure(&world, schedule)?;
         world.expect(&["install", "--to", text(&to)?], 2)?;
         assert_eq!(std::fs::read_dir(&to)?.count(), 0, "{schedule}");

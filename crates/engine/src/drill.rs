@@ -259,8 +259,8 @@ fn choose(
         sample.limit /= 2;
     }
     Ok(Err(format!(
-        "there is no room to restore it, nor a sample of it: it takes {} bytes in {} files, and {room} \
-         bytes may be used",
+        "there is no room to restore it, nor a sample of it: it takes {} bytes in {} files, and \
+         {room} bytes may be used",
         all.room, all.files
     )))
 }
@@ -514,47 +514,12 @@ fn attempt(
         .saturating_sub(space.size_bytes / RESERVE);
     let inodes = (space.inodes > 0).then_some(space.available_inodes);
     let seed = drill.began.strftime("%Y-%m-%d").to_string();
-    let mut all = Size::default();
-    let mut measure = |sample: Option<&Sample>| {
-        let mut size = Size::default();
-        rows(engine, &replica, seal.number, sample, |row| {
-            size.add(&row.held.node);
-            Ok(())
-        })?;
-        if sample.is_none() {
-            all = size;
-        }
-        Ok(size)
-    };
-    let (sample, size) = match choose((room, inodes), &seed, &mut measure)? {
-        Ok(chosen) => chosen,
-        Err(why) => {
-            let place = shown(&host.scratch);
-            let remedy = "make room, or point `scratch` in [host] to where there is more";
-            return Err(Error::Usage(format!("{why} in `{place}`; {remedy}")));
-        }
-    };
-    if sample.is_some() {
-        let message = format!(
-            "no room for all of it in `{}`: a sample of {} of {} files is drilled (seed {seed})",
-            shown(&host.scratch),
-            size.files,
-            all.files
-        );
-        engine.observer.notice(&Notice::Note {
-            dataset: Some(dataset.name.clone()),
-            message,
-        });
-        drill.sampled = Some(Sampled {
-            seed,
-            of_files: all.files,
-            of_bytes: all.bytes,
-        });
-    }
-    engine.observer.notice(&Notice::Expect {
-        files: size.files,
-        bytes: size.bytes,
-    });
+    let sample = sized(
+        engine,
+        (dataset, &replica, seal.number),
+        (room, inodes, &seed),
+        drill,
+    )?;
     let into = scratch.path().join(INTO);
     let options = RestoreOptions {
         dataset: dataset.name.clone(),
@@ -593,6 +558,59 @@ fn attempt(
     drop(top);
     scratch.close()?;
     point("drill.removed")
+}
+
+/// What is drilled of a version: a sample, or all where that has room. Error: there is no room for
+/// either.
+fn sized(
+    engine: &Engine<'_>,
+    (dataset, replica, number): (&Dataset, &Replica, u64),
+    (room, inodes, seed): (u64, Option<u64>, &str),
+    drill: &mut Drill,
+) -> Result<Option<Sample>> {
+    let mut all = Size::default();
+    let mut measure = |sample: Option<&Sample>| {
+        let mut size = Size::default();
+        rows(engine, replica, number, sample, |row| {
+            size.add(&row.held.node);
+            Ok(())
+        })?;
+        if sample.is_none() {
+            all = size;
+        }
+        Ok(size)
+    };
+    let host = &engine.config.host;
+    let (sample, size) = match choose((room, inodes), seed, &mut measure)? {
+        Ok(chosen) => chosen,
+        Err(why) => {
+            let place = shown(&host.scratch);
+            let remedy = "make room, or point `scratch` in [host] to where there is more";
+            return Err(Error::Usage(format!("{why} in `{place}`; {remedy}")));
+        }
+    };
+    if sample.is_some() {
+        let message = format!(
+            "no room for all of it in `{}`: a sample of {} of {} files is drilled (seed {seed})",
+            shown(&host.scratch),
+            size.files,
+            all.files
+        );
+        engine.observer.notice(&Notice::Note {
+            dataset: Some(dataset.name.clone()),
+            message,
+        });
+        drill.sampled = Some(Sampled {
+            seed: seed.to_owned(),
+            of_files: all.files,
+            of_bytes: all.bytes,
+        });
+    }
+    engine.observer.notice(&Notice::Expect {
+        files: size.files,
+        bytes: size.bytes,
+    });
+    Ok(sample)
 }
 
 /// The replica as it is, where the catalog may not know.

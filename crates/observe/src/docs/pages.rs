@@ -17,12 +17,12 @@ pub(super) fn to_runbook(item: &Item<'_>) -> String {
 fn measured(house: &House<'_>) -> &'static str {
     match house.config.schedule.when("drill") {
         Some(_) => {
-            "\nRestores are [tried](schedule.md): `thrice status` shows when each dataset last was, \
-             from which store, and what that took, measured.\n"
+            "\nRestores are [tried](schedule.md): `thrice status` shows when each dataset last \
+             was, from which store, and what that took, measured.\n"
         }
         None => {
-            "\nNo restore is tried by the schedule: `thrice drill` does it, and `thrice status` shows \
-             what that took.\n"
+            "\nNo restore is tried by the schedule: `thrice drill` does it, and `thrice status` \
+             shows what that took.\n"
         }
     }
 }

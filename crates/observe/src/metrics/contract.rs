@@ -23,6 +23,7 @@ pub const STEP_DRILL: &str = "drill";
 pub fn families(measured: &Measured, now: Timestamp) -> Vec<Family> {
     let mut all = host(measured, now);
     all.extend(replicas(measured));
+    all.extend(drills(measured));
     all.extend(stores(measured));
     all.extend(pools(measured));
     all.extend(tracker(measured));
@@ -164,6 +165,49 @@ fn expected(measured: &Measured) -> Vec<Expected<'_>> {
     all
 }
 
+/// The same, of another step.
+fn of_step(step: &'static str, mut all: Vec<Series>) -> Vec<Series> {
+    for series in &mut all {
+        let mut labels = series.labels.iter_mut();
+        if let Some((_, was)) = labels.find(|(name, _)| *name == "step") {
+            step.clone_into(was);
+        }
+    }
+    all
+}
+
+/// Restores that were tried, by dataset and store.
+fn drills(measured: &Measured) -> Vec<Family> {
+    let facts = &measured.facts;
+    let tell = Teller { host: &facts.host };
+    let all = facts.datasets.iter().flat_map(|one| one.drills.values());
+    let of = |value: &dyn Fn(&Drill) -> Option<f64>| -> Vec<Series> {
+        let values = all.clone().filter_map(|one| Some((one, value(one)?)));
+        let series = values.map(|(one, value)| {
+            let labels = [("dataset", &*one.dataset), ("store", &*one.store)];
+            tell.series(&labels, value)
+        });
+        series.collect()
+    };
+    let ended = |one: &Drill| match one.status {
+        engine::Status::Ok => 0.0,
+        engine::Status::Aborted => 2.0,
+        _ => 1.0,
+    };
+    vec![
+        gauge(
+            "thrice_restore_drill_seconds",
+            "What the last whole restore took that was tried from the store and succeeded.",
+            of(&|one| one.last_seconds),
+        ),
+        gauge(
+            "thrice_restore_drill_status",
+            "How the last restore that was tried ended: 0 ok, 1 failed, 2 aborted.",
+            of(&|one| Some(ended(one))),
+        ),
+    ]
+}
+
 fn replicas(measured: &Measured) -> Vec<Family> {
     let facts = &measured.facts;
     let tell = Teller { host: &facts.host };
@@ -179,33 +223,18 @@ fn replicas(measured: &Measured) -> Vec<Family> {
     };
     let replica = |value: &dyn Fn(&ReplicaFacts) -> Option<f64>| of(&|one| value(one.replica?));
     let mut intervals = of(&|one| Some(objective(&facts.schedule, one.step) as f64));
-    let of_step = |step: &'static str, mut all: Vec<Series>| {
-        for series in &mut all {
-            let mut labels = series.labels.iter_mut();
-            if let Some((_, was)) = labels.find(|(name, _)| *name == "step") {
-                step.clone_into(was);
-            }
-        }
-        all
-    };
     for asked in [STEP_VERIFY, STEP_DRILL] {
         if facts.schedule.steps.iter().any(|(step, _)| step == asked) {
             let within = objective(&facts.schedule, asked) as f64;
             intervals.extend(of_step(asked, of(&|_| Some(within))));
         }
     }
-    let drill = |value: &dyn Fn(&Drill) -> Option<f64>| {
-        let of_drill = |one: &Expected<'_>| value(one.dataset.drills.get(one.store)?);
-        of_step(STEP_DRILL, of(&of_drill))
-    };
-    let without_step = |mut all: Vec<Series>| {
-        for series in &mut all {
-            series.labels.retain(|(name, _)| *name != "step");
-        }
-        all
-    };
     let mut successes = replica(&|one| one.last_success.map(seconds));
-    successes.extend(drill(&|one| one.last_success.map(seconds)));
+    let drilled = |one: &Expected<'_>| {
+        let drill = one.dataset.drills.get(one.store)?;
+        drill.last_success.map(seconds)
+    };
+    successes.extend(of_step(STEP_DRILL, of(&drilled)));
     let since = |one: &Expected<'_>| {
         let key = (one.dataset.name.clone(), one.store.to_owned());
         measured.expected.get(&key).copied().map(seconds)
@@ -274,22 +303,6 @@ fn replicas(measured: &Measured) -> Vec<Family> {
             "thrice_last_verified_timestamp_seconds",
             "When all of it was last read back and found right; absent while it never was.",
             replica(&|one| one.last_verified.map(seconds)),
-        ),
-        gauge(
-            "thrice_restore_drill_seconds",
-            "What the last whole restore took that was tried from the store and succeeded.",
-            without_step(drill(&|one| one.last_seconds)),
-        ),
-        gauge(
-            "thrice_restore_drill_status",
-            "How the last restore that was tried ended: 0 ok, 1 failed, 2 it did not come to its end.",
-            without_step(drill(&|one| {
-                Some(match one.status {
-                    engine::Status::Ok => 0.0,
-                    engine::Status::Aborted => 2.0,
-                    _ => 1.0,
-                })
-            })),
         ),
     ]
 }
