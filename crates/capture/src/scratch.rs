@@ -203,6 +203,24 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_may_write_to_goes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(dir.path(), Path::new("/state"), "drill").unwrap();
+        let locked = scratch.path().join("a/locked");
+        fs::create_dir_all(&locked).unwrap();
+        fs::write(locked.join("file"), "x").unwrap();
+        // Which a root can set, on most file systems.
+        let inner = tree::Dir::open(&locked).unwrap();
+        let immutable = tree::Flags(tree::Flags::IMMUTABLE);
+        tree::set_flags(tree::Target::Entry(&inner, b"file"), immutable).unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).unwrap();
+        tree::set_flags(tree::Target::Entry(&inner, b"."), immutable).unwrap();
+        let path = scratch.path().to_owned();
+        scratch.close().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
     fn what_a_cut_left_goes_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let parent = dir.path().join("a/b");

@@ -314,9 +314,8 @@ pub fn drill(engine: &Engine<'_>, options: &DrillOptions) -> Result<Drilled> {
 fn forget(engine: &Engine<'_>, expectation: &Expectation, known: &[Drill]) -> Result<()> {
     for old in known {
         let mut expected = expectation.expected.iter();
-        let is_expected = expected.any(|one| {
-            one.name == old.dataset && one.route.iter().any(|store| *store == old.store)
-        });
+        let is_expected =
+            expected.any(|one| one.name == old.dataset && one.route.contains(&old.store));
         if !is_expected {
             let now = (engine.now)();
             engine.catalog.clear(DRILL_FAILED, &old.subject(), now)?;

@@ -33,11 +33,8 @@ pub fn drill(global: &Global, printer: &Printer, args: &DrillArgs) -> Result<u8>
         let expectation = engine::Expectation::of(&config, &catalog)?;
         let due = engine::due(&config, &catalog, &expectation, session::now(), None)?;
         let pairs = due.pairs("drill");
-        let has_copies = expectation.expected.iter().any(|one| {
-            let known = catalog.find_dataset(&one.name).ok().flatten();
-            known.is_some()
-        });
-        if pairs.is_empty() && has_copies {
+        // Where there is no dataset at all, that is what is to be said.
+        if pairs.is_empty() && !catalog.datasets()?.is_empty() {
             return Ok(idle(printer));
         }
         options.due = Some(pairs);

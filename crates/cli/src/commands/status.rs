@@ -64,10 +64,9 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
     let rows = report.stores.iter().map(|store| {
         vec![
             store.name.clone(),
-            if store.reachable {
-                "yes".into()
-            } else {
-                printer.paint("no", false)
+            match store.reachable {
+                true => "yes".into(),
+                false => printer.paint("no", false),
             },
             store.size_bytes.map_or_else(|| "-".into(), bytes),
             store.available_bytes.map_or_else(|| "-".into(), bytes),
