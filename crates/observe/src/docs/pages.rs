@@ -65,7 +65,7 @@ pub(super) fn matrix(house: &House<'_>) -> String {
          is gone or changed at once. *Needs*: files, and variables (`$`), without which it is \
          neither captured nor put back.\n",
     );
-    out.push_str(&measured(house));
+    out.push_str(measured(house));
     out.push_str("\n## Stores\n\n");
     let stores = house.config.stores.iter().map(|store| {
         let percent = |share: f64| format!("{:.0} %", share * 100.0);
