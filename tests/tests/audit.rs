@@ -525,7 +525,23 @@ fn schedules_that_meet_and_drills_that_never_were() -> Result<()> {
         subject: "docs",
     };
     let schedule = "[schedule]\ndrill = \"monthly\"\n";
-    stage.cycle(case, |stage| stage.configure(schedule), quiet)
+    stage.cycle(
+        case,
+        |stage| stage.configure(schedule),
+        |stage, _| stage.run(&["drill", "docs"], 0).map(drop),
+    )?;
+    let case = Case {
+        kind: "stale-drill",
+        subject: "docs",
+    };
+    stage.cycle(
+        case,
+        |stage| {
+            stage.days = 40;
+            Ok(())
+        },
+        |stage, _| stage.run(&["drill", "docs"], 0).map(drop),
+    )
 }
 
 #[test]

@@ -22,7 +22,7 @@ const MONDAY: i64 = 1_795_410_000;
 const ALL: &str = "\
 [dataset.photos]\npath = \"LIVE/docs\"\nroute = [\"sda\"]\ncanary = true\n\
 [dataset.words]\ncommand = [\"echo\", \"hello\"]\nroute = [\"sda\"]\n\
-[schedule]\nzone = \"UTC\"\nbackup = \"05:00\"\nverify = \"Sun 10:00\"\n\
+[schedule]\nzone = \"UTC\"\nbackup = \"05:00\"\nverify = \"Sun 10:00\"\ndrill = \"monthly\"\n\
 [metrics]\ntextfile = \"DIR/thrice.prom\"\n";
 
 /// On a store that may be as full as it likes: the tests' disk is anybody's.
@@ -210,13 +210,17 @@ fn r08_what_is_scraped_is_what_is_written_and_promtool_is_content() -> Result<()
     };
     // Before anything was ever done, everything is expected, and nothing has succeeded.
     let before = world.expect(&["metrics"], 0)?.stdout;
-    ensure!(expected(&before) == 4, "{before}");
+    ensure!(expected(&before) == 6, "{before}");
     ensure!(!before.contains("thrice_last_success_timestamp_seconds{"));
-    world.expect(&["run", "backup"], 0)?;
+    world.expect(&["run", "backup", "drill"], 0)?;
     let file = world.path("thrice.prom");
     let written = fs::read_to_string(&file)?;
     ensure!(written.contains("thrice_last_success_timestamp_seconds{"));
     ensure!(written.contains("thrice_canary_age_seconds{"), "{written}");
+    ensure!(
+        written.contains("thrice_restore_drill_seconds{"),
+        "{written}"
+    );
     let (ok, said) = promtool(&world, &["check", "metrics"], Some(&file))?;
     ensure!(ok, "{said}");
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();

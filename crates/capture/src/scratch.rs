@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -107,6 +107,30 @@ impl Drop for Scratch {
     }
 }
 
+/// Takes from what lies in a folder what keeps it from being removed: a restored folder that nobody
+/// may write to, and what was made unchangeable.
+fn loosen(path: &Path) -> io::Result<()> {
+    let dir = match tree::Dir::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+            tree::Dir::open(path)?
+        }
+        dir => dir?,
+    };
+    tree::clear_flags(tree::Target::Entry(&dir, b"."))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            loosen(&entry.path())?;
+        } else if kind.is_file() {
+            tree::clear_flags(tree::Target::Entry(&dir, entry.file_name().as_bytes()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a folder with all that is in it, unless something is mounted there: what lies on another
 /// file system is not ours, and is somebody's live data.
 pub(crate) fn remove(path: &Path) -> Result<()> {
@@ -122,7 +146,11 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
             remedy: "unmount it; the folder is left until then".into(),
         });
     }
-    match fs::remove_dir_all(path) {
+    let mut removed = fs::remove_dir_all(path);
+    if matches!(&removed, Err(error) if error.kind() == io::ErrorKind::PermissionDenied) {
+        removed = loosen(path).and_then(|()| fs::remove_dir_all(path));
+    }
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(Error::io(doing())),
     }
@@ -172,6 +200,24 @@ mod tests {
         assert_eq!(at("/a/.thrice x"), Some(b"/a/.thrice x/app".to_vec()));
         assert_eq!(at("/b"), Some(b"/b".to_vec()));
         assert_eq!((at("/a/.thrice"), at("/b/c")), (None, None));
+    }
+
+    #[test]
+    fn what_nobody_may_write_to_goes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(dir.path(), Path::new("/state"), "drill").unwrap();
+        let locked = scratch.path().join("a/locked");
+        fs::create_dir_all(&locked).unwrap();
+        fs::write(locked.join("file"), "x").unwrap();
+        // Which a root can set, on most file systems.
+        let inner = tree::Dir::open(&locked).unwrap();
+        let immutable = tree::Flags(tree::Flags::IMMUTABLE);
+        tree::set_flags(tree::Target::Entry(&inner, b"file"), immutable).unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).unwrap();
+        tree::set_flags(tree::Target::Entry(&inner, b"."), immutable).unwrap();
+        let path = scratch.path().to_owned();
+        scratch.close().unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -102,6 +102,9 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Read copies back and compare them with what was recorded
     Verify(VerifyArgs),
+    /// Restore for real into a folder that goes again, compare every file with what was sealed, and
+    /// measure how long it takes
+    Drill(DrillArgs),
     /// Let go of versions that `keep` does not ask for
     Prune(PruneArgs),
     /// Stop a dataset: no run touches it and nothing of it is pruned until it is released
@@ -292,8 +295,6 @@ pub enum Step {
     Offsite,
     Prune,
     Verify,
-    /// Not in this version
-    #[value(hide = true)]
     Drill,
 }
 
@@ -494,6 +495,17 @@ pub struct VerifyArgs {
     /// Replace bad copies by good ones from elsewhere
     #[arg(long)]
     pub repair: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// Only these datasets [default: those whose drill is due by the schedule; where it has no
+    /// `drill`, all]
+    #[arg(value_name = "DATASET")]
+    pub dataset: Vec<String>,
+    /// From this store [default: of each dataset, that of its route whose drill is longest ago]
+    #[arg(long, value_name = "STORE")]
+    pub from: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -9,14 +9,17 @@ use jiff::Timestamp;
 use policy::{Config, RUN_STEPS, Schedule};
 use serde::{Deserialize, Serialize};
 
+use crate::drill::{self, Drill};
 use crate::error::Result;
 use crate::expect::Expectation;
 use crate::note::Notes;
+use crate::report::Status;
 use crate::time::rfc3339;
 
 /// Where is noted when pruning was last done: no replica knows.
 const NOTES: &str = "schedule";
 const PRUNE: &str = "prune";
+const DRILL: &str = "drill";
 
 #[derive(Deserialize, Serialize)]
 struct Noted {
@@ -127,6 +130,7 @@ struct Known<'a> {
     bundles: Vec<Vec<&'a str>>,
     copies: BTreeMap<(&'a str, &'a str), Copied>,
     pruned: Option<Timestamp>,
+    drills: Vec<Drill>,
 }
 
 #[derive(Clone, Copy)]
@@ -190,6 +194,7 @@ pub fn due(
         .collect();
     let noted: Option<Noted> = Notes::new(&config.host.state, NOTES).read(PRUNE)?;
     known.pruned = noted.and_then(|noted| parsed(&noted.at));
+    known.drills = drill::drills(&config.host.state)?;
     Ok(known.due(&config.schedule, now, after))
 }
 
@@ -245,6 +250,9 @@ impl Known<'_> {
         due: &Due,
         now: Timestamp,
     ) -> Vec<DueLeg> {
+        if step == DRILL {
+            return self.drills(schedule, since, due, now);
+        }
         let follows = schedule.follows(step);
         let before = follows.map(|step| due.pairs(step)).unwrap_or_default();
         let mut legs = Vec::new();
@@ -288,6 +296,51 @@ impl Known<'_> {
         }
         if step == "backup" {
             self.whole_bundles(&mut legs);
+        }
+        legs
+    }
+
+    /// A dataset is drilled from one store, those of its route in turn.
+    fn drills(
+        &self,
+        schedule: &Schedule,
+        since: Timestamp,
+        due: &Due,
+        now: Timestamp,
+    ) -> Vec<DueLeg> {
+        let follows = schedule.follows(DRILL);
+        let before = follows.map(|step| due.pairs(step)).unwrap_or_default();
+        let mut legs = Vec::new();
+        for Routed { name, route } in self.datasets.iter().copied() {
+            let copied = |store: &str| self.copies.get(&(name, store)).copied();
+            let first = |store: &str| copied(store).and_then(|copied| copied.first);
+            // What is in no version yet cannot be restored.
+            let having = route.iter().map(String::as_str);
+            let having: Vec<&str> = having.filter(|store| first(store).is_some()).collect();
+            let Some(store) = drill::stalest(&self.drills, name, having.iter().copied()) else {
+                continue;
+            };
+            let own = self.drills.iter().filter(|one| one.dataset == name);
+            let newest = own.clone().max_by_key(|one| one.began);
+            let times = Times {
+                last: own.filter_map(|one| one.last_success).max(),
+                never_since: having.iter().filter_map(|store| first(store)).min(),
+                is_failed: newest.is_some_and(|one| one.status != Status::Ok),
+            };
+            let followed = having.iter().filter_map(|store| match follows? {
+                "verify" => copied(store)?.last_verified,
+                _ => copied(store)?.last_success,
+            });
+            let is_before = before.iter().any(|(dataset, _)| dataset == name);
+            let follows = is_before || follows.is_some() && followed.max() > times.last;
+            let why = times.why(since, now);
+            let why = why.or(follows.then_some(Why::Follows));
+            legs.extend(why.map(|why| DueLeg {
+                dataset: name.to_owned(),
+                store: store.to_owned(),
+                last: times.last.map(rfc3339),
+                why,
+            }));
         }
         legs
     }
@@ -476,6 +529,44 @@ mod tests {
             ..kept
         };
         assert!(of(none, "2026-11-29T10:00:00Z").is_empty());
+    }
+
+    #[test]
+    fn r15_a_drill_is_due_until_one_has_succeeded_and_stores_take_turns() {
+        let route = route();
+        let monthly = schedule(&[("backup", "05:00"), ("drill", "monthly 04:00")]);
+        let ok = done("2026-11-26T05:20:00Z");
+        let first = |text| Copied {
+            first: Some(at(text)),
+            ..ok
+        };
+        let drill = |store: &str, began: &str, status, last_success: Option<&str>| Drill {
+            status,
+            last_success: last_success.map(at),
+            ..Drill::new("docs", store, at(began), None)
+        };
+        let of = |copies, drills: &[Drill]| {
+            let mut known = known(&route, copies);
+            known.drills = drills.to_vec();
+            let mut due = said(&known, &monthly, NOW);
+            due.retain(|leg| leg.starts_with("drill"));
+            due
+        };
+        let old = first("2026-10-20T05:00:00Z");
+        let both = [Some(old), Some(old)];
+        assert_eq!(of(both, &[]), ["drill sda Never"]);
+        // What is new waits for its time, and what has no version has nothing to restore.
+        let none: [&str; 0] = [];
+        assert_eq!(of([Some(first("2026-11-20T05:00:00Z")), None], &[]), none);
+        assert_eq!(of([Some(Copied { first: None, ..ok }), None], &[]), none);
+        let began = "2026-11-02T04:00:00Z";
+        let good = drill("sda", began, Status::Ok, Some(began));
+        assert_eq!(of(both, std::slice::from_ref(&good)), none);
+        let before = "2026-10-02T04:00:00Z";
+        let late = drill("sda", before, Status::Ok, Some(before));
+        assert_eq!(of(both, &[late]), ["drill nas Time"]);
+        let cut = drill("nas", "2026-11-03T04:00:00Z", Status::Aborted, None);
+        assert_eq!(of(both, &[good, cut]), ["drill sda Failed"]);
     }
 
     #[test]

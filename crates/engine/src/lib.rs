@@ -10,6 +10,7 @@ mod decide;
 mod delta;
 mod deployed;
 mod dirty;
+mod drill;
 mod due;
 mod error;
 mod expect;
@@ -54,6 +55,7 @@ mod workload;
 
 pub use canary::{Canary, Echo, FAILING, MARKER, NEVER, canaries};
 pub use deployed::{Deployed, PROGRAM, config_digest, deployed};
+pub use drill::{DRILL_FAILED, Drill, DrillOptions, Drilled, Sampled, drill, drills};
 pub use due::{Due, DueLeg, DueLegs, DueStep, Why, due, pruned};
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};

@@ -19,6 +19,7 @@ use store::{Store, Want};
 use tree::{Apply, Digest, Dir, DirCache, Flags, Kind, Node, RelPath, Target};
 
 use crate::databases;
+use crate::drill::Sample;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::report::{Notice, Observer, Problem, Status};
@@ -117,6 +118,15 @@ pub fn level(engine: &Engine<'_>, dataset: &str, from: Option<&str>) -> Result<b
 
 /// Restores.
 pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored> {
+    restore_some(engine, options, None)
+}
+
+/// The same, of a sample of the files only where there is one: a drill may have no room for all.
+pub(crate) fn restore_some(
+    engine: &Engine<'_>,
+    options: &RestoreOptions,
+    sample: Option<&Sample>,
+) -> Result<Restored> {
     let started = std::time::Instant::now();
     let catalog = engine.catalog;
     let dataset = catalog.find_dataset(&options.dataset)?.ok_or_else(|| {
@@ -152,6 +162,7 @@ pub fn restore(engine: &Engine<'_>, options: &RestoreOptions) -> Result<Restored
         observer: engine.observer,
         cancel: engine.cancel,
         options,
+        sample,
         target: &target,
         strip: &strip,
         resuming,
@@ -305,6 +316,7 @@ struct Job<'a> {
     observer: &'a dyn Observer,
     cancel: &'a AtomicBool,
     options: &'a RestoreOptions,
+    sample: Option<&'a Sample>,
     target: &'a Dir,
     /// Taken off the front of every path.
     strip: &'a RelPath,
@@ -388,6 +400,10 @@ impl Job<'_> {
     fn row(&self, row: Row, crew: &mut Crew<'_>, dirs: &mut DirCache) -> Result<()> {
         let outcome = &mut crew.outcome;
         let node = &row.held.node;
+        let is_out = |sample: &Sample| !sample.takes(&row.path);
+        if node.kind != Kind::Dir && self.sample.is_some_and(is_out) {
+            return Ok(());
+        }
         let to = self.place(&row.path);
         if node.flags != Flags::default() {
             outcome.flagged.push((to.clone(), node.flags));

@@ -85,7 +85,7 @@ type Named = (String, Replica);
 /// a store or a dataset in it is a problem, and the others are verified all the same.
 pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> {
     let expectation = Expectation::of(engine.config, engine.catalog)?;
-    check(engine, &expectation, options)?;
+    check(engine, &expectation, (&options.datasets, &options.stores))?;
     let mut done = Verified {
         status: Status::Ok,
         files: 0,
@@ -133,19 +133,19 @@ pub fn verify(engine: &Engine<'_>, options: &VerifyOptions) -> Result<Verified> 
 }
 
 /// Whether all that was asked for exists.
-fn check(engine: &Engine<'_>, expectation: &Expectation, options: &VerifyOptions) -> Result<()> {
-    for store in &options.stores {
+pub(crate) fn check(
+    engine: &Engine<'_>,
+    expectation: &Expectation,
+    (datasets, stores): (&[String], &[String]),
+) -> Result<()> {
+    for store in stores {
         stores::check_store(engine.config, store)?;
     }
     let kept = engine.catalog.datasets()?.into_iter().map(|row| row.name);
     let expected = expectation.expected.iter().map(|e| e.name.clone());
     let listed = refetch::inventories(&expectation.coverage).map(|listed| listed.spec.of.clone());
     let names: BTreeSet<String> = kept.chain(expected).chain(listed).collect();
-    match options
-        .datasets
-        .iter()
-        .find(|asked| !names.contains(*asked))
-    {
+    match datasets.iter().find(|asked| !names.contains(*asked)) {
         Some(asked) => Err(Error::Usage(format!(
             "there is no dataset `{asked}`; there are: {}",
             names.into_iter().collect::<Vec<_>>().join(", ")

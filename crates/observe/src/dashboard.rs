@@ -170,13 +170,13 @@ const PROOF: [Panel; 7] = [
         "Restore drills: measured",
         "thrice_restore_drill_seconds",
         "s",
-        "{{host}} {{dataset}}",
+        EACH,
     ),
     now(
         "Restore drills (0: well)",
         "thrice_restore_drill_status",
         "none",
-        "{{host}} {{dataset}}",
+        EACH,
     ),
     line(
         "Wear: written in a day",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use catalog::{Catalog, Finding, FindingRow, Replica, Run, RunStatus, Severity, Wear};
-use engine::{Expectation, Result};
+use engine::{Drill, Expectation, Result};
 use feed::Feed;
 use jiff::Timestamp;
 use policy::{Config, Coverage, Schedule, StoreKind};
@@ -63,6 +63,23 @@ pub struct DatasetFacts {
     pub held: Option<String>,
     /// By store. One that is not there was never begun.
     pub replicas: BTreeMap<String, ReplicaFacts>,
+    /// The last drills, by store of the route.
+    pub drills: BTreeMap<String, Drill>,
+}
+
+impl DatasetFacts {
+    /// The newest drill.
+    pub fn last_drill(&self) -> Option<&Drill> {
+        self.drills.values().max_by_key(|drill| drill.when())
+    }
+
+    /// When a drill last succeeded.
+    pub fn last_good_drill(&self) -> Option<Timestamp> {
+        self.drills
+            .values()
+            .filter_map(|drill| drill.last_success)
+            .max()
+    }
 }
 
 /// What is known of a dataset in a store.
@@ -116,7 +133,14 @@ impl StoreFacts {
 /// When the catalog cannot be read.
 pub fn gather(config: &Config, catalog: &Catalog, expectation: &Expectation) -> Result<Facts> {
     let runs = catalog.runs(RUNS)?;
-    let datasets = datasets(catalog, expectation)?;
+    let mut datasets = datasets(catalog, expectation)?;
+    for drill in engine::drills(&config.host.state)? {
+        let mut datasets = datasets.iter_mut();
+        let dataset = datasets.find(|dataset| dataset.name == drill.dataset);
+        if let Some(dataset) = dataset.filter(|one| one.route.contains(&drill.store)) {
+            dataset.drills.insert(drill.store.clone(), drill);
+        }
+    }
     let rows = catalog.findings(true)?;
     let mut findings = findings(rows, &expectation.coverage);
     findings.extend(runs.first().and_then(died));

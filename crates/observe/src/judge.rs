@@ -8,7 +8,7 @@ use policy::Schedule;
 
 use crate::facts::{CanaryFacts, DatasetFacts, Facts, ReplicaFacts, StoreFacts};
 use crate::report::{
-    CanaryStatus, DatasetStatus, FeedStatus, Replica, State, StatusReport, StoreStatus,
+    CanaryStatus, DatasetStatus, FeedStatus, LastDrill, Replica, State, StatusReport, StoreStatus,
     WatchedPlace,
 };
 
@@ -121,7 +121,13 @@ fn one(facts: &Facts, dataset: &DatasetFacts, now: Timestamp) -> DatasetStatus {
             kind => kind,
         },
         stores: stores.collect(),
-        last_drill: None,
+        last_drill: dataset.last_drill().map(|drill| LastDrill {
+            at: rfc3339(drill.when()),
+            ok: drill.status == engine::Status::Ok,
+            seconds: drill.seconds,
+            store: drill.store.clone(),
+            sampled: drill.sampled.is_some(),
+        }),
         why: dataset.why.clone(),
     }
 }

@@ -30,8 +30,8 @@ pub use proposal::{
     StoreForecast, observed,
 };
 pub use report::{
-    CanaryStatus, DatasetStatus, FeedStatus, Finding, Replica, State, StatusReport, StoreStatus,
-    WatchedPlace,
+    CanaryStatus, DatasetStatus, FeedStatus, Finding, LastDrill, Replica, State, StatusReport,
+    StoreStatus, WatchedPlace,
 };
 
 /// What is known at `now` of everything that should be backed up. Asks no store: what is said of

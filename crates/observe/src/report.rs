@@ -69,10 +69,23 @@ pub struct DatasetStatus {
     pub kind: &'static str,
     /// In the order of the route.
     pub stores: Vec<Replica>,
-    /// Always null: this version does no drills.
-    pub last_drill: Option<()>,
+    /// The newest restore that was tried; null: none ever was.
+    pub last_drill: Option<LastDrill>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+}
+
+/// A restore that was tried.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LastDrill {
+    /// When it ended, or began where it did not come to its end.
+    pub at: String,
+    pub ok: bool,
+    /// What the restore took; null where it did not get so far.
+    pub seconds: Option<f64>,
+    pub store: String,
+    /// Only some of the files were tried: there was no room for all.
+    pub sampled: bool,
 }
 
 /// A dataset in a store.

@@ -391,7 +391,8 @@ mod tests {
         assert_eq!(
             times,
             "*-*-* 03:00:00 Europe/Sofia;*-*-* 05:00:00 Europe/Sofia;\
-             Sun *-*-* 10:00:00 Europe/Sofia;*-*-* 04:00:00 Europe/Sofia"
+             Sun *-*-* 10:00:00 Europe/Sofia;*-*-01 00:00:00 Europe/Sofia;\
+             *-*-* 04:00:00 Europe/Sofia"
         );
         let units = of("[schedule]\nzone = \"UTC\"\nbackup = \"03:00\"\n");
         let times = lines(&units, "thrice-run.timer", "OnCalendar=");

@@ -15,7 +15,7 @@ const DAY: i64 = 24 * HOUR;
 
 /// The steps that a schedule has done by `thrice run`, in their order. `capture` is a part of
 /// `backup`.
-pub const RUN_STEPS: [&str; 5] = ["snapshot", "backup", "offsite", "verify", "prune"];
+pub const RUN_STEPS: [&str; 6] = ["snapshot", "backup", "offsite", "verify", "prune", "drill"];
 
 /// What follows another step where the schedule does not say when: copies that are not brought on,
 /// or never pruned, are what nobody means.

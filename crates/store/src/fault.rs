@@ -7,7 +7,7 @@
 
 /// Every point, in the order in which a batch and a seal pass them.
 #[cfg(debug_assertions)]
-const POINTS: [&str; 17] = [
+const POINTS: [&str; 21] = [
     "stage.base",
     "stage.written",
     "log.append",
@@ -25,6 +25,10 @@ const POINTS: [&str; 17] = [
     "prune.marked",
     "retire.log",
     "retire.object",
+    "drill.begun",
+    "drill.restored",
+    "drill.compared",
+    "drill.removed",
 ];
 
 #[cfg(debug_assertions)]

@@ -37,6 +37,14 @@ pub use message::Hello;
 pub use remote::{Remote, RemoteOptions};
 pub use transport::{CommandTransport, Link, SshTransport, Transport};
 
+/// Passes a fault point of one who works with stores; in a release build it does nothing.
+///
+/// # Errors
+/// Where a test wants the step to fail.
+pub fn fault_point(name: &str) -> Result<()> {
+    fault::Faults::from_env().point(name)
+}
+
 pub use disk::{Disk, DiskOptions};
 pub use op::{LogRecord, Old, Op};
 pub use store::{

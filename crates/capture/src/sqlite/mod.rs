@@ -150,6 +150,15 @@ pub fn look(dir: &Dir, name: &[u8]) -> Result<Seen> {
     triple::look(dir, name).map_err(doing("looking at", name))
 }
 
+/// Checks a copy that is nobody's but the caller's, and writes home what is in its log. What SQLite
+/// says of it when it is corrupt.
+///
+/// # Errors
+/// [`Error::Interrupted`], [`Error::Late`], or [`Error::Bad`] when it cannot be opened.
+pub fn check(path: &Path, job: &Job<'_>) -> Result<Option<String>> {
+    recover::check_at(path, job)
+}
+
 /// Removes what crashed captures have left in `scratch`.
 pub fn sweep(scratch: &Path) -> Result<()> {
     let doing = || format!("sweeping `{}`", crate::error::shown(scratch));

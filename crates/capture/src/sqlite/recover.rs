@@ -67,6 +67,28 @@ pub(super) fn make_whole(
     }
 }
 
+/// Writes home what is in the log of the database at `path` and checks it: what SQLite says of it
+/// when it is corrupt.
+///
+/// # Errors
+/// When that could not be found out.
+pub(super) fn check_at(path: &Path, job: &Job<'_>) -> Result<Option<String>> {
+    let what = || format!("SQLite, with `{}`", crate::error::shown(path));
+    match work(path, job) {
+        Ok(Verdict::Corrupt(said)) => Ok(Some(said)),
+        Ok(_) => Ok(None),
+        Err(error) => {
+            job.check("checking a database")?;
+            match error.sqlite_error_code() {
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                    Ok(Some(plain(&error)))
+                }
+                _ => Err(Error::bad(what(), plain(&error))),
+            }
+        }
+    }
+}
+
 fn work(path: &Path, job: &Job<'_>) -> rusqlite::Result<Verdict> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;

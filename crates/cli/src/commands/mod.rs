@@ -7,6 +7,7 @@ mod care;
 mod check;
 mod dashboard;
 mod docs;
+mod drill;
 mod gate;
 mod help;
 mod init;
@@ -57,6 +58,7 @@ pub fn dispatch(cli: &Cli, printer: &Printer) -> Result<u8> {
         Command::Find(args) => browse::find(global, printer, args),
         Command::Diff(args) => browse::diff(global, printer, args),
         Command::Restore(args) => restore::restore(global, printer, args),
+        Command::Drill(args) => drill::drill(global, printer, args),
         Command::Verify(args) => verify::verify(global, printer, args),
         Command::Prune(args) => care::prune(global, printer, args),
         Command::Hold { dataset, why } => care::hold(global, printer, dataset, why),

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
-use engine::{DueLegs, Engine, RunOptions, Status, Summary, Verified, VerifyOptions};
+use engine::{
+    DrillOptions, Drilled, DueLegs, Engine, RunOptions, Status, Summary, Verified, VerifyOptions,
+};
 use serde::Serialize;
 
 use super::notify::Telling;
-use super::{metrics, scheduled, snapshot, verify};
+use super::{drill, metrics, scheduled, snapshot, verify};
 use crate::args::{Global, RunArgs, Step};
 use crate::exit::{self, Usage};
 use crate::inhibit::Inhibitor;
@@ -48,6 +50,7 @@ pub struct Done {
     pub code: u8,
     pub summary: Option<Summary>,
     pub verified: Option<engine::Result<Verified>>,
+    pub drilled: Option<engine::Result<Drilled>>,
 }
 
 /// Runs, and tells those who watch how it ended.
@@ -95,8 +98,6 @@ fn check(args: &RunArgs) -> Result<()> {
     let has = |step| args.steps.contains(&step);
     let wrong = if has(Step::Capture) {
         "`capture` is no step of its own: it is a part of `backup`; write `thrice run backup`"
-    } else if has(Step::Drill) {
-        "this version has no drills; to try a restore: thrice restore DATASET --to DIR"
     } else if has(Step::Snapshot) && !(args.dataset.is_empty() && args.store.is_empty()) {
         "`snapshot` is of volumes, not of datasets or stores: thrice snapshot create VOLUME"
     } else {
@@ -115,7 +116,7 @@ impl Work<'_> {
         }
         let pipeline = steps.iter();
         let pipeline: Vec<String> = pipeline
-            .filter(|step| !matches!(step, Step::Verify | Step::Snapshot))
+            .filter(|step| !matches!(step, Step::Verify | Step::Snapshot | Step::Drill))
             .map(|step| step.word().to_owned())
             .collect();
         if (steps.is_empty() || !pipeline.is_empty()) && self.goes_on(&mut done) {
@@ -123,6 +124,9 @@ impl Work<'_> {
         }
         if steps.contains(&Step::Verify) && self.goes_on(&mut done) {
             self.verify(&mut done, None);
+        }
+        if steps.contains(&Step::Drill) && self.goes_on(&mut done) {
+            self.drill(&mut done, None);
         }
         self.tell(done, true)
     }
@@ -195,10 +199,27 @@ impl Work<'_> {
         done.verified = Some(engine::verify(self.engine, &options));
     }
 
+    /// Restores to try.
+    pub fn drill(&self, done: &mut Done, due: Option<BTreeSet<(String, String)>>) {
+        let options = DrillOptions {
+            datasets: self.args.dataset.clone(),
+            stores: self.args.store.clone(),
+            due,
+        };
+        done.drilled = Some(engine::drill(self.engine, &options));
+    }
+
     /// Says what came of it; the code. The run's summary is the last line, whatever came of the
     /// verification, and of several passes that of the last.
     pub fn tell(&self, mut done: Done, is_last: bool) -> Result<u8> {
         let printer = self.printer;
+        let is_alone = done.summary.is_none() && done.verified.is_none();
+        match &done.drilled {
+            Some(Ok(drilled)) if !printer.is_json() => drill::conclude(printer, drilled),
+            Some(Ok(drilled)) if is_last && is_alone => finished(printer, drilled),
+            Some(Ok(drilled)) => event(printer, "drilled", drilled),
+            _ => {}
+        }
         match (&done.verified, &done.summary) {
             (Some(Ok(verified)), _) if !printer.is_json() => verify::conclude(printer, verified),
             (Some(Ok(verified)), None) if is_last => finished(printer, verified),
@@ -209,12 +230,17 @@ impl Work<'_> {
             match (&done.summary, &done.verified) {
                 (Some(summary), _) if is_last => finished(printer, summary),
                 (Some(summary), _) => event(printer, "ran", summary),
-                (None, None) if is_last => finished(printer, &without_run(done.code)),
+                (None, None) if is_last && !matches!(done.drilled, Some(Ok(_))) => {
+                    finished(printer, &without_run(done.code))
+                }
                 _ => {}
             }
         }
         if let Some(verified) = done.verified.transpose()? {
             done.code = done.code.max(verify::code(&verified, self.interrupt));
+        }
+        if let Some(drilled) = done.drilled.transpose()? {
+            done.code = done.code.max(drill::code(&drilled, self.interrupt));
         }
         Ok(done.code)
     }

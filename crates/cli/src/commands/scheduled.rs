@@ -58,14 +58,9 @@ impl Pass {
 /// its service is running still.
 pub fn run(work: &Work<'_>) -> Result<u8> {
     let started = Instant::now();
-    let schedule = &work.engine.config.schedule;
     let mut pass = pass(work, None)?;
     if pass.is_empty() {
         return Ok(idle(work, pass.due));
-    }
-    if schedule.when("drill").is_some() {
-        work.printer
-            .say("`[schedule]` asks for drills, which this version has not");
     }
     let mut code = exit::OK;
     loop {
@@ -145,6 +140,9 @@ fn once(work: &Work<'_>, pass: &Pass, window: Option<Duration>) -> Result<Done> 
     }
     if pass.due.step("verify").is_some() && work.goes_on(&mut done) {
         work.verify(&mut done, Some(pass.due.pairs("verify")));
+    }
+    if pass.due.step("drill").is_some() && work.goes_on(&mut done) {
+        work.drill(&mut done, Some(pass.due.pairs("drill")));
     }
     Ok(done)
 }

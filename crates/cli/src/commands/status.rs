@@ -60,13 +60,13 @@ pub fn status(global: &Global, printer: &Printer) -> Result<u8> {
         "NEWEST VERSION",
     ];
     printer.data(&table(&header, rows));
+    drills(printer, &report);
     let rows = report.stores.iter().map(|store| {
         vec![
             store.name.clone(),
-            if store.reachable {
-                "yes".into()
-            } else {
-                printer.paint("no", false)
+            match store.reachable {
+                true => "yes".into(),
+                false => printer.paint("no", false),
             },
             store.size_bytes.map_or_else(|| "-".into(), bytes),
             store.available_bytes.map_or_else(|| "-".into(), bytes),
@@ -128,5 +128,32 @@ fn written(replica: &observe::Replica) -> String {
             format!("{written} for {}", bytes(changed))
         }
         _ => bytes(replica.bytes_written),
+    }
+}
+
+/// The last drill of each dataset that had one.
+fn drills(printer: &Printer, report: &observe::StatusReport) {
+    let drilled = report.datasets.iter();
+    let drilled = drilled.filter_map(|dataset| Some((dataset, dataset.last_drill.as_ref()?)));
+    let drilled: Vec<_> = drilled
+        .map(|(dataset, drill)| {
+            let word = if drill.ok { "ok" } else { "failed" };
+            let took = match (drill.seconds, drill.sampled) {
+                (None, _) => "-".to_owned(),
+                (Some(seconds), false) => format!("{seconds:.1} s"),
+                (Some(seconds), true) => format!("{seconds:.1} s, a sample"),
+            };
+            vec![
+                dataset.name.clone(),
+                drill.store.clone(),
+                printer.paint(word, drill.ok),
+                drill.at.clone(),
+                took,
+            ]
+        })
+        .collect();
+    if !drilled.is_empty() {
+        let header = ["DATASET", "LAST DRILL FROM", "RESULT", "AT", "RESTORE TOOK"];
+        printer.data(&format!("\n{}", table(&header, drilled)));
     }
 }

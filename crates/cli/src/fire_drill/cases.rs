@@ -122,6 +122,17 @@ route = ["one"]
 canary = true
 "#;
 
+/// It is restored to try each month.
+const DRILLED: &str = r#"
+full = { warn = "100%", stop = "100%" }
+[dataset.media]
+path = "DIR/live/media"
+route = ["one"]
+[schedule]
+backup = "05:00"
+drill = "monthly"
+"#;
+
 /// All of them.
 pub const CASES: &[Case] = &[
     Case {
@@ -200,6 +211,27 @@ pub const CASES: &[Case] = &[
         planted: "the copies were not read back for nine days",
         alerts: &["CopyVerifyStale"],
         plant: unread,
+    },
+    Case {
+        host: "untried",
+        configuration: DRILLED,
+        planted: "the last restore that was tried is 40 days old",
+        alerts: &["RestoreDrillStale"],
+        plant: untried,
+    },
+    Case {
+        host: "unproved",
+        configuration: DRILLED,
+        planted: "configured 40 days ago, and never restored to try",
+        alerts: &["RestoreDrillStale"],
+        plant: unproved,
+    },
+    Case {
+        host: "unrestorable",
+        configuration: DRILLED,
+        planted: "a byte of a copy was changed on the disk, and a restore was tried",
+        alerts: &["RestoreDrillFailing", "BackupFinding"],
+        plant: unrestorable,
     },
     Case {
         host: "unrouted",
@@ -324,6 +356,29 @@ fn unread(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
     site.day(-9).run()?;
     site.push(job)?;
     site.day(0).run()?;
+    site.push(job)
+}
+
+fn untried(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    site.day(-40).run()?;
+    site.drill()?;
+    site.push(job)?;
+    site.day(0).run()?;
+    site.push(job)
+}
+
+fn unproved(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    site.day(-40).run()?;
+    site.push(job)?;
+    site.day(0).run()?;
+    site.push(job)
+}
+
+fn unrestorable(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    site.run()?;
+    site.drill()?;
+    fs::write(site.path("one/media/picture"), vec![b'q'; 4096])?;
+    site.drill()?;
     site.push(job)
 }
 

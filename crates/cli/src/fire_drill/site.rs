@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use capture::Job;
 use catalog::{Catalog, Mode, RunStatus};
-use engine::{Engine, Expectation, RunOptions, Silent, VerifyOptions};
+use engine::{DrillOptions, Engine, Expectation, RunOptions, Silent, VerifyOptions};
 use jiff::{SignedDuration, Timestamp};
 use observe::metrics::{self, Measured};
 use observe::rules;
@@ -119,6 +119,14 @@ impl Site {
             due: None,
         };
         self.engine(&catalog, |engine| engine::verify(engine, &options))?;
+        Ok(())
+    }
+
+    /// Tries a restore of everything.
+    pub fn drill(&self) -> Result<()> {
+        let catalog = self.catalog()?;
+        let options = DrillOptions::default();
+        self.engine(&catalog, |engine| engine::drill(engine, &options))?;
         Ok(())
     }
 

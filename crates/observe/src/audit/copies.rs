@@ -1,6 +1,7 @@
 //! Copies that are fewer, older or less proven than they should be.
 
 use catalog::Severity;
+use jiff::Timestamp;
 
 use super::evidence::{CopyEvidence, DatasetEvidence};
 use super::{Found, Scene};
@@ -150,22 +151,60 @@ pub(super) fn never_verified(scene: &Scene<'_>) -> Vec<Found> {
     found
 }
 
-pub(super) fn never_drilled(scene: &Scene<'_>) -> Vec<Found> {
-    let steps = &scene.evidence.facts.schedule.steps;
-    if steps.iter().all(|(step, _)| step != "drill") {
+/// Datasets that have something to be restored, where drills are scheduled: the name, when a drill
+/// last succeeded, and why the last one did not.
+fn drilled<'a>(scene: &'a Scene<'_>) -> Vec<(&'a str, Option<Timestamp>, Option<&'a str>)> {
+    let facts = &scene.evidence.facts;
+    if facts.schedule.steps.iter().all(|(step, _)| step != "drill") {
         return Vec::new();
     }
     let datasets = scene.evidence.datasets.iter();
     let restorable = datasets.filter(|one| one.copies.iter().any(|copy| copy.sealed > 0));
-    let found = restorable.map(|dataset| {
-        let name = &dataset.name;
-        let message = format!("`{name}` was never restored to see that it can be");
-        Found::new(Severity::S3, name, message)
-            .evidence(["`drill` is in [schedule]".to_owned()])
-            .remedy(format!(
-                "thrice restore {name} --to DIR, and look at it; this version keeps no record of \
-                 that: the finding goes with `drill` in [schedule]"
-            ))
+    let known = restorable.filter_map(|one| {
+        let facts = facts.datasets.iter().find(|facts| facts.name == one.name)?;
+        let why = facts.last_drill().and_then(|drill| drill.error.as_deref());
+        Some((one.name.as_str(), facts.last_good_drill(), why))
     });
-    found.collect()
+    known.collect()
+}
+
+fn last_try(why: Option<&str>) -> Option<String> {
+    why.map(|why| format!("the last try: {why}"))
+}
+
+pub(super) fn never_drilled(scene: &Scene<'_>) -> Vec<Found> {
+    let mut found = Vec::new();
+    for (name, _, why) in drilled(scene).into_iter().filter(|(_, at, _)| at.is_none()) {
+        let message = format!("`{name}` was never restored to see that it can be");
+        let evidence = std::iter::once("`drill` is in [schedule]".to_owned());
+        found.push(
+            Found::new(Severity::S3, name, message)
+                .evidence(evidence.chain(last_try(why)))
+                .remedy(format!("thrice drill {name}")),
+        );
+    }
+    found
+}
+
+pub(super) fn stale_drill(scene: &Scene<'_>) -> Vec<Found> {
+    let allowed = objective(&scene.evidence.facts.schedule, "drill");
+    let mut found = Vec::new();
+    for (name, at, why) in drilled(scene) {
+        let Some(at) = at.filter(|at| scene.now.as_second() - at.as_second() > allowed) else {
+            continue;
+        };
+        let message = format!("`{name}` was not restored to try for longer than it may be");
+        let evidence = std::iter::once(format!(
+            "last drill that succeeded {at:.0}; {} hours are allowed",
+            allowed / 3_600
+        ));
+        found.push(
+            Found::new(Severity::S3, name, message)
+                .evidence(evidence.chain(last_try(why)))
+                .remedy(format!(
+                    "thrice drill {name}; see that what starts it is still there"
+                )),
+        );
+    }
+    found
 }

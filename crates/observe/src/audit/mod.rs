@@ -153,6 +153,12 @@ pub const CHECKS: &[Check] = &[
         run: copies::never_drilled,
     },
     Check {
+        kind: "stale-drill",
+        severity: Severity::S3,
+        what: "the last drill that succeeded is older than the schedule allows",
+        run: copies::stale_drill,
+    },
+    Check {
         kind: "schedule-collision",
         severity: Severity::S3,
         what: "two steps are scheduled for the same time",

@@ -12,6 +12,21 @@ pub(super) fn to_runbook(item: &Item<'_>) -> String {
     format!("[{}]({})", plain(item.name()), link(&item.runbook()))
 }
 
+/// Where restores are measured. What they take changes with each drill, so it stands where it is
+/// up to date, and not here.
+fn measured(house: &House<'_>) -> &'static str {
+    match house.config.schedule.when("drill") {
+        Some(_) => {
+            "\nRestores are [tried](schedule.md): `thrice status` shows when each dataset last \
+             was, from which store, and what that took, measured.\n"
+        }
+        None => {
+            "\nNo restore is tried by the schedule: `thrice drill` does it, and `thrice status` \
+             shows what that took.\n"
+        }
+    }
+}
+
 /// `matrix.md`.
 pub(super) fn matrix(house: &House<'_>) -> String {
     let mut out = String::from("# Protection\n\nEvery dataset in every store of its route.\n\n");
@@ -52,6 +67,7 @@ pub(super) fn matrix(house: &House<'_>) -> String {
          run stops for that dataset when so much of it is gone or changed at once. *Needs*: \
          files, and variables (`$`), without which it is neither captured nor put back.\n",
     );
+    out.push_str(measured(house));
     out.push_str("\n## Stores\n\n");
     let stores = house.config.stores.iter().map(|store| {
         let percent = |share: f64| format!("{:.0} %", share * 100.0);

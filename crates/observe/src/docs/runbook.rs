@@ -46,7 +46,8 @@ pub(super) fn page(house: &House<'_>, item: &Item<'_>) -> String {
     out.push_str(&tree(&sections));
     out.push_str(
         "\nWhere a block begins with `TO=`, restores go below that folder; set `TO` to another \
-         one with more room. It must not lie in what is backed up.\n",
+         one with more room. It must not lie in what is backed up.\n\nHow long a restore takes was \
+         measured by the last drill: `thrice status` shows it.\n",
     );
     for (number, section) in sections.iter().enumerate() {
         let number = number + 1;

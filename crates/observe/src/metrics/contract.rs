@@ -1,6 +1,7 @@
 //! Which metrics there are: names and labels are an interface.
 
 use catalog::RunStatus;
+use engine::Drill;
 use jiff::Timestamp;
 
 use super::gather::{Measured, PoolFacts, RunFacts};
@@ -15,10 +16,14 @@ pub const STEP_OFFSITE: &str = "offsite";
 /// Reading a copy back.
 pub const STEP_VERIFY: &str = "verify";
 
+/// A restore to try.
+pub const STEP_DRILL: &str = "drill";
+
 /// Everything that is told at `now`.
 pub fn families(measured: &Measured, now: Timestamp) -> Vec<Family> {
     let mut all = host(measured, now);
     all.extend(replicas(measured));
+    all.extend(drills(measured));
     all.extend(stores(measured));
     all.extend(pools(measured));
     all.extend(tracker(measured));
@@ -160,6 +165,49 @@ fn expected(measured: &Measured) -> Vec<Expected<'_>> {
     all
 }
 
+/// The same, of another step.
+fn of_step(step: &'static str, mut all: Vec<Series>) -> Vec<Series> {
+    for series in &mut all {
+        let mut labels = series.labels.iter_mut();
+        if let Some((_, was)) = labels.find(|(name, _)| *name == "step") {
+            step.clone_into(was);
+        }
+    }
+    all
+}
+
+/// Restores that were tried, by dataset and store.
+fn drills(measured: &Measured) -> Vec<Family> {
+    let facts = &measured.facts;
+    let tell = Teller { host: &facts.host };
+    let all = facts.datasets.iter().flat_map(|one| one.drills.values());
+    let of = |value: &dyn Fn(&Drill) -> Option<f64>| -> Vec<Series> {
+        let values = all.clone().filter_map(|one| Some((one, value(one)?)));
+        let series = values.map(|(one, value)| {
+            let labels = [("dataset", &*one.dataset), ("store", &*one.store)];
+            tell.series(&labels, value)
+        });
+        series.collect()
+    };
+    let ended = |one: &Drill| match one.status {
+        engine::Status::Ok => 0.0,
+        engine::Status::Aborted => 2.0,
+        _ => 1.0,
+    };
+    vec![
+        gauge(
+            "thrice_restore_drill_seconds",
+            "What the last whole restore took that was tried from the store and succeeded.",
+            of(&|one| one.last_seconds),
+        ),
+        gauge(
+            "thrice_restore_drill_status",
+            "How the last restore that was tried ended: 0 ok, 1 failed, 2 aborted.",
+            of(&|one| Some(ended(one))),
+        ),
+    ]
+}
+
 fn replicas(measured: &Measured) -> Vec<Family> {
     let facts = &measured.facts;
     let tell = Teller { host: &facts.host };
@@ -175,20 +223,18 @@ fn replicas(measured: &Measured) -> Vec<Family> {
     };
     let replica = |value: &dyn Fn(&ReplicaFacts) -> Option<f64>| of(&|one| value(one.replica?));
     let mut intervals = of(&|one| Some(objective(&facts.schedule, one.step) as f64));
-    if facts
-        .schedule
-        .steps
-        .iter()
-        .any(|(step, _)| step == STEP_VERIFY)
-    {
-        let within = objective(&facts.schedule, STEP_VERIFY) as f64;
-        intervals.extend(of(&|_| Some(within)).into_iter().map(|mut series| {
-            for (_, step) in series.labels.iter_mut().filter(|(name, _)| *name == "step") {
-                STEP_VERIFY.clone_into(step);
-            }
-            series
-        }));
+    for asked in [STEP_VERIFY, STEP_DRILL] {
+        if facts.schedule.steps.iter().any(|(step, _)| step == asked) {
+            let within = objective(&facts.schedule, asked) as f64;
+            intervals.extend(of_step(asked, of(&|_| Some(within))));
+        }
     }
+    let mut successes = replica(&|one| one.last_success.map(seconds));
+    let drilled = |one: &Expected<'_>| {
+        let drill = one.dataset.drills.get(one.store)?;
+        drill.last_success.map(seconds)
+    };
+    successes.extend(of_step(STEP_DRILL, of(&drilled)));
     let since = |one: &Expected<'_>| {
         let key = (one.dataset.name.clone(), one.store.to_owned());
         measured.expected.get(&key).copied().map(seconds)
@@ -221,7 +267,7 @@ fn replicas(measured: &Measured) -> Vec<Family> {
         gauge(
             "thrice_last_success_timestamp_seconds",
             "When it last succeeded; absent while it never has.",
-            replica(&|one| one.last_success.map(seconds)),
+            successes,
         ),
         gauge(
             "thrice_last_attempt_timestamp_seconds",

@@ -6,7 +6,7 @@ use policy::{Config, Coverage};
 
 use super::{Case, Level, Rule};
 use crate::judge::objective;
-use crate::metrics::{STEP_VERIFY, selector};
+use crate::metrics::{STEP_DRILL, STEP_VERIFY, selector};
 
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
@@ -40,13 +40,13 @@ pub fn rules(config: &Config, copies: usize) -> Vec<Rule> {
         runbooks: config.metrics.runbooks.as_deref().unwrap_or("alerts.md"),
     };
     let mut all = made.freshness();
-    let verify = config
-        .schedule
-        .steps
-        .iter()
-        .any(|(step, _)| step == STEP_VERIFY);
-    if verify {
+    let steps = &config.schedule.steps;
+    let is_scheduled = |asked: &str| steps.iter().any(|(step, _)| step == asked);
+    if is_scheduled(STEP_VERIFY) {
         all.push(made.verify(objective(&config.schedule, STEP_VERIFY)));
+    }
+    if is_scheduled(STEP_DRILL) {
+        all.extend(made.drills(objective(&config.schedule, STEP_DRILL)));
     }
     all.extend(made.stores());
     if engine::snapshots::all_groups(config).next().is_some() {
@@ -258,6 +258,75 @@ impl Maker<'_> {
         };
         let cases = (case(within + HOUR), quiet(case(within - HOUR)));
         self.rule(("CopyVerifyStale", Level::Warning), expr, words, cases)
+    }
+
+    /// A dataset is drilled from the stores of its route in turn: what counts is the last from any.
+    fn drills(&self, within: i64) -> Vec<Rule> {
+        let by = "host, dataset";
+        let step = [("step", STEP_DRILL)];
+        let interval = self.max(by, "thrice_expected_interval_seconds", &step);
+        let success = self.max(by, "thrice_last_success_timestamp_seconds", &step);
+        let since = self.of("thrice_expected_since_timestamp_seconds", &[]);
+        // A store that is new makes the dataset no younger.
+        let since = format!("min by ({by}) ({since})");
+        let expr = format!(
+            "(time() - {success} > {interval}) or \
+             ((time() - {since} > {interval}) unless {success})"
+        );
+        let copy = [("dataset", "media"), ("store", "one")];
+        let with = |step| [copy[0], copy[1], ("step", step)];
+        let case = |at, success: Option<i64>| {
+            let metric = |name, step, value| (self.of(name, &with(step)), constant(value, at));
+            let mut series = vec![
+                metric("thrice_expected_interval_seconds", STEP_DRILL, within),
+                metric("thrice_expected_since_timestamp_seconds", "backup", 0),
+            ];
+            series.extend(success.map(|success| {
+                metric("thrice_last_success_timestamp_seconds", STEP_DRILL, success)
+            }));
+            Case {
+                series,
+                at,
+                labels: self.labels(&copy[..1]),
+            }
+        };
+        let stale = Words {
+            summary: "{{ $labels.dataset }} was not restored to try for too long",
+            meaning: "Nobody knows whether it can be restored now, nor how long that takes. Where \
+                      it never was, nobody ever knew.",
+            remedy: "thrice drill {{ $labels.dataset }}, and see what it says",
+        };
+        let status = "thrice_restore_drill_status";
+        let ended = |value| Case {
+            series: vec![(self.of(status, &copy), constant(value, HOUR))],
+            at: HOUR,
+            labels: self.labels(&copy),
+        };
+        let failing = Words {
+            summary: "the last restore of {{ $labels.dataset }} from {{ $labels.store }} that was \
+                      tried failed",
+            meaning: "What came back was not what was sealed, it could not be tried, or it did not \
+                      come to its end. Live data was not touched.",
+            remedy: "thrice status says why; after that: thrice drill {{ $labels.dataset }} \
+                     --from {{ $labels.store }}",
+        };
+        vec![
+            self.rule(
+                ("RestoreDrillStale", Level::Warning),
+                expr,
+                stale,
+                (
+                    case(within + HOUR, None),
+                    quiet(case(within + HOUR, Some(2 * HOUR))),
+                ),
+            ),
+            self.rule(
+                ("RestoreDrillFailing", Level::Critical),
+                format!("{} > 0", self.max("host, dataset, store", status, &[])),
+                failing,
+                (ended(1), quiet(ended(0))),
+            ),
+        ]
     }
 
     fn stores(&self) -> Vec<Rule> {
@@ -635,7 +704,7 @@ impl Maker<'_> {
             labels: self.labels(&[]),
         };
         let pairs = "host, dataset, store";
-        let expected = self.max_where(pairs, interval, "step!=\"verify\"");
+        let expected = self.max_where(pairs, interval, "step!~\"verify|drill\"");
         if copies > 1 {
             all.push(self.rule(
                 ("BackupDatasetMissing", Level::Critical),
