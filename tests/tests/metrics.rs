@@ -373,3 +373,120 @@ fn week(told: &[(i64, String)]) -> Result<String> {
     text.push_str("# EOF\n");
     Ok(text)
 }
+
+/// The expression of an alert.
+fn expr(rules: &str, alert: &str) -> Result<String> {
+    let mut lines = rules.lines();
+    let named = format!("- alert: {alert}");
+    lines.find(|line| line.trim() == named);
+    let expr = lines.next().and_then(|l| l.trim().strip_prefix("expr: "));
+    json(expr.with_context(|| format!("no rule {alert}"))?)?
+        .as_str()
+        .map(str::to_owned)
+        .context("no text")
+}
+
+/// What an alert yields after an hour of these series: its labels and value, if it fires.
+fn after_an_hour(
+    world: &World,
+    (rules, alert): (&str, &str),
+    series: &[(&str, &str)],
+    fires: Option<(&str, &str)>,
+) -> Result<()> {
+    let mut input = String::new();
+    for (series, value) in series {
+        let series = serde_json::Value::from(*series);
+        write!(
+            input,
+            "\n      - {{series: {series}, values: '{value}x60'}}"
+        )?;
+    }
+    let expr = serde_json::Value::from(expr(rules, alert)?);
+    let samples = fires.map_or("[]".into(), |(labels, value)| {
+        format!("[{{labels: '{labels}', value: {value}}}]")
+    });
+    let text = format!(
+        "tests:\n  - interval: 1m\n    input_series:{input}\n    promql_expr_test:\n      \
+         - {{expr: {expr}, eval_time: 1h, exp_samples: {samples}}}\n"
+    );
+    fs::write(world.path("hour.yml"), text)?;
+    let (ok, said) = promtool(world, &["test", "rules", "hour.yml"], None)?;
+    ensure!(ok, "{alert} of {series:?}: {said}");
+    Ok(())
+}
+
+#[test]
+fn r07_a_configuration_without_any_dataset_is_missed() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let rule = (&*rules, "BackupDatasetMissing");
+    let exported = ("thrice_exported_timestamp_seconds{host=\"box\"}", "3600");
+    // All are gone: there is nothing that could be counted.
+    let fires = Some(("{host=\"box\"}", "0"));
+    after_an_hour(&world, rule, &[exported], fires)?;
+    // One is the same as none: it could go too.
+    let text = fs::read_to_string(world.path("thrice.toml"))?;
+    let at = text.find("[dataset.words]").context("no words")?;
+    let rest = text.find("[schedule]").context("no schedule")?;
+    fs::write(
+        world.path("thrice.toml"),
+        format!("{}{}", &text[..at], &text[rest..]),
+    )?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    after_an_hour(&world, (&rules, rule.1), &[exported], fires)
+}
+
+/// Metrics that come by two ways: one of them has stopped, and still says how it was.
+#[test]
+fn r17_what_was_free_once_does_not_hide_that_a_store_is_full() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let of = |metric: &str, job: &str| {
+        format!("thrice_store_{metric}{{host=\"box\",store=\"sda\",job=\"{job}\"}}")
+    };
+    let info = "thrice_store_info{host=\"box\",store=\"sda\",kind=\"disk\"}";
+    let (old, new) = (of("available_bytes", "node"), of("available_bytes", "push"));
+    let (size, warn) = (of("size_bytes", "push"), of("warn_ratio", "push"));
+    let series = [
+        (&*old, "50"),
+        (&new, "1"),
+        (&size, "100"),
+        (&warn, "0.85"),
+        (info, "1"),
+    ];
+    let fires = Some(("{host=\"box\", store=\"sda\"}", "0.99"));
+    after_an_hour(&world, (&rules, "BackupDiskFull"), &series, fires)?;
+    let (old, new) = (of("days_to_full", "node"), of("days_to_full", "push"));
+    let series = [(&*old, "300"), (&new, "2"), (info, "1")];
+    let fires = Some(("{host=\"box\", store=\"sda\"}", "2"));
+    after_an_hour(&world, (&rules, "BackupDiskFull"), &series, fires)
+}
+
+/// Whatever is compared with the time says nothing while it lies in the future.
+#[test]
+fn r08_every_time_in_the_future_is_told() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let rule = (&*rules, "BackupClockWrong");
+    for metric in [
+        "exported",
+        "last_success",
+        "last_verified",
+        "canary_written",
+    ] {
+        let series = format!("thrice_{metric}_timestamp_seconds{{host=\"box\",x=\"y\"}}");
+        let fires = Some(("{host=\"box\"}", "86400"));
+        after_an_hour(&world, rule, &[(&*series, "86400")], fires)?;
+        after_an_hour(&world, rule, &[(&*series, "3800")], None)?;
+    }
+    Ok(())
+}
