@@ -219,17 +219,8 @@ fn r08_what_is_scraped_is_what_is_written_and_promtool_is_content() -> Result<()
     ensure!(written.contains("thrice_canary_age_seconds{"), "{written}");
     let (ok, said) = promtool(&world, &["check", "metrics"], Some(&file))?;
     ensure!(ok, "{said}");
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    let mut listening = world.spawn(&["metrics", "--listen", &address])?;
-    let url = format!("http://{address}/metrics");
-    let began = Instant::now();
-    let scraped = loop {
-        ensure!(listening.is_running() && began.elapsed() < Duration::from_secs(30));
-        if let Ok(scraped) = get(&url, &[]) {
-            break scraped;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let (listening, url) = listen(&world)?;
+    let scraped = get(&url, &[])?;
     let names = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines
@@ -241,6 +232,35 @@ fn r08_what_is_scraped_is_what_is_written_and_promtool_is_content() -> Result<()
     listening.signal(Signal::TERM)?;
     let ended = listening.wait()?;
     ensure!(ended.code == Some(0), "{ended}");
+    Ok(())
+}
+
+/// One that is scraped, and where.
+fn listen(world: &World) -> Result<(Running, String)> {
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let mut listening = world.spawn(&["metrics", "--listen", &address])?;
+    let began = Instant::now();
+    while std::net::TcpStream::connect(&*address).is_err() {
+        ensure!(listening.is_running() && began.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok((listening, format!("http://{address}/metrics")))
+}
+
+/// A scrape is answered from the moment something is expected, not from the first run on.
+#[test]
+fn r08_what_never_ran_is_scraped_as_expected() -> Result<()> {
+    let world = world("")?;
+    let (_listening, url) = listen(&world)?;
+    let scraped = get(&url, &[])?;
+    ensure!(
+        scraped.contains("thrice_expected_since_timestamp_seconds{"),
+        "{scraped}"
+    );
+    ensure!(
+        !scraped.contains("thrice_last_success_timestamp_seconds{"),
+        "{scraped}"
+    );
     Ok(())
 }
 
@@ -466,6 +486,26 @@ fn r17_what_was_free_once_does_not_hide_that_a_store_is_full() -> Result<()> {
     let series = [(&*old, "300"), (&new, "2"), (info, "1")];
     let fires = Some(("{host=\"box\", store=\"sda\"}", "2"));
     after_an_hour(&world, (&rules, "BackupDiskFull"), &series, fires)
+}
+
+/// Many small files fill a disk that has room for big ones.
+#[test]
+fn r17_a_store_that_runs_out_of_inodes_is_full() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    world.expect(&["run", "backup"], 0)?;
+    let told = world.expect(&["metrics"], 0)?.stdout;
+    let series = "thrice_store_available_inodes{host=\"box\",store=\"sda\"}";
+    ensure!(told.contains(series), "{told}");
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let all = series.replace("available_", "");
+    let warn = series.replace("available_inodes", "warn_ratio");
+    let info = "thrice_store_info{host=\"box\",store=\"sda\",kind=\"disk\"}";
+    let told = [(series, "1"), (&all, "100"), (&warn, "0.85"), (info, "1")];
+    let fires = Some(("{host=\"box\", store=\"sda\"}", "0.99"));
+    after_an_hour(&world, (&rules, "BackupDiskFull"), &told, fires)
 }
 
 /// Whatever is compared with the time says nothing while it lies in the future.
