@@ -275,15 +275,19 @@ impl Maker<'_> {
 
     fn stores(&self) -> Vec<Rule> {
         let by = "host, store";
-        let free = self.min(by, "thrice_store_available_bytes");
-        let size = self.max(by, "thrice_store_size_bytes", &[]);
+        let used = |free, all| {
+            let (free, all) = (self.min(by, free), self.max(by, all, &[]));
+            format!("1 - {free} / {all}")
+        };
+        let bytes = used("thrice_store_available_bytes", "thrice_store_size_bytes");
+        let inodes = used("thrice_store_available_inodes", "thrice_store_inodes");
         let warn = self.min(by, "thrice_store_warn_ratio");
         let days = self.min(by, "thrice_store_days_to_full");
         let kind = |kind| self.of("thrice_store_info", &[("kind", kind)]);
         let expr = |which| {
             let which = kind(which);
             format!(
-                "((1 - {free} / {size} > {warn}) or ({days} < {DAYS_TO_FULL})) \
+                "(({bytes} > {warn}) or ({inodes} > {warn}) or ({days} < {DAYS_TO_FULL})) \
                  and on (host, store) {which}"
             )
         };
@@ -311,8 +315,9 @@ impl Maker<'_> {
         let cases = |kind| (case(kind, 10), quiet(case(kind, 50)));
         let words = |remedy| Words {
             summary: "{{ $labels.store }} is filling up",
-            meaning: "It is fuller than it should be, or will be full within two weeks at the rate \
-                      of the last runs. When it is full, nothing new is protected there.",
+            meaning: "It is fuller than it should be, in bytes or in inodes, or will be full \
+                      within two weeks at the rate of the last runs. When it is full, nothing new \
+                      is protected there.",
             remedy,
         };
         vec![
