@@ -95,6 +95,7 @@ impl Prometheus {
                 "--config.file=prometheus.yml",
                 "--storage.tsdb.path=tsdb",
                 "--storage.tsdb.retention.time=100y",
+                "--web.enable-lifecycle",
             ])
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .current_dir(dir)
@@ -116,6 +117,11 @@ impl Prometheus {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(started)
+    }
+
+    /// Reads its configuration and rules anew; it has when this returns.
+    fn reload(&self) -> Result<()> {
+        get(&format!("{}/-/reload", self.url), &["--request", "POST"]).map(drop)
     }
 }
 
@@ -292,6 +298,25 @@ fn r20_what_prometheus_has_loaded_is_compared_with_policy() -> Result<()> {
     )?;
     let prometheus = Prometheus::start(&dir)?;
     let check = format!("--check={}", prometheus.url);
+    world.expect(&["rules", &check], 0)?;
+    // Somebody has put off an alert by hand, and let another one wait.
+    let file = dir.join("thrice.rules.yml");
+    let ours = fs::read_to_string(&file)?;
+    let put_off = ours.replace(
+        "time() - max by (host) (thrice_exported",
+        "time() - 1e9 - max by (host) (thrice_exported",
+    );
+    let waits = "- alert: NfsMirrorStale\n        for: 50h\n";
+    let waits = ours.replace("- alert: NfsMirrorStale\n", waits);
+    for (changed, alert) in [(put_off, "BackupMetricsStale"), (waits, "NfsMirrorStale")] {
+        ensure!(changed != ours);
+        fs::write(&file, changed)?;
+        prometheus.reload()?;
+        let differs = world.expect(&["rules", &check], 3)?;
+        ensure!(differs.stdout.contains(alert), "{differs}");
+    }
+    fs::write(&file, ours)?;
+    prometheus.reload()?;
     world.expect(&["rules", &check], 0)?;
     // One more dataset: the rules that are loaded would not miss it.
     let text = fs::read_to_string(world.path("thrice.toml"))?;

@@ -678,7 +678,9 @@ impl Maker<'_> {
 
     fn clock(&self) -> Rule {
         let exported = "thrice_exported_timestamp_seconds";
-        let names = format!("__name__=~\"{}\"", CLOCKS.join("|"));
+        let host = selector(&self.labels(&[]));
+        let host = host.trim_start_matches('{');
+        let times = format!("{{__name__=~\"{}\",{host}", CLOCKS.join("|"));
         let copy = [("dataset", "d"), ("store", "one"), ("step", "backup")];
         let case = |success| Case {
             series: vec![
@@ -699,10 +701,7 @@ impl Maker<'_> {
         };
         self.rule(
             ("BackupClockWrong", Level::Critical),
-            format!(
-                "{} > time() + {CLOCK_SLACK}",
-                self.max_where("host", "", &names)
-            ),
+            format!("max by (host) ({times}) > time() + {CLOCK_SLACK}"),
             words,
             (case(DAY), quiet(case(HOUR))),
         )
