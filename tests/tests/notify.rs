@@ -254,3 +254,53 @@ fn r08_that_nothing_is_known_is_told() -> Result<()> {
     world.run(&["notify"])?;
     none(&sink)
 }
+
+/// The disk with the state is full, or read-only: just then somebody has to hear of it.
+#[test]
+fn r08_what_cannot_be_noted_is_told_all_the_same() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = world(&webhook("me", &sink, ""))?;
+    at(&world, &["run"], "2026-11-26T05:00:00Z")?;
+    let told = world.path("state/told");
+    std::fs::remove_dir_all(&told)?;
+    std::fs::write(&told, "no folder")?;
+    store(&world, false)?;
+    let failed = at(&world, &["run"], "2026-11-26T05:30:00Z")?;
+    ensure!(failed.stderr.contains("state/told"), "{failed}");
+    let message = one(&sink)?;
+    let items = message["items"].as_array().context("items")?;
+    let says = |word: &str| items.iter().any(|item| item.to_string().contains(word));
+    ensure!(says("cannot be noted") && says("→ sda"), "{message}");
+    // Nobody knows what was told, so it is told again; but not at each look.
+    for minute in ["30", "35", "55"] {
+        let now = format!("2026-11-26T06:{minute}:00Z");
+        let looked = at(&world, &["notify"], &now)?;
+        ensure!(looked.code == Some(1), "{looked}");
+        none(&sink)?;
+    }
+    at(&world, &["notify"], "2026-11-26T07:02:00Z")?;
+    one(&sink)?;
+    // There is room again.
+    std::fs::remove_file(&told)?;
+    let looked = at(&world, &["notify"], "2026-11-26T07:30:00Z")?;
+    ensure!(looked.code == Some(0), "{looked}");
+    one(&sink)?;
+    at(&world, &["notify"], "2026-11-26T07:35:00Z")?;
+    none(&sink)
+}
+
+/// A note that cannot be read any more does not silence anybody.
+#[test]
+fn r09_a_broken_note_is_written_anew() -> Result<()> {
+    let (sink, other) = (Sink::http()?, Sink::http()?);
+    let world = world(&(webhook("me", &sink, "") + &webhook("you", &other, "")))?;
+    world.expect(&["run"], 0)?;
+    std::fs::write(world.path("state/told/me.json"), "{\"open\":")?;
+    store(&world, false)?;
+    world.run(&["run"])?;
+    one(&sink)?;
+    one(&other)?;
+    world.expect(&["notify"], 0)?;
+    none(&sink)?;
+    none(&other)
+}

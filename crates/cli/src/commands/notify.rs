@@ -53,6 +53,7 @@ pub fn notify(global: &Global, printer: &Printer, args: &NotifyArgs) -> Result<u
         config: &config,
         now: session::now(),
         cancel: interrupt.flag(),
+        often: true,
         show: args.dry_run.then_some(&show),
     };
     if let Some(name) = &args.test {
@@ -183,6 +184,7 @@ impl<'a> Telling<'a> {
             config: self.config,
             now: session::now(),
             cancel: &NEVER,
+            often: false,
             show: None,
         }
     }

@@ -119,6 +119,20 @@ impl Standing {
         }
     }
 
+    /// It cannot be noted what is told.
+    pub(super) fn unnoted(&mut self, error: &str) {
+        let condition = Condition {
+            severity: "S1",
+            subject: "the state directory".to_owned(),
+            state: "unwritable".to_owned(),
+            message: format!("what was told cannot be noted, so it is told again: {error}"),
+            remedy: "make room there, or let it be written: no run can record anything either"
+                .to_owned(),
+            grace_seconds: 0,
+        };
+        self.conditions.insert("state".to_owned(), condition);
+    }
+
     /// What is wrong, the worst first, a line for each, in so many bytes.
     pub fn brief(&self, max: usize) -> String {
         let mut all: Vec<_> = self.conditions.values().collect();
