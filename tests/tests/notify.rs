@@ -180,6 +180,28 @@ fn r08_a_dead_mans_switch_hears_of_whole_runs_alone() -> Result<()> {
     Ok(())
 }
 
+/// The first copy alone is no proof that the second was made.
+#[test]
+fn r08_a_dead_mans_switch_does_not_take_half_a_run_for_all() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = World::new()?;
+    world.write("docs/a", "a")?;
+    std::fs::create_dir(world.path("sdb"))?;
+    world.configure(&format!(
+        "{}[store.sdb]\nkind = \"disk\"\npath = \"{}\"\n\n{}\
+         [notify.alive]\nkind = \"ping\"\nurl = \"http://{}/uuid\"\n",
+        world.head(),
+        world.path("sdb").display(),
+        world.root(&["sda", "sdb"]),
+        sink.address(),
+    ))?;
+    world.expect(&["run", "backup"], 0)?;
+    none(&sink)?;
+    world.expect(&["run", "backup", "offsite"], 0)?;
+    ensure!(sink.take().len() == 2);
+    Ok(())
+}
+
 #[test]
 fn quiet_hours_and_digests_go_by_the_clock_of_the_schedules_zone() -> Result<()> {
     let sink = Sink::http()?;
