@@ -95,6 +95,7 @@ impl Prometheus {
                 "--config.file=prometheus.yml",
                 "--storage.tsdb.path=tsdb",
                 "--storage.tsdb.retention.time=100y",
+                "--web.enable-lifecycle",
             ])
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .current_dir(dir)
@@ -116,6 +117,11 @@ impl Prometheus {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(started)
+    }
+
+    /// Reads its configuration and rules anew; it has when this returns.
+    fn reload(&self) -> Result<()> {
+        get(&format!("{}/-/reload", self.url), &["--request", "POST"]).map(drop)
     }
 }
 
@@ -223,17 +229,8 @@ fn r08_what_is_scraped_is_what_is_written_and_promtool_is_content() -> Result<()
     );
     let (ok, said) = promtool(&world, &["check", "metrics"], Some(&file))?;
     ensure!(ok, "{said}");
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    let mut listening = world.spawn(&["metrics", "--listen", &address])?;
-    let url = format!("http://{address}/metrics");
-    let began = Instant::now();
-    let scraped = loop {
-        ensure!(listening.is_running() && began.elapsed() < Duration::from_secs(30));
-        if let Ok(scraped) = get(&url, &[]) {
-            break scraped;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let (listening, url) = listen(&world)?;
+    let scraped = get(&url, &[])?;
     let names = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines
@@ -245,6 +242,35 @@ fn r08_what_is_scraped_is_what_is_written_and_promtool_is_content() -> Result<()
     listening.signal(Signal::TERM)?;
     let ended = listening.wait()?;
     ensure!(ended.code == Some(0), "{ended}");
+    Ok(())
+}
+
+/// One that is scraped, and where.
+fn listen(world: &World) -> Result<(Running, String)> {
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let mut listening = world.spawn(&["metrics", "--listen", &address])?;
+    let began = Instant::now();
+    while std::net::TcpStream::connect(&*address).is_err() {
+        ensure!(listening.is_running() && began.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok((listening, format!("http://{address}/metrics")))
+}
+
+/// A scrape is answered from the moment something is expected, not from the first run on.
+#[test]
+fn r08_what_never_ran_is_scraped_as_expected() -> Result<()> {
+    let world = world("")?;
+    let (_listening, url) = listen(&world)?;
+    let scraped = get(&url, &[])?;
+    ensure!(
+        scraped.contains("thrice_expected_since_timestamp_seconds{"),
+        "{scraped}"
+    );
+    ensure!(
+        !scraped.contains("thrice_last_success_timestamp_seconds{"),
+        "{scraped}"
+    );
     Ok(())
 }
 
@@ -276,6 +302,25 @@ fn r20_what_prometheus_has_loaded_is_compared_with_policy() -> Result<()> {
     )?;
     let prometheus = Prometheus::start(&dir)?;
     let check = format!("--check={}", prometheus.url);
+    world.expect(&["rules", &check], 0)?;
+    // Somebody has put off an alert by hand, and let another one wait.
+    let file = dir.join("thrice.rules.yml");
+    let ours = fs::read_to_string(&file)?;
+    let put_off = ours.replace(
+        "time() - max by (host) (thrice_exported",
+        "time() - 1e9 - max by (host) (thrice_exported",
+    );
+    let waits = "- alert: NfsMirrorStale\n        for: 50h\n";
+    let waits = ours.replace("- alert: NfsMirrorStale\n", waits);
+    for (changed, alert) in [(put_off, "BackupMetricsStale"), (waits, "NfsMirrorStale")] {
+        ensure!(changed != ours);
+        fs::write(&file, changed)?;
+        prometheus.reload()?;
+        let differs = world.expect(&["rules", &check], 3)?;
+        ensure!(differs.stdout.contains(alert), "{differs}");
+    }
+    fs::write(&file, ours)?;
+    prometheus.reload()?;
     world.expect(&["rules", &check], 0)?;
     // One more dataset: the rules that are loaded would not miss it.
     let text = fs::read_to_string(world.path("thrice.toml"))?;
@@ -376,4 +421,141 @@ fn week(told: &[(i64, String)]) -> Result<String> {
     }
     text.push_str("# EOF\n");
     Ok(text)
+}
+
+/// The expression of an alert.
+fn expr(rules: &str, alert: &str) -> Result<String> {
+    let mut lines = rules.lines();
+    let named = format!("- alert: {alert}");
+    lines.find(|line| line.trim() == named);
+    let expr = lines.next().and_then(|l| l.trim().strip_prefix("expr: "));
+    json(expr.with_context(|| format!("no rule {alert}"))?)?
+        .as_str()
+        .map(str::to_owned)
+        .context("no text")
+}
+
+/// What an alert yields after an hour of these series: its labels and value, if it fires.
+fn after_an_hour(
+    world: &World,
+    (rules, alert): (&str, &str),
+    series: &[(&str, &str)],
+    fires: Option<(&str, &str)>,
+) -> Result<()> {
+    let mut input = String::new();
+    for (series, value) in series {
+        let series = serde_json::Value::from(*series);
+        write!(
+            input,
+            "\n      - {{series: {series}, values: '{value}x60'}}"
+        )?;
+    }
+    let expr = serde_json::Value::from(expr(rules, alert)?);
+    let samples = fires.map_or("[]".into(), |(labels, value)| {
+        format!("[{{labels: '{labels}', value: {value}}}]")
+    });
+    let text = format!(
+        "tests:\n  - interval: 1m\n    input_series:{input}\n    promql_expr_test:\n      \
+         - {{expr: {expr}, eval_time: 1h, exp_samples: {samples}}}\n"
+    );
+    fs::write(world.path("hour.yml"), text)?;
+    let (ok, said) = promtool(world, &["test", "rules", "hour.yml"], None)?;
+    ensure!(ok, "{alert} of {series:?}: {said}");
+    Ok(())
+}
+
+#[test]
+fn r07_a_configuration_without_any_dataset_is_missed() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let rule = (&*rules, "BackupDatasetMissing");
+    let exported = ("thrice_exported_timestamp_seconds{host=\"box\"}", "3600");
+    // All are gone: there is nothing that could be counted.
+    let fires = Some(("{host=\"box\"}", "0"));
+    after_an_hour(&world, rule, &[exported], fires)?;
+    // One is the same as none: it could go too.
+    let text = fs::read_to_string(world.path("thrice.toml"))?;
+    let at = text.find("[dataset.words]").context("no words")?;
+    let rest = text.find("[schedule]").context("no schedule")?;
+    fs::write(
+        world.path("thrice.toml"),
+        format!("{}{}", &text[..at], &text[rest..]),
+    )?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    after_an_hour(&world, (&rules, rule.1), &[exported], fires)
+}
+
+/// Metrics that come by two ways: one of them has stopped, and still says how it was.
+#[test]
+fn r17_what_was_free_once_does_not_hide_that_a_store_is_full() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let of = |metric: &str, job: &str| {
+        format!("thrice_store_{metric}{{host=\"box\",store=\"sda\",job=\"{job}\"}}")
+    };
+    let info = "thrice_store_info{host=\"box\",store=\"sda\",kind=\"disk\"}";
+    let (old, new) = (of("available_bytes", "node"), of("available_bytes", "push"));
+    let (size, warn) = (of("size_bytes", "push"), of("warn_ratio", "push"));
+    let series = [
+        (&*old, "50"),
+        (&new, "1"),
+        (&size, "100"),
+        (&warn, "0.85"),
+        (info, "1"),
+    ];
+    let fires = Some(("{host=\"box\", store=\"sda\"}", "0.99"));
+    after_an_hour(&world, (&rules, "BackupDiskFull"), &series, fires)?;
+    let (old, new) = (of("days_to_full", "node"), of("days_to_full", "push"));
+    let series = [(&*old, "300"), (&new, "2"), (info, "1")];
+    let fires = Some(("{host=\"box\", store=\"sda\"}", "2"));
+    after_an_hour(&world, (&rules, "BackupDiskFull"), &series, fires)
+}
+
+/// Many small files fill a disk that has room for big ones.
+#[test]
+fn r17_a_store_that_runs_out_of_inodes_is_full() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    world.expect(&["run", "backup"], 0)?;
+    let told = world.expect(&["metrics"], 0)?.stdout;
+    let series = "thrice_store_available_inodes{host=\"box\",store=\"sda\"}";
+    ensure!(told.contains(series), "{told}");
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let all = series.replace("available_", "");
+    let warn = series.replace("available_inodes", "warn_ratio");
+    let info = "thrice_store_info{host=\"box\",store=\"sda\",kind=\"disk\"}";
+    let told = [(series, "1"), (&all, "100"), (&warn, "0.85"), (info, "1")];
+    let fires = Some(("{host=\"box\", store=\"sda\"}", "0.99"));
+    after_an_hour(&world, (&rules, "BackupDiskFull"), &told, fires)
+}
+
+/// Whatever is compared with the time says nothing while it lies in the future.
+#[test]
+fn r08_every_time_in_the_future_is_told() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let rule = (&*rules, "BackupClockWrong");
+    for metric in [
+        "exported",
+        "last_success",
+        "last_verified",
+        "canary_written",
+    ] {
+        let series = format!("thrice_{metric}_timestamp_seconds{{host=\"box\",x=\"y\"}}");
+        let fires = Some(("{host=\"box\"}", "86400"));
+        after_an_hour(&world, rule, &[(&*series, "86400")], fires)?;
+        after_an_hour(&world, rule, &[(&*series, "3800")], None)?;
+    }
+    Ok(())
 }

@@ -184,6 +184,28 @@ fn r08_a_dead_mans_switch_hears_of_whole_runs_alone() -> Result<()> {
     Ok(())
 }
 
+/// The first copy alone is no proof that the second was made.
+#[test]
+fn r08_a_dead_mans_switch_does_not_take_half_a_run_for_all() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = World::new()?;
+    world.write("docs/a", "a")?;
+    std::fs::create_dir(world.path("sdb"))?;
+    world.configure(&format!(
+        "{}[store.sdb]\nkind = \"disk\"\npath = \"{}\"\n\n{}\
+         [notify.alive]\nkind = \"ping\"\nurl = \"http://{}/uuid\"\n",
+        world.head(),
+        world.path("sdb").display(),
+        world.root(&["sda", "sdb"]),
+        sink.address(),
+    ))?;
+    world.expect(&["run", "backup"], 0)?;
+    none(&sink)?;
+    world.expect(&["run", "backup", "offsite"], 0)?;
+    ensure!(sink.take().len() == 2);
+    Ok(())
+}
+
 #[test]
 fn quiet_hours_and_digests_go_by_the_clock_of_the_schedules_zone() -> Result<()> {
     let sink = Sink::http()?;
@@ -371,4 +393,54 @@ fn r08_a_killed_run_does_not_tell_a_dead_mans_switch_that_all_is_well() -> Resul
         std::fs::remove_file(&begun)?;
     }
     Ok(())
+}
+
+/// The disk with the state is full, or read-only: just then somebody has to hear of it.
+#[test]
+fn r08_what_cannot_be_noted_is_told_all_the_same() -> Result<()> {
+    let sink = Sink::http()?;
+    let world = world(&webhook("me", &sink, ""))?;
+    at(&world, &["run"], "2026-11-26T05:00:00Z")?;
+    let told = world.path("state/told");
+    std::fs::remove_dir_all(&told)?;
+    std::fs::write(&told, "no folder")?;
+    store(&world, false)?;
+    let failed = at(&world, &["run"], "2026-11-26T05:30:00Z")?;
+    ensure!(failed.stderr.contains("state/told"), "{failed}");
+    let message = one(&sink)?;
+    let items = message["items"].as_array().context("items")?;
+    let says = |word: &str| items.iter().any(|item| item.to_string().contains(word));
+    ensure!(says("cannot be noted") && says("→ sda"), "{message}");
+    // Nobody knows what was told, so it is told again; but not at each look.
+    for minute in ["30", "35", "55"] {
+        let now = format!("2026-11-26T06:{minute}:00Z");
+        let looked = at(&world, &["notify"], &now)?;
+        ensure!(looked.code == Some(1), "{looked}");
+        none(&sink)?;
+    }
+    at(&world, &["notify"], "2026-11-26T07:02:00Z")?;
+    one(&sink)?;
+    // There is room again.
+    std::fs::remove_file(&told)?;
+    let looked = at(&world, &["notify"], "2026-11-26T07:30:00Z")?;
+    ensure!(looked.code == Some(0), "{looked}");
+    one(&sink)?;
+    at(&world, &["notify"], "2026-11-26T07:35:00Z")?;
+    none(&sink)
+}
+
+/// A note that cannot be read any more does not silence anybody.
+#[test]
+fn r09_a_broken_note_is_written_anew() -> Result<()> {
+    let (sink, other) = (Sink::http()?, Sink::http()?);
+    let world = world(&(webhook("me", &sink, "") + &webhook("you", &other, "")))?;
+    world.expect(&["run"], 0)?;
+    std::fs::write(world.path("state/told/me.json"), "{\"open\":")?;
+    store(&world, false)?;
+    world.run(&["run"])?;
+    one(&sink)?;
+    one(&other)?;
+    world.expect(&["notify"], 0)?;
+    none(&sink)?;
+    none(&other)
 }

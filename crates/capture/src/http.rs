@@ -13,6 +13,8 @@ use crate::job::Job;
 
 /// How long a connection may take to be made.
 pub(crate) const CONNECT: Duration = Duration::from_secs(10);
+/// The digits of a status.
+const CODE: u64 = 3;
 
 /// A request. Where it goes and its headers may be secret, so no process has them among its
 /// arguments.
@@ -41,13 +43,26 @@ impl Request<'_> {
         command.args(["--silent", "--show-error", "--fail", "--globoff"]);
         command.args(["--proto", "=http,https", "--connect-timeout"]);
         command.arg(CONNECT.as_secs().to_string());
-        command.args(["--request", self.method]);
+        // Behind the body: what is no 200 and no failure to `--fail` was not taken either.
+        command.args(["--request", self.method, "--write-out", "%{http_code}"]);
         if !self.body.is_empty() {
             command.args(["--data-binary", "@-"]);
         }
         command.arg("--config");
         command.arg(format!("/proc/self/fd/{}", config.as_raw_fd()));
-        job.answer(&mut command, self.body, max)
+        let mut answer = job.answer(&mut command, self.body, max.saturating_add(CODE))?;
+        let code = answer.split_off(answer.len().saturating_sub(CODE as usize));
+        match code.first() {
+            Some(b'2') => Ok(answer),
+            first => Err(Error::Failed {
+                program: "curl".into(),
+                status: format!("HTTP status {}", tree::escape(&code)),
+                said: match first {
+                    Some(b'3') => "it points elsewhere: write the address that it points to".into(),
+                    _ => String::new(),
+                },
+            }),
+        }
     }
 
     /// What `curl` is told in secret.
@@ -134,6 +149,21 @@ mod tests {
         let (sent, _) = send("HTTP/1.1 507 Full\r\nContent-Length: 0\r\n\r\n");
         let error = sent.unwrap_err().to_string();
         assert!(error.contains("507"), "{error}");
+    }
+
+    /// A Pushgateway or a webhook that has moved to `https` takes nothing of what it is told, and
+    /// `curl --fail` calls that a success.
+    #[test]
+    fn r07_one_that_points_elsewhere_has_taken_nothing() {
+        for answer in [
+            "HTTP/1.1 301 Moved\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 308 Moved\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 304 Not Modified\r\n\r\n",
+        ] {
+            let (sent, _) = send(answer);
+            let error = sent.expect_err(answer).to_string();
+            assert!(error.contains(&answer[9..12]), "{error}");
+        }
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Runs, and what they did for each dataset.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use rusqlite::{Row, params};
+use uuid::{NoContext, Uuid};
 
 use crate::datasets::{some_time, time};
 use crate::{Catalog, Error, Result, Run, RunPart, RunStatus};
@@ -15,7 +18,7 @@ impl Catalog {
         boot_id: &str,
         now: Timestamp,
     ) -> Result<String> {
-        let id = uuid::Uuid::now_v7().to_string();
+        let id = self.next_run_id()?.to_string();
         self.conn.execute(
             "INSERT INTO run (id, started, status, pid, boot_id, command)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -29,6 +32,24 @@ impl Catalog {
             ],
         )?;
         Ok(id)
+    }
+
+    /// One that sorts behind all there are: runs are read in the order in which they began, also
+    /// after one that began while the clock was ahead.
+    fn next_run_id(&self) -> Result<Uuid> {
+        let now = Uuid::now_v7();
+        let mut select = self.conn.prepare_cached("SELECT max(id) FROM run")?;
+        let last: Option<String> = select.query_row([], |row| row.get(0))?;
+        let last = last.and_then(|last| Uuid::parse_str(&last).ok());
+        let last = last.filter(|last| *last >= now);
+        let Some(last) = last.and_then(|last| last.get_timestamp()) else {
+            return Ok(now);
+        };
+        let (seconds, nanos) = last.to_unix();
+        // The time in it counts milliseconds.
+        let after = Duration::new(seconds, nanos) + Duration::from_millis(1);
+        let after = uuid::Timestamp::from_unix(NoContext, after.as_secs(), after.subsec_nanos());
+        Ok(Uuid::new_v7(after))
     }
 
     /// Records what a run did for a dataset.
@@ -139,4 +160,28 @@ fn read_run(row: &Row<'_>) -> Result<Run> {
         command: row.get(6)?,
         summary: row.get(7)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r08_a_run_that_began_while_the_clock_was_ahead_is_not_the_newest_for_ever() {
+        let catalog = Catalog::nothing().unwrap();
+        let ahead = uuid::Timestamp::from_unix(NoContext, 4_102_444_800, 0);
+        let ahead = Uuid::new_v7(ahead).to_string();
+        let begin = |catalog: &Catalog| {
+            let now = Timestamp::from_second(1_795_414_200).unwrap();
+            catalog.begin_run("thrice run", 7, "boot", now).unwrap()
+        };
+        let first = begin(&catalog);
+        let sql = "UPDATE run SET id = ?1 WHERE id = ?2";
+        catalog.conn.execute(sql, [&ahead, &first]).unwrap();
+        let ids: Vec<String> = (0..3).map(|_| begin(&catalog)).collect();
+        let runs = catalog.runs(9).unwrap().into_iter();
+        let found: Vec<String> = runs.map(|run| run.id).rev().collect();
+        assert_eq!(found[0], ahead);
+        assert_eq!(found[1..], ids);
+    }
 }

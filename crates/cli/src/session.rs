@@ -68,12 +68,17 @@ pub fn catalog_to_read(config: &Config) -> Result<Catalog> {
 /// The same, and the empty one that there is before the first run, which is said.
 pub fn catalog_or_nothing(config: &Config, printer: &Printer) -> Result<Catalog> {
     match catalog_to_read(config) {
-        Err(error) if matches!(error.downcast_ref(), Some(catalog::Error::Absent(_))) => {
+        Err(error) if is_absent(&error) => {
             printer.hint(&error.to_string());
             Ok(Catalog::nothing()?)
         }
         catalog => catalog,
     }
+}
+
+/// Whether there is no catalog, for there was no run yet.
+pub fn is_absent(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(catalog::Error::Absent(_)))
 }
 
 /// Lets others' I/O go first, as the configuration says; before any thread is begun.

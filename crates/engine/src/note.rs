@@ -94,7 +94,12 @@ impl Notes {
             fs::rename(&next, &path)?;
             sync(&self.folder).and_then(|()| sync(&self.state))
         };
-        write().map_err(Error::io(format!("writing `{}`", shown(&path))))
+        let written = write();
+        if written.is_err() {
+            // A disk that is full is not to fill with what did not fit.
+            let _ = fs::remove_file(&next);
+        }
+        written.map_err(Error::io(format!("writing `{}`", shown(&path))))
     }
 
     /// Removes a note, durably. That there is none is no error.

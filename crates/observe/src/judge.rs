@@ -20,7 +20,7 @@ const DAY: i64 = 24 * HOUR;
 pub const OBJECTIVE_DEFAULT: i64 = DAY + HOUR;
 
 /// How far in the future a success may lie, seconds: clocks are set by little all the time.
-const CLOCK_SLACK: i64 = 300;
+pub const CLOCK_SLACK: i64 = 300;
 
 /// Turns what is known into what is said.
 pub fn judge(facts: &Facts, now: Timestamp) -> StatusReport {
@@ -221,6 +221,7 @@ mod tests {
                 warn_full: 0.85,
                 reachable: true,
                 space: Some((1_000, 400)),
+                inodes: None,
                 growth: Some(100.0),
             }],
             ..Facts::default()

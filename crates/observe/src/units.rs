@@ -87,10 +87,11 @@ fn has_metrics(config: &Config) -> bool {
 
 fn command(installation: &Installation, rest: &str) -> String {
     let (program, config) = (&installation.program, &installation.config);
-    format!("{} --config {} {rest}", quoted(program), quoted(config))
+    // In the program's own path no `$` stands for anything (systemd.service(5), COMMAND LINES).
+    format!("{} --config {} {rest}", escaped(program), quoted(config))
 }
 
-/// A word of a command line, as systemd reads one.
+/// A word of a command line behind its program, as systemd reads one.
 pub fn quoted(word: &Path) -> String {
     escaped(word).replace('$', "$$")
 }
@@ -318,10 +319,10 @@ const SMALL: &str = "\
 Nice=10
 MemoryHigh=512M
 TasksMax=256
-# It looks and tells. /dev stays: LVM is asked how full its pools are.
+# It looks and tells. /dev stays: LVM is asked how full its pools are. No PrivateTmp=: where state
+# or text file lie below /tmp it would find no state there, and tell what is not so.
 NoNewPrivileges=yes
 ProtectSystem=full
-PrivateTmp=yes
 LockPersonality=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
@@ -443,6 +444,30 @@ mod tests {
         assert_eq!(said(b"/a\"b\\c"), "\"/a\\\"b\\\\c\"");
         assert_eq!(said(b"/a\nb\xff"), "\"/a\\x0ab\\xff\"");
         assert_eq!(escaped(Path::new("/$a")), "\"/$a\"");
+    }
+
+    #[test]
+    fn a_program_with_a_dollar_in_its_path_is_found() {
+        let installation = Installation {
+            program: "/opt/$a b/thrice".into(),
+            config: "/etc/$c".into(),
+        };
+        let units = units(&config(SCHEDULE), &installation, Timestamp::UNIX_EPOCH);
+        let exec = lines(&units, NAMES[0], "ExecStart=");
+        let said = "\"/opt/$a b/thrice\" --config \"/etc/$$c\" run --inhibit";
+        assert_eq!(exec, [said]);
+    }
+
+    /// Who tells how it stands looks at the same files as who works.
+    #[test]
+    fn r07_no_unit_has_a_tmp_of_its_own() {
+        let units = of(&format!(
+            "[metrics]\ntextfile = \"/var/t.prom\"\n[notify.me]\nkind = \"ntfy\"\n\
+             url = \"https://ntfy.example.org/t\"\n{SCHEDULE}"
+        ));
+        for name in NAMES {
+            assert!(lines(&units, name, "PrivateTmp=").is_empty(), "{name}");
+        }
     }
 
     #[test]

@@ -104,6 +104,8 @@ fn listen(config: &Config, printer: &Printer, address: SocketAddr) -> Result<u8>
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(GLANCE),
+            // Whoever asked has hung up before it was heard.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => return Err(error).with_context(doing),
         }
     }
@@ -157,8 +159,11 @@ fn question(stream: &mut TcpStream) -> Result<String> {
 }
 
 fn text(config: &Config, cancel: &AtomicBool) -> Result<String> {
-    // Anew each time: a run may have replaced it.
-    let catalog = session::catalog_to_read(config)?;
+    // Anew each time: a run may have replaced it. Before the first run everything is expected too.
+    let catalog = match session::catalog_to_read(config) {
+        Err(error) if session::is_absent(&error) => Catalog::nothing()?,
+        catalog => catalog?,
+    };
     let job = Job::new(DEADLINE, cancel);
     Ok(metrics::render(&gather(config, &catalog, &job)?))
 }

@@ -53,6 +53,7 @@ pub fn notify(global: &Global, printer: &Printer, args: &NotifyArgs) -> Result<u
         config: &config,
         now: session::now(),
         cancel: interrupt.flag(),
+        often: true,
         show: args.dry_run.then_some(&show),
     };
     if let Some(name) = &args.test {
@@ -133,8 +134,15 @@ fn untold(name: &str, error: &capture::Error) -> String {
 pub struct Telling<'a> {
     config: &'a Config,
     printer: &'a Printer,
-    /// Whether dead-man's switches hear of it: a run of some datasets says nothing of the others.
+    /// Whether dead-man's switches hear of it: a part of the work says nothing of the rest.
     is_whole: bool,
+}
+
+/// Whether anything is to be in more than one store.
+fn has_more_than_one(config: &Config) -> bool {
+    let roots = config.roots.iter().filter_map(|root| root.route.as_deref());
+    let datasets = config.datasets.iter().map(|dataset| &*dataset.route);
+    roots.chain(datasets).any(|route| route.len() > 1)
 }
 
 /// Somebody who has stopped a run wants that to be told too.
@@ -144,11 +152,14 @@ impl<'a> Telling<'a> {
     /// The run begins.
     pub fn begin(config: &'a Config, printer: &'a Printer, args: &RunArgs) -> Self {
         let limited = !args.dataset.is_empty() || !args.store.is_empty();
-        let backs_up = args.steps.is_empty() || args.steps.contains(&Step::Backup);
+        let has = |step| args.steps.contains(&step);
+        // A copy in the first store says nothing of those in the others.
+        let reaches_all = has(Step::Offsite) || !has_more_than_one(config);
+        let is_all = args.steps.is_empty() || (has(Step::Backup) && reaches_all);
         let telling = Self {
             config,
             printer,
-            is_whole: backs_up && !limited,
+            is_whole: is_all && !limited,
         };
         telling.signal(Signal::Start, "");
         telling
@@ -183,6 +194,7 @@ impl<'a> Telling<'a> {
             config: self.config,
             now: session::now(),
             cancel: &NEVER,
+            often: false,
             show: None,
         }
     }

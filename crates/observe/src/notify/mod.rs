@@ -38,6 +38,9 @@ const ALLOWED: Duration = Duration::from_secs(30);
 const SIGNAL_ALLOWED: Duration = Duration::from_secs(10);
 /// When a message is tried again.
 const WAITS: &[Duration] = &[Duration::from_secs(1), Duration::from_secs(3)];
+/// What cannot be noted is told once an hour by whoever looks every five minutes: in the minutes
+/// before this one.
+const HOURLY: i8 = 6;
 /// How long another process that is telling is waited for.
 const TURN: Duration = Duration::from_secs(60);
 /// When others are told of a notifier that does not get through: once may be chance.
@@ -69,6 +72,8 @@ pub struct Teller<'a> {
     pub config: &'a Config,
     pub now: Timestamp,
     pub cancel: &'a AtomicBool,
+    /// Whether it looks every few minutes, and not at the end of a run.
+    pub often: bool,
     /// Shows what would be sent, by a notifier's name; then nothing is sent and noted.
     pub show: Option<Show<'a>>,
 }
@@ -82,36 +87,69 @@ impl Teller<'_> {
     /// When it cannot be read or noted what was told.
     pub fn tell(&self, standing: &dyn Fn() -> Standing) -> Result<Vec<Outcome>> {
         let notes = self.notes();
-        let _turn = self.turn()?;
-        let standing = &standing();
-        let now = self.zoned();
+        let _turn = match self.turn() {
+            // Where nothing can be written, that is what is to be told.
+            Err(Error::Io { .. }) => None,
+            turn => turn?,
+        };
+        let standing = standing();
         let mut outcomes = Vec::new();
         for notify in &self.config.notifiers {
             let Some(notifier) = self.notifier(notify) else {
                 continue;
             };
-            let standing = self.with_failing(notify, standing, &notes)?;
-            let before: Told = notes.read(&notify.name)?.unwrap_or_default();
-            let mut told = before.clone();
-            told.observe(notify, &standing, self.now);
-            // First, so that what was seen is told though what follows is cut off.
-            if told != before {
-                self.note(&notes, &notify.name, &told)?;
-            }
-            let Some(message) = told.due(notify, &standing, &now) else {
+            let told = self.tell_one(notify, &*notifier, &standing, &notes);
+            let Some(result) = told.transpose() else {
                 continue;
             };
-            let result = notifier.send(&message, &Job::new(ALLOWED, self.cancel));
-            match &result {
-                Ok(()) => told.delivered(&message),
-                Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(error) => told.failed(error.to_string(), self.now),
+            if matches!(result, Err(Error::Interrupted)) {
+                return Err(Error::Interrupted);
             }
-            self.note(&notes, &notify.name, &told)?;
             let name = notify.name.clone();
             outcomes.push(Outcome { name, result });
         }
         Ok(outcomes)
+    }
+
+    /// Tells one of them; `None`: there is nothing to say.
+    fn tell_one(
+        &self,
+        notify: &Notify,
+        notifier: &dyn Notifier,
+        standing: &Standing,
+        notes: &Notes,
+    ) -> Result<Option<()>> {
+        let (name, now) = (&notify.name, self.zoned());
+        let mut standing = self.with_failing(notify, standing, notes);
+        // One that cannot be read is written anew: what it said is told twice, and not never.
+        let before: Told = notes.read(name).ok().flatten().unwrap_or_default();
+        let mut told = before.clone();
+        told.observe(notify, &standing, self.now);
+        let mut message = told.due(notify, &standing, &now);
+        // First, so that what was seen is told though what follows is cut off.
+        let noted = match told != before || message.is_some() {
+            true => self.note(notes, name, &told),
+            false => Ok(()),
+        };
+        if let Err(error) = &noted {
+            if self.often && now.minute() >= HOURLY {
+                return noted.map(Some);
+            }
+            standing.unnoted(&error.to_string());
+            told.observe(notify, &standing, self.now);
+            message = told.due(notify, &standing, &now);
+        }
+        let Some(message) = message else {
+            return noted.map(|()| None);
+        };
+        let sent = notifier.send(&message, &Job::new(ALLOWED, self.cancel));
+        match &sent {
+            Ok(()) => told.delivered(&message),
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => told.failed(error.to_string(), self.now),
+        }
+        let noted = self.note(notes, name, &told);
+        sent.and(noted).map(Some)
     }
 
     /// Sends a notifier a message that only shows that it arrives.
@@ -156,7 +194,7 @@ impl Teller<'_> {
         }
         let (notes, _turn) = (self.notes(), self.turn()?);
         for Outcome { name, result } in &outcomes {
-            let before: Told = notes.read(name)?.unwrap_or_default();
+            let before: Told = notes.read(name).ok().flatten().unwrap_or_default();
             let mut told = before.clone();
             match result {
                 Ok(()) => told.got_through(),
@@ -201,7 +239,7 @@ impl Teller<'_> {
     }
 
     /// The others that do not get through are wrong too: somebody else has to hear of it.
-    fn with_failing(&self, to: &Notify, standing: &Standing, notes: &Notes) -> Result<Standing> {
+    fn with_failing(&self, to: &Notify, standing: &Standing, notes: &Notes) -> Standing {
         let mut standing = standing.clone();
         let others = self
             .config
@@ -209,7 +247,7 @@ impl Teller<'_> {
             .iter()
             .filter(|other| other.name != to.name);
         for other in others {
-            let told: Option<Told> = notes.read(&other.name)?;
+            let told: Option<Told> = notes.read(&other.name).ok().flatten();
             let failing = told.as_ref().and_then(Told::failing);
             let Some(failing) = failing.filter(|failing| failing.times >= FAILING_TIMES) else {
                 continue;
@@ -228,7 +266,7 @@ impl Teller<'_> {
             let key = format!("notifier {}", other.name);
             standing.conditions.insert(key, condition);
         }
-        Ok(standing)
+        standing
     }
 
     /// Waits until no other process is telling; until then nobody knows what was told.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use catalog::{Run, RunStatus, finding_id};
 
 use super::message::{Known, Summary};
+use crate::judge::CLOCK_SLACK;
 use crate::report::{Replica, State, StatusReport};
 
 /// Things that are told one by one; what is more is one thing.
@@ -119,6 +120,20 @@ impl Standing {
         }
     }
 
+    /// It cannot be noted what is told.
+    pub(super) fn unnoted(&mut self, error: &str) {
+        let condition = Condition {
+            severity: "S1",
+            subject: "the state directory".to_owned(),
+            state: "unwritable".to_owned(),
+            message: format!("what was told cannot be noted, so it is told again: {error}"),
+            remedy: "make room there, or let it be written: no run can record anything either"
+                .to_owned(),
+            grace_seconds: 0,
+        };
+        self.conditions.insert("state".to_owned(), condition);
+    }
+
     /// What is wrong, the worst first, a line for each, in so many bytes.
     pub fn brief(&self, max: usize) -> String {
         let mut all: Vec<_> = self.conditions.values().collect();
@@ -151,7 +166,9 @@ impl Standing {
                     _ if running && !is_overdue(replica) => {
                         self.unsettled.insert(format!("replica {subject}"));
                     }
-                    _ if known.any(|finding| is_known(&finding.subject)) => {}
+                    // What a finding says does not say that no run came since.
+                    _ if !(is_overdue(replica) && replica.state != State::Held)
+                        && known.any(|finding| is_known(&finding.subject)) => {}
                     _ => {
                         let key = format!("replica {subject}");
                         self.conditions.insert(key, not_current(subject, replica));
@@ -239,6 +256,12 @@ fn not_current(subject: String, replica: &Replica) -> Condition {
         (_, Some(at)) if is_overdue(replica) => {
             format!("it is older than it may become: the last success was {at}")
         }
+        (_, Some(at)) if replica.age_seconds.is_some_and(|age| age < -CLOCK_SLACK) => {
+            format!("its last success lies in the future, {at}: a clock was wrong")
+        }
+        _ if (replica.pending_files, replica.pending_bytes) == (0, 0) => {
+            "the last try did not come to its end".to_owned()
+        }
         _ => format!(
             "it lacks changes: {} files, {} bytes pending",
             replica.pending_files, replica.pending_bytes
@@ -256,5 +279,72 @@ fn not_current(subject: String, replica: &Replica) -> Condition {
             _ => format!("thrice run --store {store}, and see that runs are scheduled"),
         },
         grace_seconds: if is_new { replica.objective_seconds } else { 0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::facts::{DatasetFacts, Facts, ReplicaFacts, StoreFacts};
+    use crate::report::Finding;
+
+    const NOW: i64 = 1_795_414_200;
+
+    fn at(seconds_ago: i64) -> Timestamp {
+        Timestamp::from_second(NOW - seconds_ago).unwrap()
+    }
+
+    /// What is said of a copy whose last success is so old, beside a finding of it if there is one.
+    fn said(seconds_ago: i64, found: bool) -> Vec<String> {
+        let replica = ReplicaFacts {
+            version: Some("000003-20261123T051000Z".into()),
+            last_success: Some(at(seconds_ago)),
+            last_status: Some(RunStatus::Partial),
+            ..ReplicaFacts::default()
+        };
+        let finding = Finding {
+            id: "0011223344556677".into(),
+            kind: "leg-partial".into(),
+            severity: "S3",
+            subject: "docs → sda".into(),
+            message: "one file is left out".into(),
+            remedy: "r".into(),
+        };
+        let facts = Facts {
+            datasets: vec![DatasetFacts {
+                name: "docs".into(),
+                route: vec!["sda".into()],
+                replicas: [("sda".to_owned(), replica)].into(),
+                ..DatasetFacts::default()
+            }],
+            stores: vec![StoreFacts {
+                name: "sda".into(),
+                reachable: true,
+                ..StoreFacts::default()
+            }],
+            findings: found.then_some(finding).into_iter().collect(),
+            ..Facts::default()
+        };
+        let report = crate::judge::judge(&facts, at(0));
+        let all = Standing::new(&report, None, false).conditions.into_iter();
+        let replicas = all.filter(|(key, _)| key.starts_with("replica"));
+        replicas.map(|(_, one)| one.message).collect()
+    }
+
+    #[test]
+    fn r08_an_old_finding_does_not_hide_that_no_run_comes() {
+        assert!(said(3_600, true).is_empty());
+        let told = said(30 * 3_600, true);
+        assert!(told[0].contains("older than it may become"), "{told:?}");
+    }
+
+    #[test]
+    fn why_a_copy_is_not_current_is_said_as_it_is() {
+        let told = said(-30 * 3_600, false);
+        assert!(told[0].contains("in the future"), "{told:?}");
+        let told = said(3_600, false);
+        assert!(told[0].contains("did not come to its end"), "{told:?}");
     }
 }

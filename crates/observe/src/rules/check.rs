@@ -11,15 +11,32 @@ use super::Rule;
 const ANSWER_MAX: u64 = 64 << 20;
 
 /// An alert rule that a Prometheus has loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     pub alert: String,
     /// The group that it stands in.
     pub group: String,
     /// What [`Rule::print`] was when it was written; `None`: it was not written by Thrice.
     pub print: Option<String>,
+    /// PromQL, as Prometheus words it.
+    pub expr: String,
+    /// How long it waits, seconds.
+    pub waits: f64,
+    pub severity: Option<String>,
     /// What keeps it from being evaluated.
     pub error: Option<String>,
+}
+
+impl Loaded {
+    /// Whether it is what was written, and was not changed since.
+    fn is(&self, rule: &Rule) -> bool {
+        // Prometheus spaces expressions anew, and changes nothing else of ours.
+        let plain = |expr: &str| expr.split_whitespace().collect::<String>();
+        self.print.as_deref() == Some(&rule.print())
+            && plain(&self.expr) == plain(&rule.expr)
+            && self.waits == 0.0
+            && self.severity.as_deref() == Some(rule.severity.word())
+    }
 }
 
 /// A difference between what should be loaded and what is.
@@ -48,6 +65,11 @@ struct Group {
 #[derive(Deserialize)]
 struct Told {
     name: String,
+    query: String,
+    #[serde(default)]
+    duration: f64,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
     #[serde(rename = "lastError", default)]
@@ -75,6 +97,9 @@ pub fn loaded(url: &str, job: &Job<'_>) -> Result<Vec<Loaded>> {
             alert: told.name,
             group: group.name.clone(),
             print: told.annotations.get("thrice_rule").cloned(),
+            expr: told.query,
+            waits: told.duration,
+            severity: told.labels.get("severity").cloned(),
             error: Some(told.last_error).filter(|error| !error.is_empty()),
         }));
     }
@@ -94,18 +119,19 @@ pub fn compare(rules: &[Rule], host: &str, loaded: &[Loaded]) -> Vec<Drift> {
         });
     };
     for rule in rules {
-        let named: Vec<_> = ours.iter().filter(|one| one.alert == rule.alert).collect();
-        let same = named
-            .iter()
-            .find(|one| one.print.as_deref() == Some(&rule.print()));
-        match (same, named.is_empty()) {
-            (Some(one), _) => {
-                if let Some(error) = &one.error {
-                    say(rule.alert, &format!("it cannot be evaluated: {error}"));
-                }
+        let mut named = ours.iter().filter(|one| one.alert == rule.alert).peekable();
+        if named.peek().is_none() {
+            say(rule.alert, "it is not loaded");
+        }
+        for one in named {
+            match &one.error {
+                _ if !one.is(rule) => say(
+                    rule.alert,
+                    "another one of that name is loaded, or it was changed",
+                ),
+                Some(error) => say(rule.alert, &format!("it cannot be evaluated: {error}")),
+                None => {}
             }
-            (None, true) => say(rule.alert, "it is not loaded"),
-            (None, false) => say(rule.alert, "another one of that name is loaded"),
         }
     }
     for one in ours {

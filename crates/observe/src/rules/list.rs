@@ -23,6 +23,14 @@ const POOL_MARGIN: i64 = 5;
 /// Six metrics of a tracker without a new sign of life.
 const TRACKER_SILENCE: i64 = 15 * MINUTE;
 
+/// Times of this host's clock that an alert would wait for, were they in the future.
+const CLOCKS: [&str; 4] = [
+    "thrice_exported_timestamp_seconds",
+    "thrice_last_success_timestamp_seconds",
+    "thrice_last_verified_timestamp_seconds",
+    "thrice_canary_written_timestamp_seconds",
+];
+
 /// The labels by which a dataset's copy is told from others.
 const COPY: &str = "host, dataset, store, step";
 
@@ -106,6 +114,11 @@ impl Maker<'_> {
     /// The largest of what may have come by several ways.
     fn max(&self, by: &str, metric: &str, labels: &[(&'static str, &str)]) -> String {
         format!("max by ({by}) ({})", self.of(metric, labels))
+    }
+
+    /// The smallest: of what runs out, an old word may be the larger one.
+    fn min(&self, by: &str, metric: &str) -> String {
+        format!("min by ({by}) ({})", self.of(metric, &[]))
     }
 
     /// The same with more that a query says of labels, as `step!="x"`.
@@ -331,15 +344,19 @@ impl Maker<'_> {
 
     fn stores(&self) -> Vec<Rule> {
         let by = "host, store";
-        let free = self.max(by, "thrice_store_available_bytes", &[]);
-        let size = self.max(by, "thrice_store_size_bytes", &[]);
-        let warn = self.max(by, "thrice_store_warn_ratio", &[]);
-        let days = self.max(by, "thrice_store_days_to_full", &[]);
+        let used = |free, all| {
+            let (free, all) = (self.min(by, free), self.max(by, all, &[]));
+            format!("1 - {free} / {all}")
+        };
+        let bytes = used("thrice_store_available_bytes", "thrice_store_size_bytes");
+        let inodes = used("thrice_store_available_inodes", "thrice_store_inodes");
+        let warn = self.min(by, "thrice_store_warn_ratio");
+        let days = self.min(by, "thrice_store_days_to_full");
         let kind = |kind| self.of("thrice_store_info", &[("kind", kind)]);
         let expr = |which| {
             let which = kind(which);
             format!(
-                "((1 - {free} / {size} > {warn}) or ({days} < {DAYS_TO_FULL})) \
+                "(({bytes} > {warn}) or ({inodes} > {warn}) or ({days} < {DAYS_TO_FULL})) \
                  and on (host, store) {which}"
             )
         };
@@ -367,8 +384,9 @@ impl Maker<'_> {
         let cases = |kind| (case(kind, 10), quiet(case(kind, 50)));
         let words = |remedy| Words {
             summary: "{{ $labels.store }} is filling up",
-            meaning: "It is fuller than it should be, or will be full within two weeks at the rate \
-                      of the last runs. When it is full, nothing new is protected there.",
+            meaning: "It is fuller than it should be, in bytes or in inodes, or will be full \
+                      within two weeks at the rate of the last runs. When it is full, nothing new \
+                      is protected there.",
             remedy,
         };
         vec![
@@ -692,6 +710,7 @@ impl Maker<'_> {
             ),
             self.clock(),
         ];
+        let told = (self.of(exported, &[]), constant(HOUR, HOUR));
         let counted = |datasets: usize| Case {
             series: (0..datasets)
                 .map(|number| {
@@ -699,16 +718,19 @@ impl Maker<'_> {
                     let labels = [("dataset", &*dataset), ("store", "one"), ("step", "backup")];
                     (self.of(interval, &labels), constant(25 * HOUR, HOUR))
                 })
+                .chain(once(told.clone()))
                 .collect(),
             at: HOUR,
             labels: self.labels(&[]),
         };
         let pairs = "host, dataset, store";
         let expected = self.max_where(pairs, interval, "step!~\"verify|drill\"");
-        if copies > 1 {
+        if copies > 0 {
+            // Where none is expected there is nothing to be counted, and that is none.
+            let none = format!("0 * {newest}");
             all.push(self.rule(
                 ("BackupDatasetMissing", Level::Critical),
-                format!("count by (host) ({expected}) < {copies}"),
+                format!("(count by (host) ({expected}) or {none}) < {copies}"),
                 Words {
                     summary: "{{ $labels.host }} expects fewer copies than when the rules were \
                               written",
@@ -725,8 +747,9 @@ impl Maker<'_> {
 
     fn clock(&self) -> Rule {
         let exported = "thrice_exported_timestamp_seconds";
-        let newest = self.max("host", exported, &[]);
-        let success = self.max("host", "thrice_last_success_timestamp_seconds", &[]);
+        let host = selector(&self.labels(&[]));
+        let host = host.trim_start_matches('{');
+        let times = format!("{{__name__=~\"{}\",{host}", CLOCKS.join("|"));
         let copy = [("dataset", "d"), ("store", "one"), ("step", "backup")];
         let case = |success| Case {
             series: vec![
@@ -747,7 +770,7 @@ impl Maker<'_> {
         };
         self.rule(
             ("BackupClockWrong", Level::Critical),
-            format!("({newest} > time() + {CLOCK_SLACK}) or ({success} > time() + {CLOCK_SLACK})"),
+            format!("max by (host) ({times}) > time() + {CLOCK_SLACK}"),
             words,
             (case(DAY), quiet(case(HOUR))),
         )
