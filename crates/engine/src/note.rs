@@ -165,7 +165,10 @@ mod tests {
                     && said.iter().all(|one| *one == said[0])
             })
         };
-        while writers.iter_mut().any(|one| one.try_wait().unwrap().is_none()) {
+        while writers
+            .iter_mut()
+            .any(|one| one.try_wait().unwrap().is_none())
+        {
             assert!(look(), "a note that nobody wrote");
         }
         for mut writer in writers {
