@@ -409,8 +409,8 @@ fn install_writes_what_has_changed_and_removes_what_is_not_wanted() -> Result<()
 fn what_a_cut_has_left_of_an_install_is_brought_to_its_end() -> Result<()> {
     let (_parent, world) = installed_world()?;
     let to = world.path("units");
-    // Cut while one was written, and before the next.
-    std::fs::write(to.join(".thrice-run.service.new"), "half")?;
+    // Cut while one was written, by a process that is no more, and before the next.
+    std::fs::write(to.join(".thrice-run.service.4194305.next"), "half")?;
     world.expect(&["install", "--to", text(&to)?], 0)?;
     // Cut after a unit that is not wanted any more had lost what starts it.
     std::fs::create_dir(to.join("timers.target.wants"))?;

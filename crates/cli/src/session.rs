@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use catalog::{Catalog, Mode, RunStatus};
+use engine::Expectation;
 use jiff::Timestamp;
 use policy::Config;
 
@@ -67,9 +68,13 @@ pub fn catalog_to_read(config: &Config) -> Result<Catalog> {
 
 /// The same, and the empty one that there is before the first run, which is said.
 pub fn catalog_or_nothing(config: &Config, printer: &Printer) -> Result<Catalog> {
+    or_nothing(config, |absent| printer.hint(&absent.to_string()))
+}
+
+fn or_nothing(config: &Config, absent: impl FnOnce(&anyhow::Error)) -> Result<Catalog> {
     match catalog_to_read(config) {
         Err(error) if is_absent(&error) => {
-            printer.hint(&error.to_string());
+            absent(&error);
             Ok(Catalog::nothing()?)
         }
         catalog => catalog,
@@ -79,6 +84,13 @@ pub fn catalog_or_nothing(config: &Config, printer: &Printer) -> Result<Catalog>
 /// Whether there is no catalog, for there was no run yet.
 pub fn is_absent(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(catalog::Error::Absent(_)))
+}
+
+/// What lies on disk and is covered, for those who ask what should be and not what was done:
+/// before the first run it is the same.
+pub fn expectation(config: &Config) -> Result<Expectation> {
+    let catalog = or_nothing(config, |_| ())?;
+    Ok(Expectation::of(config, &catalog)?)
 }
 
 /// Lets others' I/O go first, as the configuration says; before any thread is begun.

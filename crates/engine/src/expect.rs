@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use catalog::Catalog;
 use jiff::Timestamp;
-use policy::{Config, Coverage, Dataset, Source};
+use policy::{Config, Coverage, Dataset, Landscape, Source};
 
 use crate::error::{Error, Result};
 use crate::run::RunOptions;
@@ -29,6 +29,8 @@ pub struct Expected {
 
 /// The coverage of this moment, and what follows from it.
 pub struct Expectation {
+    /// What lies on disk.
+    pub landscape: Landscape,
     pub coverage: Coverage,
     pub expected: Vec<Expected>,
 }
@@ -68,7 +70,8 @@ impl Expectation {
             known.insert(row.name.clone(), row.source);
             routes.insert(row.name, (stores, staleness));
         }
-        let coverage = policy::resolve(config, &crate::volumes::look(config, &known), &known);
+        let landscape = crate::volumes::look(config, &known);
+        let coverage = policy::resolve(config, &landscape, &known);
         let held: BTreeMap<&str, &str> = coverage
             .held
             .iter()
@@ -109,7 +112,11 @@ impl Expectation {
                 });
             }
         }
-        Ok(Self { coverage, expected })
+        Ok(Self {
+            landscape,
+            coverage,
+            expected,
+        })
     }
 
     /// The order of work: what was backed up longest ago comes first (R18).

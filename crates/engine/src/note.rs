@@ -2,9 +2,8 @@
 //! or said. One of the first kind is durable before that is begun, and goes when it is undone: a
 //! cut between any two steps leaves the note, and whoever reads it does what it says once more.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use capture::{Error, Result};
@@ -14,8 +13,6 @@ use serde::de::DeserializeOwned;
 use crate::expect::shown;
 
 const ENDING: &str = ".json";
-/// What the name of a note ends in that is not whole: what it is about was not begun.
-const NEXT: &str = ".json.next";
 
 /// The notes of one kind, in a folder of their own.
 #[derive(Debug)]
@@ -33,8 +30,8 @@ impl Notes {
         }
     }
 
-    fn path(&self, name: &str, ending: &str) -> PathBuf {
-        self.folder.join(format!("{name}{ending}"))
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}{ENDING}"))
     }
 
     /// The names of all there are, in order.
@@ -62,7 +59,7 @@ impl Notes {
     /// # Errors
     /// There is one, and it is not known what it says.
     pub fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        let path = self.path(name, ENDING);
+        let path = self.path(name);
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(Error::io(format!("reading `{}`", shown(&path))))?,
@@ -79,20 +76,15 @@ impl Notes {
     /// # Errors
     /// When it cannot be written.
     pub fn write<T: Serialize>(&self, name: &str, said: &T) -> Result<()> {
-        // Another process may write the same one at this moment: a run, and whoever tells of it.
-        let ours = format!(".{}{NEXT}", std::process::id());
-        let (path, next) = (self.path(name, ENDING), self.path(name, &ours));
+        let path = self.path(name);
         let text = serde_json::to_vec(said)
             .map_err(|error| Error::bad(format!("`{}`", shown(&path)), error.to_string()))?;
         let write = || {
             fs::create_dir_all(&self.folder)?;
-            let mut options = OpenOptions::new();
-            let options = options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = options.open(&next)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&next, &path)?;
-            sync(&self.folder).and_then(|()| sync(&self.state))
+            // Another process may write the same one at this moment: a run, and whoever tells of
+            // it.
+            tree::put_file(&path, &text, 0o600)?;
+            sync(&self.state)
         };
         let written = write();
         if written.is_err() {
@@ -107,7 +99,7 @@ impl Notes {
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        let path = self.path(name, ENDING);
+        let path = self.path(name);
         let removed = match fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             removed => removed.and_then(|()| sync(&self.folder)),
@@ -136,14 +128,59 @@ mod tests {
             notes.write(name, &said).unwrap();
         }
         // One that was cut off is none.
-        fs::write(notes.path("c", NEXT), "{").unwrap();
+        fs::write(dir.path().join("owed/.c.json.1.next"), "{").unwrap();
         assert_eq!(notes.names().unwrap(), ["a", "a.b"]);
         assert_eq!(notes.read::<u8>("a").unwrap(), Some(3));
         notes.remove("a").unwrap();
         assert_eq!(notes.names().unwrap(), ["a.b"]);
         // What cannot be read is there all the same.
-        fs::write(notes.path("d", ENDING), "{").unwrap();
+        fs::write(notes.path("d"), "{").unwrap();
         assert!(notes.read::<u8>("d").is_err());
         assert_eq!(notes.names().unwrap(), ["a.b", "d"]);
+    }
+
+    /// Says to a process of this test that it is one of those who write.
+    const WRITER: &str = "THRICE_TEST_WRITER";
+
+    #[test]
+    fn two_processes_that_write_the_same_note_leave_one_of_both_whole() {
+        let name = "two_processes_that_write_the_same_note_leave_one_of_both_whole";
+        if let Some(state) = std::env::var_os(WRITER) {
+            let notes = Notes::new(Path::new(&state), "owed");
+            for _ in 0..40 {
+                let said = vec![std::process::id(); 40_000];
+                notes.write("a", &said).unwrap();
+            }
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let write = || {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", &format!("note::tests::{name}")]);
+            command.env(WRITER, dir.path()).spawn().unwrap()
+        };
+        let mut writers = [write(), write(), write()];
+        let numbers: Vec<u32> = writers.iter().map(|writer| writer.id()).collect();
+        let notes = Notes::new(dir.path(), "owed");
+        let look = || {
+            let said: Option<Vec<u32>> = notes.read("a").unwrap();
+            said.is_none_or(|said| {
+                said.len() == 40_000
+                    && numbers.contains(&said[0])
+                    && said.iter().all(|one| *one == said[0])
+            })
+        };
+        while writers
+            .iter_mut()
+            .any(|one| one.try_wait().unwrap().is_none())
+        {
+            assert!(look(), "a note that nobody wrote");
+        }
+        for mut writer in writers {
+            assert!(writer.wait().unwrap().success());
+        }
+        assert!(look());
+        assert_eq!(notes.names().unwrap(), ["a"]);
+        assert_eq!(fs::read_dir(&notes.folder).unwrap().count(), 1);
     }
 }

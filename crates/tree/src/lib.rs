@@ -20,6 +20,7 @@ mod node;
 mod path;
 mod survey;
 mod walk;
+mod whole;
 mod xattr;
 
 pub use attributes::{Apply, Target, Unheld, clear_flags, set_attributes, set_flags};
@@ -37,4 +38,5 @@ pub use node::{Extent, Flags, Kind, Node, Stat, Time, Xattr};
 pub use path::{PathBytes, PathError, RelPath, escape};
 pub use survey::{Survey, survey};
 pub use walk::{Judge, Judgement, Listing, WalkOptions, list, walk, walk_below};
+pub use whole::put_file;
 pub use xattr::read_xattrs;

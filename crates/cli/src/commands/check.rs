@@ -1,10 +1,7 @@
 //! `thrice check`: is the configuration right, and is everything covered?
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
-use catalog::{Catalog, Mode};
-use policy::{Because, Config, Coverage, Landscape};
+use policy::{Because, Coverage};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -39,7 +36,7 @@ struct UnroutedLine<'a> {
 /// Checks; 3 when something has no route or the declarations contradict each other.
 pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
     let config = session::config(global, printer)?;
-    let coverage = look(&config)?.1;
+    let coverage = session::expectation(&config)?.coverage;
     let ok = coverage.unrouted.is_empty() && coverage.errors.is_empty();
     if printer.is_json() {
         printer.json(&as_json(&coverage, ok));
@@ -47,23 +44,6 @@ pub fn check(global: &Global, printer: &Printer) -> Result<u8> {
         print(&coverage, printer);
     }
     Ok(if ok { exit::OK } else { exit::ATTENTION })
-}
-
-/// What lies on disk, and the coverage proof, with the names that the catalog has given.
-pub fn look(config: &Config) -> Result<(Landscape, Coverage)> {
-    let known = match Catalog::open(&config.host.state, Mode::Read) {
-        Ok(catalog) => catalog
-            .datasets()?
-            .into_iter()
-            .map(|row| (row.name, row.source))
-            .collect(),
-        // Before the first run there is nothing that it could know.
-        Err(catalog::Error::Absent(_)) => BTreeMap::new(),
-        Err(error) => return Err(error.into()),
-    };
-    let landscape = engine::look(config, &known);
-    let coverage = policy::resolve(config, &landscape, &known);
-    Ok((landscape, coverage))
 }
 
 fn as_json(coverage: &Coverage, ok: bool) -> Checked<'_> {

@@ -4,7 +4,6 @@ use anyhow::Result;
 use observe::docs::{self, Differences, Error};
 use policy::{Config, Landscape};
 
-use super::check;
 use crate::args::{DocsArgs, Global};
 use crate::exit::{self, Usage};
 use crate::printer::Printer;
@@ -15,14 +14,14 @@ pub fn docs(global: &Global, printer: &Printer, args: &DocsArgs) -> Result<u8> {
     let mut config = session::config(global, printer)?;
     // Commands in the pages name it wherever they are run.
     config.file = std::path::absolute(&config.file)?;
-    let (landscape, coverage) = check::look(&config)?;
-    if let Some(why) = unseen(&config, &landscape) {
+    let expectation = session::expectation(&config)?;
+    if let Some(why) = unseen(&config, &expectation.landscape) {
         // What is in it would look as if it were not there, and its pages would go.
         printer.error(&format!("{why}: the pages stay as they are"));
         printer.hint("mend that first; thrice check says more");
         return Ok(exit::HELD);
     }
-    let pages = docs::pages(&config, &coverage);
+    let pages = docs::pages(&config, &expectation.coverage);
     let done = match args.check {
         true => docs::compare(&args.dir, &pages),
         false => docs::write(&args.dir, &pages),

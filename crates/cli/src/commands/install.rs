@@ -3,9 +3,8 @@
 //! A unit is written under another name and renamed, services before the timers that start them:
 //! what a cut leaves is the old unit or the new one, and installing again brings it to its end.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -139,7 +138,8 @@ fn bring(to: &Path, units: &[Unit], found: Vec<(&'static str, Found)>) -> Result
             (Some(unit), found) => {
                 let is_ours = matches!(found, Found::Ours(_));
                 installed.renewed.extend(is_ours.then_some(name));
-                write(&path, &unit.text).with_context(doing)?;
+                // systemd passes over names that begin with a dot, as of one that is not whole.
+                tree::put_file(&path, unit.text.as_bytes(), 0o644).with_context(doing)?;
                 installed.written.push(name);
             }
             (None, Found::Ours(_)) => {
@@ -154,22 +154,6 @@ fn bring(to: &Path, units: &[Unit], found: Vec<(&'static str, Found)>) -> Result
         .with_context(|| format!("`{}`", shown(to)))?;
     installed.next = next(units, &installed);
     Ok(installed)
-}
-
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    // systemd passes over names that begin with a dot.
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let other = path.with_file_name(format!(".{name}.new"));
-    gone(fs::remove_file(&other))?;
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&other)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&other, path)
 }
 
 /// Removes a unit that was ours. First what starts it: a link that leads nowhere is worse than a

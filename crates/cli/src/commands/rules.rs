@@ -1,11 +1,13 @@
 //! `thrice rules`: alert rules for Prometheus.
 
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read as _};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use capture::Job;
-use engine::Expectation;
-use observe::rules::{self, Drift, RULES_FILE, Rule};
+use observe::rules::{self, Drift, RULES_FILE, Rule, TESTS_MARK};
 use policy::Config;
 
 use crate::args::{Global, RulesArgs};
@@ -19,7 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Prints the rules, writes their tests, or compares; 3 when what is loaded is something else.
 pub fn rules(global: &Global, printer: &Printer, args: &RulesArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
-    let made = make(&config, printer)?;
+    let copies = rules::copies(&session::expectation(&config)?.coverage);
+    let made = rules::rules(&config, copies);
     if let Some(given) = &args.check {
         let url = match given.is_empty() {
             false => Some(given.as_str()),
@@ -29,13 +32,19 @@ pub fn rules(global: &Global, printer: &Printer, args: &RulesArgs) -> Result<u8>
     }
     match &args.tests {
         Some(file) => {
-            std::fs::write(file, rules::tests(&made))
-                .with_context(|| format!("writing `{}`", file.display()))?;
+            let shown = tree::escape(file.as_os_str().as_encoded_bytes()).into_owned();
+            let written = write(file, &rules::tests(&made));
+            if !written.with_context(|| format!("writing `{shown}`"))? {
+                printer.error(&format!(
+                    "`{shown}` was not written by `thrice rules --tests`, and stays as it is"
+                ));
+                printer.hint("name another file, or move it away");
+                return Ok(exit::HELD);
+            }
             printer.say(&format!(
                 "wrote {} tests for the rules in `{RULES_FILE}` beside it; try: promtool test \
-                 rules {}",
-                2 * made.len(),
-                file.display()
+                 rules {shown}",
+                2 * made.len()
             ));
         }
         None => printer.data(&rules::render(&made, &config.host.name)),
@@ -43,11 +52,28 @@ pub fn rules(global: &Global, printer: &Printer, args: &RulesArgs) -> Result<u8>
     Ok(exit::OK)
 }
 
-/// The rules for what is configured, and at least as many copies as are expected now.
-fn make(config: &Config, printer: &Printer) -> Result<Vec<Rule>> {
-    let catalog = session::catalog_or_nothing(config, printer)?;
-    let expectation = Expectation::of(config, &catalog)?;
-    Ok(rules::rules(config, rules::copies(&expectation.coverage)))
+/// Writes the tests; `false`: somebody else's file is there, which is left as it is.
+fn write(file: &Path, text: &str) -> io::Result<bool> {
+    let there = match fs::metadata(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        there => Some(there?),
+    };
+    match there {
+        // A pipe or a terminal holds nothing that could be lost.
+        Some(there) if !there.is_file() && !there.is_dir() => fs::write(file, text)?,
+        Some(there) if there.is_file() => {
+            let mut begins = Vec::new();
+            let length = TESTS_MARK.len() as u64;
+            File::open(file)?.take(length).read_to_end(&mut begins)?;
+            if !begins.is_empty() && begins != TESTS_MARK.as_bytes() {
+                return Ok(false);
+            }
+            // Where a link leads, so that it stays one.
+            tree::put_file(&fs::canonicalize(file)?, text.as_bytes(), 0o644)?;
+        }
+        _ => tree::put_file(file, text.as_bytes(), 0o644)?,
+    }
+    Ok(true)
 }
 
 fn check(config: &Config, printer: &Printer, made: &[Rule], url: Option<&str>) -> Result<u8> {

@@ -1,8 +1,5 @@
 //! Getting the text to where it is looked for.
 
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use capture::{Error, Job, Request, Result};
@@ -33,24 +30,15 @@ pub fn push(families: &[Family], gateway: &str, host: &str, job: &Job<'_>) -> Re
 }
 
 /// Writes the text for the node exporter's textfile collector, which reads whatever ends in
-/// `.prom`: under another name until it is whole. A cut leaves the old one and a file that is not
-/// read, which the next time takes the place of.
+/// `.prom`: whole and durable, so that a cut leaves the old one or the new one.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn write(families: &[Family], file: &Path) -> Result<()> {
-    let mut next = file.as_os_str().to_owned();
-    next.push(".next");
-    let next = Path::new(&next);
-    let put = || {
-        // The exporter is another user.
-        let mut options = fs::OpenOptions::new();
-        let options = options.write(true).create(true).truncate(true).mode(0o644);
-        options.open(next)?.write_all(render(families).as_bytes())?;
-        fs::rename(next, file)
-    };
     let shown = tree::escape(file.as_os_str().as_encoded_bytes());
-    put().map_err(Error::io(format!("writing `{shown}`")))
+    // The exporter is another user.
+    tree::put_file(file, render(families).as_bytes(), 0o644)
+        .map_err(Error::io(format!("writing `{shown}`")))
 }
 
 /// As a part of a URL (RFC 3986): whatever is not plain is told by its bytes.
@@ -69,6 +57,8 @@ fn encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -12,7 +12,7 @@ mod yaml;
 
 pub use check::{Drift, Loaded, compare, loaded};
 pub use list::{copies, rules};
-pub use proof::tests;
+pub use proof::{TESTS_MARK, tests};
 pub use yaml::render;
 
 /// Where the tests expect the rules: beside them, under this name.

@@ -4,10 +4,13 @@
 use super::yaml::quoted;
 use super::{Case, RULES_FILE, Rule};
 
+/// How a file of tests begins, by which it is known for one of these.
+pub const TESTS_MARK: &str = "# Written by `thrice rules --tests`";
+
 /// A file of tests for the rules in [`RULES_FILE`] beside it.
 pub fn tests(rules: &[Rule]) -> String {
     let mut text = format!(
-        "# Written by `thrice rules --tests`: run it with `promtool test rules`.\n\
+        "{TESTS_MARK}: run it with `promtool test rules`.\n\
          rule_files:\n  - {RULES_FILE}\nevaluation_interval: 1h\ntests:\n"
     );
     for rule in rules {
