@@ -97,6 +97,8 @@ pub struct StoreFacts {
     pub reachable: bool,
     /// Size and what is left of it, in bytes, when it was last reached.
     pub space: Option<(u64, u64)>,
+    /// Inodes and what is left of them, then; `None` where they are without limit.
+    pub inodes: Option<(u64, u64)>,
     /// Bytes a day, from the days and runs on record.
     pub growth: Option<f64>,
 }
@@ -283,6 +285,9 @@ fn stores(config: &Config, catalog: &Catalog, runs: &[Run]) -> Result<Vec<StoreF
             warn_full: spec.warn_full,
             reachable: row.is_some_and(|row| row.reachable),
             space: space.map(|space| (space.size_bytes, space.available_bytes)),
+            inodes: space
+                .filter(|space| space.inodes > 0)
+                .map(|space| (space.inodes, space.available_inodes)),
             growth: engine::fill_rate(&config.host.state, &spec.name, runs),
         }
     });

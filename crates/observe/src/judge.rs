@@ -215,6 +215,7 @@ mod tests {
                 warn_full: 0.85,
                 reachable: true,
                 space: Some((1_000, 400)),
+                inodes: None,
                 growth: Some(100.0),
             }],
             ..Facts::default()

@@ -302,6 +302,16 @@ fn stores(measured: &Measured) -> Vec<Family> {
             of(&|one| Some(one.space?.1 as f64)),
         ),
         gauge(
+            "thrice_store_inodes",
+            "Inodes of the store's file system; absent where they are without limit.",
+            of(&|one| Some(one.inodes?.0 as f64)),
+        ),
+        gauge(
+            "thrice_store_available_inodes",
+            "What was free of them then.",
+            of(&|one| Some(one.inodes?.1 as f64)),
+        ),
+        gauge(
             "thrice_store_days_to_full",
             "At the rate of the runs on record; absent when it does not grow.",
             of(&StoreFacts::days_to_full),

@@ -264,14 +264,16 @@ impl Maker<'_> {
         let by = "host, store";
         let free = self.max(by, "thrice_store_available_bytes", &[]);
         let size = self.max(by, "thrice_store_size_bytes", &[]);
+        let free_inodes = self.max(by, "thrice_store_available_inodes", &[]);
+        let inodes = self.max(by, "thrice_store_inodes", &[]);
         let warn = self.max(by, "thrice_store_warn_ratio", &[]);
         let days = self.max(by, "thrice_store_days_to_full", &[]);
         let kind = |kind| self.of("thrice_store_info", &[("kind", kind)]);
         let expr = |which| {
             let which = kind(which);
             format!(
-                "((1 - {free} / {size} > {warn}) or ({days} < {DAYS_TO_FULL})) \
-                 and on (host, store) {which}"
+                "((1 - {free} / {size} > {warn}) or (1 - {free_inodes} / {inodes} > {warn}) or \
+                 ({days} < {DAYS_TO_FULL})) and on (host, store) {which}"
             )
         };
         let case = |kind, free| {
@@ -298,8 +300,9 @@ impl Maker<'_> {
         let cases = |kind| (case(kind, 10), quiet(case(kind, 50)));
         let words = |remedy| Words {
             summary: "{{ $labels.store }} is filling up",
-            meaning: "It is fuller than it should be, or will be full within two weeks at the rate \
-                      of the last runs. When it is full, nothing new is protected there.",
+            meaning: "It is fuller than it should be, in bytes or in inodes, or will be full \
+                      within two weeks at the rate of the last runs. When it is full, nothing new \
+                      is protected there.",
             remedy,
         };
         vec![
