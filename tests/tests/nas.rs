@@ -45,7 +45,6 @@ impl Dsm {
         sshd.up()?;
         let dsm = Self { world, root };
         dsm.write("policy", &format!("{POLICY} 3 1\n"))?;
-        dsm.write("inert", "snap_auto_remove_keep_days=3\n")?;
         dsm.write("deleted", "")?;
         dsm.share("no")?;
         Ok(dsm)
@@ -74,6 +73,14 @@ impl Dsm {
     fn snapshot(&self, at: Timestamp) -> Result<()> {
         let name = at.strftime("GMT-%Y.%m.%d-%H.%M.%S").to_string();
         self.write(&format!("snapshots/{name}"), "")
+    }
+
+    /// What share configuration says of it: the inert key of R19.
+    fn shareconf(&self, words: &[&str]) -> Result<String> {
+        let mut program = Command::new(self.root.join("sbin/synosharesnapshot"));
+        let out = program.arg("shareconf").args(words).output()?;
+        ensure!(out.status.success(), "{out:?}");
+        Ok(String::from_utf8(out.stdout)?)
     }
 
     fn configure(&self) -> Result<()> {
@@ -116,17 +123,28 @@ fn r19_retention_that_nothing_acts_on_is_found_by_what_is_there() -> Result<()> 
     dsm.world.write("a", "content")?;
     dsm.snapshots(3)?;
     assert_eq!(dsm.run(0)?, Vec::<String>::new());
-    // The key that is inert says three days; the policy says seven.
-    dsm.write("policy", &format!("{POLICY} 7 1\n"))?;
+    // Nine days are there, for the policy says thirty. Someone sets the key that nothing reads: it
+    // reads back, and the nine are there as before.
+    dsm.write("policy", &format!("{POLICY} 30 1\n"))?;
+    dsm.snapshots(9)?;
+    dsm.shareconf(&["set", "Backup", "snap_auto_remove_keep_days=3"])?;
+    let said = dsm.shareconf(&["get", "Backup"])?;
+    ensure!(said.trim() == "snap_auto_remove_keep_days=3", "{said}");
     let found = dsm.run(1)?;
+    let has = |what: &str| found.iter().any(|one| one.contains(what));
     ensure!(
-        found.len() == 1 && found[0].contains("all of 7 days"),
+        found.len() == 2 && has("all of 30 days") && has("whatever its settings say"),
         "{found:?}"
     );
+    let told = dsm.world.expect(&["metrics"], 0)?.stdout;
+    for kind in ["nas-retention-drift", "nas-snapshot-overdue"] {
+        ensure!(told.contains(kind), "{told}");
+    }
     let plan = dsm.world.expect(&["store", "nas", "--apply"], 0)?;
     ensure!(plan.stderr.contains("--yes"), "{plan}");
-    ensure!(fs::read_to_string(dsm.root.join("state/policy"))?.contains("7 1"));
-    dsm.world.expect(&["store", "nas", "--apply", "--yes"], 0)?;
+    ensure!(fs::read_to_string(dsm.root.join("state/policy"))?.contains("30 1"));
+    // Set where it governs, and the nine are still there until the machine acts on it.
+    dsm.world.expect(&["store", "nas", "--apply", "--yes"], 3)?;
     ensure!(fs::read_to_string(dsm.root.join("state/policy"))?.contains("3 1"));
     // It reads back, and nothing acts on it.
     dsm.snapshots(9)?;

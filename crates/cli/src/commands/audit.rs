@@ -129,6 +129,12 @@ fn text(printer: &Printer, report: &AuditReport) {
         let finding = &closed.finding;
         printer.data(&format!("mended: {} {}\n", finding.kind, finding.subject));
     }
+    for unseen in &report.unseen {
+        printer.data(&format!(
+            "not looked at: {} {}: {}\n   → {}\n",
+            unseen.kind, unseen.subject, unseen.why, unseen.remedy
+        ));
+    }
     let count = report.findings.len();
     let new = report.findings.iter().filter(|open| open.new).count();
     let closed = report.closed.len();

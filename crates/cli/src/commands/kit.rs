@@ -114,11 +114,16 @@ fn make(global: &Global, printer: &Printer, args: &KitArgs) -> Result<u8> {
     ] {
         write(file, content, args.overwrite)?;
     }
+    let noted = noted(&config, printer, &made);
     let complete = made.unmeant().next().is_none();
-    let code = if complete { exit::OK } else { exit::PARTIAL };
+    let code = if complete && noted {
+        exit::OK
+    } else {
+        exit::PARTIAL
+    };
     if printer.is_json() {
         printer.json(&Made {
-            status: if complete { "ok" } else { "partial" },
+            status: if code == exit::OK { "ok" } else { "partial" },
             file: file.to_string_lossy().into_owned(),
             sha256: &digest,
             bytes: sealed.len(),
@@ -148,6 +153,20 @@ fn conclude(printer: &Printer, made: &Kit, files: &[PathBuf], generated: Option<
         printer.say("the passphrase is shown this once and is on no page; write it down:");
         printer.line(passphrase);
     }
+}
+
+/// Has `thrice audit` know of a kit that is there; whether it does.
+fn noted(config: &policy::Config, printer: &Printer, kit: &Kit) -> bool {
+    let state = &config.host.state;
+    let noted = std::fs::create_dir_all(state)
+        .with_context(|| state.display().to_string())
+        .and_then(|()| Ok(kit::remember_kit(state, kit)?));
+    if let Err(error) = &noted {
+        printer.error(&format!(
+            "thrice audit will not know of this kit: {error:#}"
+        ));
+    }
+    noted.is_ok()
 }
 
 fn assembled(
@@ -319,7 +338,13 @@ fn check(global: &Global, printer: &Printer, args: &KitCheckArgs) -> Result<u8> 
     let now = assembled(&config, printer, &job, &without)?;
     let differences = kit::kit_differs(&then, &now);
     let ok = differences.is_empty();
-    let code = if ok { exit::OK } else { exit::ATTENTION };
+    // One that is still true is one to rely on, wherever it was made.
+    let noted = !ok || noted(&config, printer, &then);
+    let code = match (ok, noted) {
+        (true, true) => exit::OK,
+        (true, false) => exit::PARTIAL,
+        (false, _) => exit::ATTENTION,
+    };
     let made_at = then.made_at;
     if printer.is_json() {
         printer.json(&Checked {

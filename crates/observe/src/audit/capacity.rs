@@ -18,7 +18,8 @@ pub(super) fn stores(scene: &Scene<'_>) -> Vec<Found> {
             continue;
         };
         let name = &facts.name;
-        let used = 1.0 - available as f64 / size as f64;
+        let share = |all: u64, left: u64| 1.0 - left as f64 / all.max(1) as f64;
+        let used = share(size, available);
         let warn = scene.evidence.warn_full.get(name).copied().unwrap_or(1.0);
         let growth = facts.growth.filter(|growth| *growth > 0.0);
         let days = growth.map(|growth| available as f64 / growth);
@@ -26,6 +27,13 @@ pub(super) fn stores(scene: &Scene<'_>) -> Vec<Found> {
         if used >= warn {
             let (used, warn) = (used * 100.0, warn * 100.0);
             lines.push(format!("{used:.1} % are in use, `warn` is {warn:.0} %"));
+        }
+        let inodes = facts.inodes.map_or(0.0, |(all, left)| share(all, left));
+        if inodes >= warn {
+            let (used, warn) = (inodes * 100.0, warn * 100.0);
+            lines.push(format!(
+                "{used:.1} % of its inodes are in use, `warn` is {warn:.0} %"
+            ));
         }
         let days = days.filter(|days| *days < DAYS_TOLD);
         lines.extend(days.map(|days| forecast(name, days)));

@@ -15,11 +15,12 @@ use engine::{Deployed, Expectation, Result};
 use jiff::Timestamp;
 use policy::{Because, Config, StoreKind};
 
+use super::kit::{self, KitEvidence};
 use super::memory::Memory;
 use super::recovery::Needs;
 use super::secrets::SecretFile;
 use super::survey::{Survey, survey};
-use super::{keys, tools};
+use super::{Unseen, keys, places, tools};
 use crate::facts::{self, Facts};
 
 /// Runs that are looked at for how long one takes.
@@ -62,6 +63,8 @@ pub struct Evidence {
     pub(super) tracker_replaced: Option<u32>,
     /// By local store, what nobody put there, or why that is not known.
     pub(super) unowned: BTreeMap<String, std::result::Result<Vec<String>, String>>,
+    pub(super) unseen: Vec<Unseen>,
+    pub(super) kit: KitEvidence,
     /// How long the runs on record took.
     pub(super) run_seconds: Vec<i64>,
 }
@@ -133,10 +136,13 @@ pub fn gather(
     let facts = facts::gather(config, catalog, expectation)?;
     let keys = keys::of(config, around);
     let (config_newer_than_tracker, tracker_replaced) = tracker(config, &facts);
+    let (unowned, unseen) = unowned(config);
+    let datasets = datasets(catalog, coverage, memory)?;
     let mut evidence = Evidence {
         facts,
         paths: paths(coverage),
-        datasets: datasets(catalog, coverage, memory)?,
+        kit: kit::look(config, catalog, expectation, &datasets),
+        datasets,
         secrets: keys::files(&keys, config),
         needs: keys::needs(&keys, config, coverage),
         missing_tools: tools::missing(config, coverage, &around.path),
@@ -144,7 +150,8 @@ pub fn gather(
         config: engine::config_digest(&config.file)?,
         config_newer_than_tracker,
         tracker_replaced,
-        unowned: unowned(config),
+        unowned,
+        unseen,
         run_seconds: run_seconds(catalog)?,
         ..Evidence::default()
     };
@@ -261,19 +268,31 @@ fn tracker(config: &Config, facts: &Facts) -> (Option<Timestamp>, Option<u32>) {
     (changed.filter(|at| *at > tracker.started), replaced)
 }
 
-fn unowned(config: &Config) -> BTreeMap<String, std::result::Result<Vec<String>, String>> {
-    let disks = config.stores.iter();
-    let disks = disks.filter(|spec| spec.kind == StoreKind::Disk);
-    let look = |spec: &policy::StoreSpec| {
-        let names = match store::unowned(&spec.path) {
-            Ok(names) => Ok(names?),
+type Unowned = BTreeMap<String, std::result::Result<Vec<String>, String>>;
+
+/// What lies in the stores of this machine and is nobody's, and the stores that were not looked at.
+fn unowned(config: &Config) -> (Unowned, Vec<Unseen>) {
+    let (mut found, mut unseen) = (BTreeMap::new(), Vec::new());
+    let shown = |name: OsString| shown(Path::new(&name));
+    for spec in &config.stores {
+        let names = match spec.kind {
+            StoreKind::Disk => store::unowned(&spec.path),
+            _ => {
+                unseen.push(places::unseen(spec, "it lies on another machine"));
+                continue;
+            }
+        };
+        let names = match names {
+            Ok(Some(names)) => Ok(names.into_iter().map(shown).collect()),
+            Ok(None) => {
+                unseen.push(places::unseen(spec, "there is no store now"));
+                continue;
+            }
             Err(error) => Err(error.to_string()),
         };
-        let shown = |name: OsString| shown(Path::new(&name));
-        let names = names.map(|names| names.into_iter().map(shown).collect());
-        Some((spec.name.clone(), names))
-    };
-    disks.filter_map(look).collect()
+        found.insert(spec.name.clone(), names);
+    }
+    (found, unseen)
 }
 
 fn run_seconds(catalog: &Catalog) -> Result<Vec<i64>> {

@@ -12,6 +12,7 @@ mod data;
 mod deployed;
 mod evidence;
 mod keys;
+mod kit;
 mod memory;
 mod places;
 mod recovery;
@@ -117,6 +118,12 @@ pub const CHECKS: &[Check] = &[
         run: recovery::tool_missing,
     },
     Check {
+        kind: "recovery-kit",
+        severity: Severity::S2,
+        what: "the recovery kit is out of date, or was never made",
+        run: kit::kit,
+    },
+    Check {
         kind: "binary-differs",
         severity: Severity::S2,
         what: "something else than this program is at work",
@@ -171,7 +178,7 @@ pub const CHECKS: &[Check] = &[
         run: deployed::config,
     },
     Check {
-        kind: "unowned-in-store",
+        kind: places::KIND,
         severity: Severity::S3,
         what: "something lies in a local store that no dataset put there",
         run: places::unowned,
@@ -280,6 +287,19 @@ pub struct AuditReport {
     pub findings: Vec<Open>,
     /// What was mended since the last audit.
     pub closed: Vec<Closed>,
+    /// What no finding speaks of because nobody looked.
+    pub unseen: Vec<Unseen>,
+}
+
+/// Something that an audit has not looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unseen {
+    /// The kind of finding that there may be.
+    pub kind: &'static str,
+    pub subject: String,
+    pub why: String,
+    /// How a person looks.
+    pub remedy: String,
 }
 
 impl AuditReport {
@@ -334,6 +354,7 @@ pub fn judge(evidence: &Evidence, memory: &Memory, now: Timestamp) -> (AuditRepo
         generated_at: rfc3339(now),
         findings,
         closed,
+        unseen: evidence.unseen.clone(),
     };
     (report, next)
 }

@@ -1,8 +1,12 @@
 //! What lies in a store and belongs to nobody.
 
 use catalog::Severity;
+use policy::{StoreKind, StoreSpec};
 
-use super::{Found, Scene};
+use super::evidence::shown;
+use super::{Found, Scene, Unseen};
+
+pub(super) const KIND: &str = "unowned-in-store";
 
 /// Names in a finding.
 const NAMED_MAX: usize = 20;
@@ -33,4 +37,22 @@ pub(super) fn unowned(scene: &Scene<'_>) -> Vec<Found> {
         );
     }
     found
+}
+
+/// A store whose top nobody has looked at.
+pub(super) fn unseen(spec: &StoreSpec, why: &str) -> Unseen {
+    let path = shown(&spec.path);
+    let remedy = match spec.kind {
+        StoreKind::Disk => format!("see that it is mounted at `{path}`; the first run makes it"),
+        _ => format!(
+            "there: ls -A {path} {path}/.thrice/log; what the first names, and neither the second \
+             nor Thrice itself (`.thrice`, `HOW-TO-RESTORE.txt`), is nobody's"
+        ),
+    };
+    Unseen {
+        kind: KIND,
+        subject: spec.name.clone(),
+        why: why.to_owned(),
+        remedy,
+    }
 }

@@ -4,6 +4,7 @@
 
 mod assemble;
 mod contents;
+mod last;
 mod page;
 mod recovery;
 mod seal;
@@ -14,6 +15,7 @@ pub use contents::{
     BundlePart, CONTENTS_MAX, ConfigPart, DatasetPart, FilePart, Gap, Kit, ProgramPart, SshPart,
     StorePart, Way, kit_differs,
 };
+pub use last::{KitDifferences, LastKit, remember_kit, remembered_kit};
 pub use page::{Cover, html, text};
 pub use recovery::{Unpacked, unpacked};
 pub use seal::{COST, Cost, SealError, generate, seal, unseal};
