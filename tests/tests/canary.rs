@@ -206,6 +206,49 @@ fn r01_the_marker_counts_for_no_guard() -> Result<()> {
     Ok(())
 }
 
+/// What comes and goes with every run is nothing that a plan has to tell of, nor would it be a
+/// reason to refuse; a user's own file of that name is.
+#[test]
+fn a_plan_leaves_the_marker_out() -> Result<()> {
+    let world = world("max_change = \"1%\"\nmin_change = 1\n")?;
+    let planned = || -> Result<Value> {
+        let outcome = world.expect(&["plan", "--json"], 0)?;
+        let plan: Value = serde_json::from_str(&outcome.stdout)?;
+        Ok(plan["datasets"][0].clone())
+    };
+    let nothing = || -> Result<()> {
+        let plan = planned()?;
+        let counts = ["new", "changed", "gone", "bytes"].map(|count| &plan[count]);
+        ensure!(counts.iter().all(|count| **count == 0), "{plan:#}");
+        ensure!(plan["held"].is_null(), "{plan:#}");
+        let stores = plan["stores"].as_array().context("stores")?;
+        let files = stores.iter().all(|store| store["files"] == 0);
+        ensure!(files, "{plan:#}");
+        Ok(())
+    };
+    // The stores have one, and the tree has none any more.
+    world.expect(&["run"], 0)?;
+    ensure!(names(&world)? == ["a"] && world.path("sda/docs").join(MARKER).exists());
+    nothing()?;
+    // It lies in the tree still.
+    world.expect(&["run", "backup"], 0)?;
+    ensure!(names(&world)? == [MARKER, "a"]);
+    let plan = planned()?;
+    ensure!(plan["changed"] == 0 && plan["new"] == 0, "{plan:#}");
+    // It alone is no data.
+    fs::remove_file(world.live().join("docs/a"))?;
+    let plan = planned()?;
+    let held = plan["held"].as_str().context("not held")?;
+    ensure!(held.contains("is empty"), "{plan:#}");
+    world.write("docs/a", "a")?;
+    fs::remove_file(world.live().join("docs").join(MARKER))?;
+    world.write(&format!("docs/{MARKER}"), "mine")?;
+    let plan = planned()?;
+    // Both files, and the top that they lie in.
+    ensure!(plan["changed"] == 3 && plan["gone"] == 0, "{plan:#}");
+    Ok(())
+}
+
 /// An empty mount point gets no marker, which would look like data.
 #[test]
 fn r01_an_empty_tree_gets_no_marker() -> Result<()> {

@@ -77,6 +77,17 @@ impl Ground {
         owners.flat_map(below).collect()
     }
 
+    /// What is said of a snapshot that is left.
+    fn left(&self) -> Result<Option<String>> {
+        let status = self.world.run(&["status", "--json"])?.stdout;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let findings = status["findings"].as_array().context("findings")?;
+        let mut left = findings.iter().filter(|one| one["kind"] == "snapshot-left");
+        let said = left.next().and_then(|one| one["message"].as_str());
+        ensure!(left.next().is_none(), "it is said twice: {status:#}");
+        Ok(said.map(str::to_owned))
+    }
+
     /// Nothing is left of a run: no snapshot, no mount, no word that there may be one.
     fn is_tidy(&self) -> Result<()> {
         let left = self.snapshots();
@@ -369,7 +380,10 @@ fn r03_what_a_killed_run_left_the_next_removes_whatever_is_configured() -> Resul
         running.wait()?;
         ensure!(ground.snapshots().len() == 2, "it was too fast");
         ground.root(more)?;
+        let said = ground.left()?.context("nobody is told")?;
+        ensure!(said.contains("cut off"), "{said}");
         let outcome = world.expect(&["run"], 0)?;
+        ensure!(ground.left()?.is_none());
         ensure!(outcome.stderr.contains("removed"), "{outcome}");
         ensure!(ground.snapshots() == [other.join("1.1.capture.x")]);
         ensure!(
@@ -381,6 +395,42 @@ fn r03_what_a_killed_run_left_the_next_removes_whatever_is_configured() -> Resul
     }
     ensure!(ground.stored("a/2999.txt")? == "a");
     Ok(())
+}
+
+/// What takes room and nobody asked for is told of until it is gone, and is no secret of one run.
+#[test]
+fn a_snapshot_that_cannot_be_removed_is_a_finding_until_it_is() -> Result<()> {
+    let ground = ground!();
+    let (world, tree) = (&ground.world, ground.vol().join("a"));
+    std::fs::write(tree.join("file"), "there")?;
+    // Once the tree is captured, nothing can be removed beside it.
+    let folder = ground.fs.path().join(".thrice-snapshots");
+    let sealed = format!("chattr +i {}/*", folder.display());
+    ground.tree(
+        &tree,
+        &format!(
+            "snapshot = true\n[bundle.b]\nmembers = [\"t\"]\nbefore = [\"true\"]\n\
+             after = [\"sh\", \"-c\", \"{sealed}\"]\n"
+        ),
+    )?;
+    world.expect(&["run"], 0)?;
+    ensure!(ground.stored("t/file")? == "there");
+    ensure!(ground.snapshots().len() == 1);
+    let said = ground.left()?.context("nobody is told")?;
+    ensure!(said.contains("is left in the btrfs"), "{said}");
+    // Whoever tries again says why it stays.
+    world.expect(&["run", "prune"], 0)?;
+    let said = ground.left()?.context("nobody is told any more")?;
+    ensure!(said.contains("is left in the btrfs"), "{said}");
+    let audit = world.run(&["audit", "--json"])?.stdout;
+    ensure!(audit.matches("\"snapshot-left\"").count() == 1, "{audit}");
+    let owners = std::fs::read_dir(&folder)?;
+    for owner in owners {
+        run(Command::new("chattr").arg("-i").arg(owner?.path()))?;
+    }
+    world.expect(&["run", "prune"], 0)?;
+    ensure!(ground.left()?.is_none());
+    ground.is_tidy()
 }
 
 #[test]

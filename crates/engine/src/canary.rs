@@ -277,6 +277,11 @@ impl Top<'_> {
         })
     }
 
+    /// Whether nothing of the user's has the marker's name.
+    pub(crate) fn is_free(&self) -> bool {
+        matches!(self.there(), Ok(There::Nothing | There::Ours))
+    }
+
     /// Whether there is anything else of the dataset: a marker alone would stand for data that is
     /// gone.
     pub(crate) fn has_others(&self, scope: &Scope) -> io::Result<bool> {

@@ -29,6 +29,16 @@ pub const UNDO: &str = "bundle-undo";
 /// The newest point of a bundle lacks a member.
 const INCOMPLETE: &str = "bundle-incomplete";
 
+/// A snapshot that was made to read something, and is there still.
+pub const SNAPSHOT_LEFT: &str = "snapshot-left";
+
+/// What to do about one.
+pub const SNAPSHOT_LEFT_REMEDY: &str =
+    "thrice run prune removes it; until then it takes room. If it stays, see what uses it";
+
+/// Where such snapshots are, and why; `None`: it is not known whether there are any.
+pub(crate) type Left = BTreeMap<String, Option<String>>;
+
 /// What a finding about a copy is about.
 fn copy(dataset: &str, store: &str, path: &RelPath) -> String {
     format!("{dataset}:{path} in {store}")
@@ -210,6 +220,29 @@ impl<'a> Findings<'a> {
             let Finding { kind, subject, .. } = row.finding;
             if kind == POOL_FULL && !still(&subject) {
                 self.clear(&kind, &subject)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A snapshot could not be removed.
+    pub(crate) fn snapshot_left(&self, place: &str, why: &str) -> Result<()> {
+        let message = format!("a snapshot of a run is left in {place}: {why}");
+        let remedy = SNAPSHOT_LEFT_REMEDY;
+        self.raise(Severity::S2, SNAPSHOT_LEFT, place, message, remedy)
+    }
+
+    /// These are left, and no others.
+    pub(crate) fn snapshots_left(&self, left: &Left) -> Result<()> {
+        for (place, why) in left {
+            if let Some(why) = why {
+                self.snapshot_left(place, why)?;
+            }
+        }
+        for row in self.catalog.findings(true)? {
+            let finding = &row.finding;
+            if finding.kind == SNAPSHOT_LEFT && !left.contains_key(&finding.subject) {
+                self.clear(SNAPSHOT_LEFT, &finding.subject)?;
             }
         }
         Ok(())

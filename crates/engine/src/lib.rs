@@ -59,7 +59,7 @@ pub use drill::{DRILL_FAILED, Drill, DrillOptions, Drilled, Sampled, drill, dril
 pub use due::{Due, DueLeg, DueLegs, DueStep, Why, due, pruned};
 pub use error::{Error, Result};
 pub use expect::{Expectation, Expected};
-pub use findings::{CORRUPT_KINDS, UNDO};
+pub use findings::{CORRUPT_KINDS, SNAPSHOT_LEFT, SNAPSHOT_LEFT_REMEDY, UNDO};
 pub use guard::{Counts, Stop};
 pub use made::trust;
 pub use note::Notes;
@@ -82,5 +82,6 @@ pub use source::At;
 pub use stores::{Opened, Purpose, check_store, open};
 pub use time::rfc3339;
 pub use verify::{Verified, VerifyOptions, verify};
+pub use views::left;
 pub use volumes::{Pools, look, pools};
 pub use workload::stopped;

@@ -163,7 +163,7 @@ impl Place {
     pub(crate) fn remember(&self, config: &Config) -> Result<()> {
         match &self.kind {
             Kind::Group(_) => Ok(()),
-            Kind::Trees(ground) => crate::views::remember(config, &ground.backing),
+            Kind::Trees(ground) => crate::views::remember_swap(config, &ground.backing),
         }
     }
 

@@ -1,6 +1,8 @@
 //! The plan: what the next run would do, and what it will cost. Changes nothing, and needs no
 //! lock: the catalog may be open for reading, and a run under way.
 
+use std::path::Path;
+
 use capture::View;
 use catalog::{Catalog, DatasetId, HoldKind, Replica, Run, StoreRow, What};
 use jiff::{SignedDuration, Timestamp};
@@ -8,6 +10,7 @@ use policy::{Source, StoreSpec};
 use serde::Serialize;
 use store::Space;
 
+use crate::canary::{self, MARKER, Top};
 use crate::databases::Databases;
 use crate::error::{Error, Result};
 use crate::expect::{Expectation, Expected, shown};
@@ -284,6 +287,7 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
         walk: &walk,
         dataset: row.map_or(first.dataset, |row| row.id),
         since: (engine.now)() - RECENT,
+        has_marker: has_marker(engine, &meant.name, &view, base)?,
     };
     let mut seen = look.compare(&first)?;
     (plan.new, plan.changed, plan.gone) = (seen.new, seen.changed, seen.gone);
@@ -308,8 +312,11 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
             ..gets
         });
     }
-    seen.gets.store = first.store_name;
+    seen.gets.store.clone_from(&first.store_name);
     plan.stores.insert(0, seen.gets);
+    if look.has_marker {
+        canary::discount(catalog, &first, &view.root, &mut seen.scan.counts)?;
+    }
     let source = shown(&expected.source_path);
     if plan.held.is_none() {
         plan.held = guard::emptied(&meant.name, &source, &seen.scan.counts)
@@ -319,6 +326,36 @@ fn one(engine: &Engine<'_>, expected: &Expected) -> Result<LegPlan> {
     Ok(plan)
 }
 
+/// Whether runs write a marker in the tree, and what has its name there is no file of the user's.
+fn has_marker(engine: &Engine<'_>, dataset: &str, view: &View, base: &Path) -> Result<bool> {
+    let all = canary::canaries(&engine.config.host.state)?;
+    let is_known = all
+        .iter()
+        .any(|one| one.dataset.as_deref() == Some(dataset));
+    let top = Top {
+        dir: &view.root,
+        base,
+        host: &engine.config.host.name,
+        dataset,
+    };
+    Ok(is_known && top.is_free())
+}
+
+/// Whether it is the marker that differs, or the time of the top that it is written in.
+fn is_of_marker(difference: &Difference<'_>) -> bool {
+    let name = &*difference.note.name;
+    let is_top = difference.note.what == What::Changed && name.is_empty();
+    let only_in_time = difference
+        .held
+        .as_ref()
+        .zip(difference.stat)
+        .is_some_and(|(held, stat)| {
+            let (node, owner) = (&held.node, (held.node.uid, held.node.gid));
+            node.ino == stat.ino && node.mode == stat.mode && owner == (stat.uid, stat.gid)
+        });
+    difference.dir_path.is_root() && (name == MARKER.as_bytes() || is_top && only_in_time)
+}
+
 /// A live tree, to be compared with what stores hold.
 struct Look<'a> {
     catalog: &'a Catalog,
@@ -326,6 +363,8 @@ struct Look<'a> {
     dataset: DatasetId,
     /// What changed after this is recent.
     since: Timestamp,
+    /// Whether the marker is to be left out: it comes and goes with every run.
+    has_marker: bool,
 }
 
 /// What a comparison came to.
@@ -342,6 +381,9 @@ impl Look<'_> {
         let (mut new, mut changed, mut gone) = (0, 0, 0);
         let (mut bytes, mut recent) = (0, 0);
         let mut tell = |_: &Catalog, difference: Difference<'_>| {
+            if self.has_marker && is_of_marker(&difference) {
+                return Ok(());
+            }
             match difference.note.what {
                 What::New => new += 1,
                 What::Reread if difference.logged.is_some() => changed += 1,

@@ -306,8 +306,9 @@ impl Run<'_, '_> {
                 message: error.to_string(),
             });
         }
-        self.groups.sweep(self.engine, &self.findings)?;
-        views::sweep_all(self.engine);
+        let mut left = self.groups.sweep(self.engine, &self.findings)?;
+        left.extend(views::sweep_all(self.engine));
+        self.findings.snapshots_left(&left)?;
         let is_started = self.restart()?;
         for warning in &expectation.coverage.warnings {
             self.engine.observer.notice(&Notice::Note {
@@ -398,7 +399,7 @@ impl Run<'_, '_> {
                 }
                 if Some(at) == frozen {
                     // No other is read through one: they take room.
-                    self.views.close(self.engine);
+                    self.views.close(self.engine, &self.findings)?;
                 }
                 match unit.bundle {
                     Some(bundle) => self.bundle(bundle, &unit.members)?,
@@ -409,7 +410,7 @@ impl Run<'_, '_> {
                     }
                 }
             }
-            self.views.close(self.engine);
+            self.views.close(self.engine, &self.findings)?;
         }
         if self.options.step("offsite") {
             let chosen: Vec<&Expected> = units.iter().flat_map(|u| u.members.clone()).collect();

@@ -2,7 +2,8 @@
 //!
 //! One snapshot serves all trees of a run that lie in it. It is made when the first of them is
 //! read, and removed after the last. Before one is made it is written down where: whatever the
-//! configuration says by then, the next run looks there for what a cut has left.
+//! configuration says by then, the next run looks there for what a cut has left. What is left is a
+//! finding until it is gone.
 //!
 //! Where none can be made the tree is read as it lies there, and that is a problem of the leg:
 //! a copy that is not of one moment is worth more than none.
@@ -16,6 +17,8 @@ use policy::{Config, Dataset, Scope, Snapshot, Verdict};
 use tree::{Dir, RelPath};
 
 use crate::error::{Error, Result};
+use crate::expect::shown;
+use crate::findings::{Findings, Left};
 use crate::note::Notes;
 use crate::report::Notice;
 use crate::run::Engine;
@@ -154,28 +157,29 @@ impl Views {
         })
     }
 
-    /// Removes the snapshots; no tree of theirs may be in use. What is left is said, and the next
-    /// run removes it.
-    pub(crate) fn close(&mut self, engine: &Engine<'_>) {
+    /// Removes the snapshots; no tree of theirs may be in use. What is left is a finding, and the
+    /// next run removes it.
+    ///
+    /// # Errors
+    /// When that cannot be recorded.
+    pub(crate) fn close(&mut self, engine: &Engine<'_>, findings: &Findings<'_>) -> Result<()> {
         let mut done = BTreeSet::new();
         for point in self.points.drain(..) {
             let backing = point.backing().clone();
             match point.close() {
                 Ok(()) => drop(done.insert(backing)),
                 Err(error) => {
-                    say(
-                        engine,
-                        format!("{backing}: a snapshot is left for the next run: {error}"),
-                    );
+                    findings.snapshot_left(&backing.to_string(), &error.to_string())?;
                     self.left.insert(backing);
                 }
             }
         }
         for backing in done.difference(&self.left) {
-            if let Err(error) = forget(engine.config, backing) {
+            if let Err(error) = forget(engine.config, &name_of(backing)) {
                 say(engine, error.to_string());
             }
         }
+        Ok(())
     }
 }
 
@@ -190,42 +194,56 @@ fn say(engine: &Engine<'_>, message: String) {
     engine.observer.notice(&Notice::Note { dataset, message });
 }
 
-/// Removes what runs that were cut off have left. To be called by who alone may run.
-pub(crate) fn sweep_all(engine: &Engine<'_>) {
-    let config = engine.config;
+/// Removes what runs and restores that were cut off have left; what stays, and why. To be called by
+/// who alone may run.
+pub(crate) fn sweep_all(engine: &Engine<'_>) -> Left {
+    let (config, mut left) = (engine.config, Left::new());
     let job = Job::new(ALLOWED, engine.cancel);
     if let Err(error) = sweep(&mounts(config), &job) {
-        say(engine, error.to_string());
+        left.insert(shown(&mounts(config)), Some(error.to_string()));
     }
     let notes = points(config);
     let names = match notes.names() {
         Ok(names) => names,
-        Err(error) => return say(engine, error.to_string()),
-    };
-    let mut remembered: Vec<Backing> = Vec::new();
-    for name in names {
-        match notes.read(&name) {
-            Ok(backing) => remembered.extend(backing),
-            Err(error) => say(engine, error.to_string()),
+        Err(error) => {
+            left.insert("points".into(), Some(error.to_string()));
+            return left;
         }
-    }
-    for backing in remembered {
-        let job = Job::new(ALLOWED, engine.cancel);
-        let swept = owner(config).and_then(|owner| clean(&backing, &owner, &mounts(config), &job));
-        match swept {
-            Ok(swept) => {
-                swept.cleaned.into_iter().for_each(|line| say(engine, line));
-                let is_clean = swept.failed.is_empty();
-                for (name, error) in swept.failed {
-                    say(engine, format!("`{name}` is left: {error}"));
-                }
-                if is_clean && let Err(error) = forget(config, &backing) {
-                    say(engine, error.to_string());
+    };
+    for name in names {
+        match notes.read::<Backing>(&name) {
+            Ok(Some(backing)) => {
+                let place = backing.to_string();
+                match sweep_one(engine, &name, &backing) {
+                    Ok(why) => left.extend(why.map(|why| (place, Some(why)))),
+                    Err(capture::Error::Interrupted) => drop(left.insert(place, None)),
+                    Err(error) => drop(left.insert(place, Some(error.to_string()))),
                 }
             }
-            Err(error) => say(engine, format!("{backing}: {error}")),
+            Ok(None) => {}
+            Err(error) => drop(left.insert(format!("points/{name}"), Some(error.to_string()))),
         }
     }
+    left
+}
+
+/// Cleans one storage and forgets it; what is left there, and why.
+fn sweep_one(
+    engine: &Engine<'_>,
+    name: &str,
+    backing: &Backing,
+) -> capture::Result<Option<String>> {
+    let (config, job) = (engine.config, Job::new(ALLOWED, engine.cancel));
+    let swept = clean(backing, &owner(config)?, &mounts(config), &job)?;
+    swept.cleaned.into_iter().for_each(|line| say(engine, line));
+    let failed = swept.failed.into_iter();
+    let failed: Vec<_> = failed
+        .map(|(name, error)| format!("`{name}` is left: {error}"))
+        .collect();
+    if !failed.is_empty() {
+        return Ok(Some(failed.join("; ")));
+    }
+    forget(config, name).map(|()| None)
 }
 
 /// The notes of which storage snapshots were made in.
@@ -238,12 +256,38 @@ fn name_of(backing: &Backing) -> String {
     blake3::hash(backing.to_string().as_bytes()).to_hex()[..32].to_owned()
 }
 
-/// Notes a storage before something is begun in it that a cut may leave half done: the next run
-/// looks there, and forgets it when all is well.
-pub(crate) fn remember(config: &Config, backing: &Backing) -> capture::Result<()> {
+/// What the name of a note begins with when it is of a swap.
+const SWAP: &str = "swap-";
+
+/// Notes a storage before a snapshot is made in it that a cut may leave: the next run looks there,
+/// and forgets it when all is well.
+fn remember(config: &Config, backing: &Backing) -> capture::Result<()> {
     points(config).write(&name_of(backing), backing)
 }
 
-fn forget(config: &Config, backing: &Backing) -> capture::Result<()> {
-    points(config).remove(&name_of(backing))
+/// The same before a swap. It stays also when that was done: what was done last may not be durable
+/// there when this is.
+pub(crate) fn remember_swap(config: &Config, backing: &Backing) -> capture::Result<()> {
+    points(config).write(&format!("{SWAP}{}", name_of(backing)), backing)
+}
+
+/// Storage in which a run has made snapshots and has not said that they are gone: while none is at
+/// work, one that was cut off, or could not remove them.
+///
+/// # Errors
+/// When the notes cannot be read.
+pub fn left(config: &Config) -> Result<Vec<String>> {
+    let notes = points(config);
+    let names = notes.names()?.into_iter();
+    let mut left = Vec::new();
+    for name in names.filter(|name| !name.starts_with(SWAP)) {
+        // What a note says that cannot be read the next run tells.
+        let backing = notes.read::<Backing>(&name).ok().flatten();
+        left.extend(backing.map(|backing| backing.to_string()));
+    }
+    Ok(left)
+}
+
+fn forget(config: &Config, name: &str) -> capture::Result<()> {
+    points(config).remove(name)
 }

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tree::{Dir, FsIdentity, RelPath};
 
 use crate::error::{Error, Result};
-use crate::findings::Findings;
+use crate::findings::{Findings, Left};
 use crate::guard::{POOL_FULL, Stop};
 use crate::report::Notice;
 use crate::run::Engine;
@@ -113,21 +113,24 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// Removes what runs that were cut off have left, and says which pools are full. To be called
-    /// by who alone may run.
-    pub(crate) fn sweep(&mut self, engine: &Engine<'_>, findings: &Findings<'_>) -> Result<()> {
-        let mut pools = BTreeMap::new();
+    /// Removes what runs that were cut off have left, and says which pools are full; what stays,
+    /// and why. To be called by who alone may run.
+    pub(crate) fn sweep(&mut self, engine: &Engine<'_>, findings: &Findings<'_>) -> Result<Left> {
+        let (mut pools, mut left) = (BTreeMap::new(), Left::new());
         for (group, floor) in floors(engine.config) {
             let mut said = Vec::new();
+            let place = format!("volume group `{group}`");
             match self.sweep_group(engine, group) {
-                Ok((lines, found)) => {
+                Ok((lines, failed, found)) => {
                     said.extend(lines);
+                    left.extend(failed.map(|why| (place, Some(why))));
                     let found = found.into_iter();
                     pools.extend(found.map(|(pool, fill)| (pool, fill.map(|fill| (fill, floor)))));
                 }
                 // Its volumes are told of by whoever needs them, and of its pools nothing is known.
                 Err(error) => {
-                    said.push(format!("volume group `{group}`: {error}"));
+                    said.push(format!("{place}: {error}"));
+                    left.insert(place, None);
                     pools.insert(group.to_owned(), None);
                 }
             }
@@ -146,10 +149,10 @@ impl Groups {
                 Some(None) => true,
                 None => pools.contains_key(group),
             }
-        })
+        })?;
+        Ok(left)
     }
 
-    /// What was done, and the pools.
     fn sweep_group(&mut self, engine: &Engine<'_>, group: &str) -> capture::Result<Swept> {
         let (config, job) = (engine.config, Job::new(ALLOWED, engine.cancel));
         let lvm = Lvm::new(group, owner(config)?, Select::default())?;
@@ -157,13 +160,15 @@ impl Groups {
         let sweep = lvm.sweep_listed(&listing, &mounts(config), &job);
         let is_as_listed = sweep.cleaned.is_empty() && sweep.failed.is_empty();
         let failed = sweep.failed.into_iter();
-        let failed = failed.map(|(name, error)| format!("`{name}` is left: {error}"));
-        let said = sweep.cleaned.into_iter().chain(failed).collect();
+        let failed: Vec<_> = failed
+            .map(|(name, error)| format!("`{name}` is left: {error}"))
+            .collect();
+        let failed = (!failed.is_empty()).then(|| failed.join("; "));
         let pools = lvm.pools(&listing);
         if is_as_listed {
             self.known.insert(group.to_owned(), (lvm, listing));
         }
-        Ok((said, pools))
+        Ok((sweep.cleaned, failed, pools))
     }
 
     /// The volume, as it was when its group was listed.
@@ -273,8 +278,8 @@ impl Groups {
     }
 }
 
-/// What a sweep of a group did, and its pools.
-type Swept = (Vec<String>, Vec<(String, Option<Fill>)>);
+/// What a sweep of a group did, what it could not remove and why, and its pools.
+type Swept = (Vec<String>, Option<String>, Vec<(String, Option<Fill>)>);
 
 /// A volume, and what else was listed of its group.
 struct Listed<'a> {

@@ -146,7 +146,10 @@ pub fn gather(config: &Config, catalog: &Catalog, expectation: &Expectation) -> 
     let rows = catalog.findings(true)?;
     let mut findings = findings(rows, &expectation.coverage);
     findings.extend(runs.first().and_then(died));
-    findings.extend(paused(config, runs.first(), &findings)?);
+    if !goes_on(runs.first()) {
+        findings.extend(paused(config, &findings)?);
+        findings.extend(left(config, &findings)?);
+    }
     let holds: Vec<_> = datasets
         .iter()
         .filter_map(|dataset| hold(dataset, &findings))
@@ -196,9 +199,7 @@ fn canaries(config: &Config, coverage: &Coverage) -> Result<Vec<CanaryFacts>> {
 /// A run that goes on, or whoever else holds the lock.
 fn at_work(config: &Config, last: Option<&Run>) -> Option<String> {
     let me = std::process::id();
-    let goes_on =
-        |run: &&Run| run.status == RunStatus::Running && engine::is_alive(run.pid, &run.boot_id);
-    if let Some(run) = last.filter(goes_on).filter(|run| run.pid != me) {
+    if let Some(run) = last.filter(|run| goes_on(Some(run)) && run.pid != me) {
         return Some(format!("`thrice {}` (process {})", run.command, run.pid));
     }
     let holder = engine::at_work(&config.host.state);
@@ -373,25 +374,39 @@ fn died(run: &Run) -> Option<report::Finding> {
     })
 }
 
+fn goes_on(last: Option<&Run>) -> bool {
+    last.is_some_and(|run| {
+        run.status == RunStatus::Running && engine::is_alive(run.pid, &run.boot_id)
+    })
+}
+
 /// Applications that a run has paused and left so, unless one has said so already: the next run
 /// lets them go on, and nobody before.
-fn paused(
-    config: &Config,
-    last: Option<&Run>,
-    said: &[report::Finding],
-) -> Result<Vec<report::Finding>> {
-    let goes_on =
-        |run: &Run| run.status == RunStatus::Running && engine::is_alive(run.pid, &run.boot_id);
-    if last.is_some_and(goes_on) {
-        return Ok(Vec::new());
-    }
+fn paused(config: &Config, said: &[report::Finding]) -> Result<Vec<report::Finding>> {
     let message = "the application may still be paused, by a run that was cut off";
     let remedy = "thrice run prune; it undoes that first";
     let owed = engine::owed(&config.host.state)?.into_iter();
     let new = owed.map(|bundle| new(engine::UNDO, Severity::S1, bundle, message, remedy));
-    Ok(new
-        .filter(|new| said.iter().all(|old| old.id != new.id))
-        .collect())
+    Ok(unsaid(new, said))
+}
+
+/// Snapshots that a run has made and not removed, unless one has said so already.
+fn left(config: &Config, said: &[report::Finding]) -> Result<Vec<report::Finding>> {
+    let left = engine::left(config)?.into_iter();
+    let new = left.map(|place| {
+        let message = format!("a run that was cut off may have left a snapshot in {place}");
+        let remedy = engine::SNAPSHOT_LEFT_REMEDY;
+        new(engine::SNAPSHOT_LEFT, Severity::S2, place, &message, remedy)
+    });
+    Ok(unsaid(new, said))
+}
+
+fn unsaid(
+    new: impl Iterator<Item = report::Finding>,
+    said: &[report::Finding],
+) -> Vec<report::Finding> {
+    new.filter(|new| said.iter().all(|old| old.id != new.id))
+        .collect()
 }
 
 /// A dataset that is held, unless a run has said so already.

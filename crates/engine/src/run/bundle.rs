@@ -267,7 +267,7 @@ impl<'e> Run<'_, '_> {
             return self.fail_all(&wanted, &format!("bundle `{}`: {why}", bundle.name));
         }
         // A snapshot that was made before is not of this point.
-        self.views.close(self.engine);
+        self.views.close(self.engine, &self.findings)?;
         let held = self.hold_still(bundle);
         let captured = match held {
             Ok(()) => self.capture_all(&wanted),
