@@ -38,6 +38,8 @@ const ALLOWED: Duration = Duration::from_secs(90);
 const AGAIN: SignedDuration = SignedDuration::from_mins(55);
 /// Snapshots that a finding names.
 const NAMED: usize = 3;
+/// How far ahead of this clock a snapshot may be dated, and still be one that was made.
+const AHEAD_MAX: SignedDuration = SignedDuration::from_hours(1);
 
 /// An answer, or why there is none.
 pub type Asked<T> = std::result::Result<T, String>;
@@ -84,6 +86,15 @@ pub struct Change {
     pub set: Option<NasKeep>,
     /// The oldest first.
     pub delete: Vec<Point>,
+    /// How many are overdue by this clock and stay, as nothing newer has come.
+    pub kept: usize,
+}
+
+impl Change {
+    /// Whether there is nothing to do.
+    pub fn is_none(&self) -> bool {
+        self.set.is_none() && self.delete.is_empty()
+    }
 }
 
 /// Asks the machine everything. Errors: interrupted.
@@ -227,9 +238,20 @@ fn overdue(store: &str, nas: &Nas, points: &[Point], now: Timestamp) -> Option<F
     })
 }
 
+/// When the newest was taken that was not after `by`.
+fn newest(points: &[Point], by: Timestamp) -> Option<Timestamp> {
+    let times = points.iter().map(|point| point.at);
+    times.filter(|at| *at <= by).max()
+}
+
 fn stale(store: &str, nas: &Nas, points: &[Point], now: Timestamp) -> Option<Finding> {
     let every = SignedDuration::try_from(nas.every?).ok()?;
-    let newest = points.iter().map(|point| point.at).max();
+    let ahead = points.iter().filter(|point| point.at > now + AHEAD_MAX);
+    let ahead = match ahead.count() {
+        0 => String::new(),
+        count => format!(" ({count} are dated in the future: a clock is wrong, or was)"),
+    };
+    let newest = newest(points, now + AHEAD_MAX);
     let since = newest.map(|at| now.duration_since(at));
     if since.is_some_and(|age| age <= every.saturating_mul(2)) {
         return None;
@@ -242,7 +264,7 @@ fn stale(store: &str, nas: &Nas, points: &[Point], now: Timestamp) -> Option<Fin
         severity: Severity::S2,
         kind: STALE.into(),
         subject: store.into(),
-        message: format!("the machine of `{store}` {when} of `{}`", nas.share),
+        message: format!("the machine of `{store}` {when} of `{}`{ahead}", nas.share),
         remedy: "see to its schedule: without them what is deleted there is gone at once".into(),
     })
 }
@@ -372,7 +394,8 @@ pub fn deleted(engine: &Engine<'_>, store: &str) -> Option<Deleted> {
 }
 
 /// What has to be changed there so that it is as declared: its retention when `apply`, what is
-/// overdue when `delete`. What is not known is left alone.
+/// overdue when `delete`. What is not known is left alone. For deleting, time goes on only as far as
+/// the newest snapshot: where no new one comes, or this clock is ahead, none goes (R4).
 pub fn change(
     nas: &Nas,
     standing: &Standing,
@@ -380,14 +403,17 @@ pub fn change(
     (apply, delete): (bool, bool),
 ) -> Change {
     let differs = matches!(&standing.retention, Ok(Some(said)) if *said != nas.keep);
-    let old = match &standing.snapshots {
-        Ok(points) => too_old(nas, points, now).0,
-        Err(_) => Vec::new(),
-    };
-    Change {
+    let mut change = Change {
         set: (apply && differs).then_some(nas.keep),
-        delete: if delete { old } else { Vec::new() },
+        ..Change::default()
+    };
+    if let (true, Ok(points)) = (delete, &standing.snapshots) {
+        let by = newest(points, now).unwrap_or(now);
+        change.delete = too_old(nas, points, by).0;
+        let overdue = too_old(nas, points, now).0.len();
+        change.kept = overdue.saturating_sub(change.delete.len());
     }
+    change
 }
 
 /// Does it, and returns what was done. The note of what was deleted is durable before: a cut leaves
@@ -549,6 +575,41 @@ mod tests {
         assert_eq!(both, [OVERDUE, UNREACHABLE]);
         told(&fine());
         assert_eq!(open(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn r04_nothing_is_deleted_because_a_clock_went_on_and_no_snapshot_came() {
+        let mut standing = fine();
+        standing.snapshots = Ok(daily(6));
+        let later = |days: i64| now() + SignedDuration::from_hours(days * 24);
+        let names = |change: &Change| -> Vec<String> {
+            let points = change.delete.iter();
+            points.map(|point| point.name.clone()).collect()
+        };
+        let there = change(&nas(), &standing, now(), (false, true));
+        assert_eq!((names(&there), there.kept), (vec!["day-5".to_owned()], 0));
+        let then = change(&nas(), &standing, later(400), (false, true));
+        assert_eq!((names(&then), then.kept), (vec!["day-5".to_owned()], 4));
+        // One that is dated in the future does not make the others old.
+        let mut wrong = daily(1);
+        wrong[0].at = later(400);
+        standing.snapshots = Ok([daily(6), wrong].concat());
+        let there = change(&nas(), &standing, now(), (false, true));
+        assert_eq!((names(&there), there.kept), (vec!["day-5".to_owned()], 0));
+    }
+
+    #[test]
+    fn r08_a_snapshot_dated_in_the_future_does_not_hide_that_none_comes() {
+        let mut standing = fine();
+        let mut points = daily(4);
+        points.remove(3);
+        points.remove(2);
+        points[1].at = now() + SignedDuration::from_hours(24 * 90);
+        standing.snapshots = Ok(points);
+        assert_eq!(kinds(&standing), [(Severity::S2, STALE.into())]);
+        let verdict = judge("nas", &nas(), &standing, now());
+        let message = &verdict.findings[0].message;
+        assert!(message.contains("1 are dated in the future"), "{message}");
     }
 
     #[test]

@@ -165,6 +165,9 @@ fn not_fresh(replica: &ReplicaFacts, objective: i64, now: Timestamp) -> Option<S
 fn not_verified(replica: &ReplicaFacts, objective: i64, now: Timestamp) -> Option<String> {
     let age = |at: Timestamp| now.as_second() - at.as_second();
     match (replica.last_verified, replica.first_version) {
+        (Some(at), _) if age(at) < -AHEAD_MAX => Some(format!(
+            "was verified in the future ({at:.0}): the clock is wrong, or was"
+        )),
         (Some(at), _) if age(at) > objective => Some(format!(
             "was verified {} ago, and should be every {}",
             span(age(at)),
@@ -172,7 +175,7 @@ fn not_verified(replica: &ReplicaFacts, objective: i64, now: Timestamp) -> Optio
         )),
         (Some(_), _) => None,
         // It has had no chance yet.
-        (None, Some(first)) if age(first) <= objective => None,
+        (None, Some(first)) if (-AHEAD_MAX..=objective).contains(&age(first)) => None,
         (None, _) => Some(format!(
             "was never verified, and should be every {}",
             span(objective)
@@ -368,6 +371,22 @@ mod tests {
         assert!(gate(&facts, at(0).unwrap(), &lenient).open);
         facts.schedule = Schedule::default();
         assert!(judged(&facts).open);
+    }
+
+    /// A clock that was ahead once must not say for as long that all is verified.
+    #[test]
+    fn r04_a_verification_in_the_future_is_none() {
+        let mut facts = facts();
+        let weekly = When::Weekly(Weekday::Sunday, TimeOfDay::default());
+        facts.schedule = schedule(&[("verify", weekly)]);
+        replica(&mut facts, "nas").last_verified = at(DAY);
+        replica(&mut facts, "sda").last_verified = at(-AHEAD_MAX);
+        assert!(judged(&facts).open);
+        replica(&mut facts, "sda").last_verified = at(-90 * DAY);
+        assert!(reason(&facts).1.contains("in the future"));
+        replica(&mut facts, "sda").last_verified = None;
+        replica(&mut facts, "sda").first_version = at(-90 * DAY);
+        assert!(reason(&facts).1.starts_with("was never verified"));
     }
 
     #[test]

@@ -318,7 +318,13 @@ fn change(
     for line in planned(nas, &standing, &change, args.apply) {
         printer.say(&line);
     }
-    if change == Change::default() {
+    if change.kept > 0 {
+        printer.say(&format!(
+            "{} more are overdue by this machine's clock and stay: no newer one has been made there",
+            change.kept
+        ));
+    }
+    if change.is_none() {
         printer.say("nothing to change");
         return Ok(exit::OK);
     }
