@@ -36,6 +36,8 @@ const NEEDED: Needed = &[
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("curl", "curl"),
+    ("socat", "socat"),
+    ("openssl", "openssl"),
     ("prometheus", "prometheus"),
     ("prometheus-pushgateway", "prometheus-pushgateway"),
     ("prometheus-alertmanager", "prometheus-alertmanager"),

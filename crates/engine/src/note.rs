@@ -86,12 +86,7 @@ impl Notes {
             tree::put_file(&path, &text, 0o600)?;
             sync(&self.state)
         };
-        let written = write();
-        if written.is_err() {
-            // A disk that is full is not to fill with what did not fit.
-            let _ = fs::remove_file(&next);
-        }
-        written.map_err(Error::io(format!("writing `{}`", shown(&path))))
+        write().map_err(Error::io(format!("writing `{}`", shown(&path))))
     }
 
     /// Removes a note, durably. That there is none is no error.
