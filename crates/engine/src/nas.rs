@@ -394,8 +394,8 @@ pub fn deleted(engine: &Engine<'_>, store: &str) -> Option<Deleted> {
 }
 
 /// What has to be changed there so that it is as declared: its retention when `apply`, what is
-/// overdue when `delete`. What is not known is left alone. For deleting, time goes on only as far as
-/// the newest snapshot: where no new one comes, or this clock is ahead, none goes (R4).
+/// overdue when `delete`. What is not known is left alone. For deleting, time goes on only as far
+/// as the newest snapshot: where no new one comes, or this clock is ahead, none goes (R4).
 pub fn change(
     nas: &Nas,
     standing: &Standing,

@@ -320,7 +320,7 @@ fn change(
     }
     if change.kept > 0 {
         printer.say(&format!(
-            "{} more are overdue by this machine's clock and stay: no newer one has been made there",
+            "{} more are overdue by this machine's clock and stay: no newer one was made there",
             change.kept
         ));
     }
