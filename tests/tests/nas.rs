@@ -173,6 +173,46 @@ fn r19_retention_that_nothing_acts_on_is_found_by_what_is_there() -> Result<()> 
 }
 
 #[test]
+fn r09_a_snapshot_that_cannot_be_deleted_is_said_and_keeps_no_other() -> Result<()> {
+    let dsm = Dsm::new(two_legs!())?;
+    dsm.configure()?;
+    dsm.write("policy", &format!("{POLICY} 3 1\n"))?;
+    dsm.snapshots(9)?;
+    let names = || -> Result<Vec<String>> {
+        let entries = fs::read_dir(dsm.root.join("state/snapshots"))?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let mut names = names.collect::<Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    };
+    let before = names()?;
+    // The machine fails to remove the oldest, which is the first that is asked for.
+    let oldest = dsm.root.join("state/snapshots").join(&before[0]);
+    fs::remove_file(&oldest)?;
+    fs::create_dir(&oldest)?;
+    let out = dsm
+        .world
+        .expect(&["store", "nas", "--delete", "--yes"], 1)?;
+    let left = names()?;
+    ensure!(
+        left[0] == before[0] && left.len() < before.len(),
+        "{left:?}"
+    );
+    ensure!(
+        out.stderr.contains(&format!("not deleted: {}", before[0])),
+        "{out}"
+    );
+    for name in before.iter().filter(|name| !left.contains(name)) {
+        ensure!(out.stderr.contains(&format!("deleted: {name}\n")), "{out}");
+    }
+    ensure!(
+        left[1..] == before[before.len() - left.len() + 1..],
+        "{left:?}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_synology_passes_the_suite_over_ssh() -> Result<()> {
     let mut dsm = Dsm::new(two_legs!())?;
     let nas = Nas {

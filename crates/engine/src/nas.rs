@@ -416,22 +416,26 @@ pub fn change(
     change
 }
 
-/// Does it, and returns what was done. The note of what was deleted is durable before: a cut leaves
-/// one that says at most too much, and the machine's own list says what is there.
+/// Does it, says each thing once it is done, and returns how many could not be deleted: one that
+/// cannot keeps no other (R9). The note of what was deleted is durable before: a cut leaves one
+/// that says at most too much, and the machine's own list says what is there.
+///
+/// # Errors
+/// When the retention cannot be set, the machine does not answer in time, or it is interrupted.
 pub fn carry_out(
     engine: &Engine<'_>,
     spec: &StoreSpec,
     nas: &Nas,
     change: &Change,
     available: Option<u64>,
-) -> Result<Vec<String>> {
+    say: &mut dyn FnMut(&str),
+) -> Result<usize> {
     let job = Job::new(ALLOWED, engine.cancel);
     let far = appliance(nas)?;
-    let mut done = Vec::new();
     if let Some(keep) = &change.set {
         far.set_retention(keep, &job)?;
         match far.retention(&job)? {
-            Some(said) if said == *keep => done.push(format!("set and read back: {said}")),
+            Some(said) if said == *keep => say(&format!("set and read back: {said}")),
             said => {
                 let said = said.map_or_else(|| "nothing".into(), |said| said.to_string());
                 let why = format!("it was told to keep {keep}, and reads back: {said}");
@@ -442,7 +446,7 @@ pub fn carry_out(
         }
     }
     if change.delete.is_empty() {
-        return Ok(done);
+        return Ok(0);
     }
     let mut known = memory(engine, &spec.name);
     known.deleted = Some(Deleted {
@@ -451,11 +455,21 @@ pub fn carry_out(
         available_before: available,
     });
     notes(engine).write(&spec.name, &known)?;
+    let mut failed = 0;
     for point in &change.delete {
-        far.delete(point, &job)?;
-        done.push(format!("deleted: {}", tree::escape(point.name.as_bytes())));
+        let name = tree::escape(point.name.as_bytes());
+        match far.delete(point, &Job::new(ALLOWED, engine.cancel)) {
+            Ok(()) => say(&format!("deleted: {name}")),
+            Err(error @ (CaptureError::Interrupted | CaptureError::Late { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                say(&format!("not deleted: {name}: {error}"));
+                failed += 1;
+            }
+        }
     }
-    Ok(done)
+    Ok(failed)
 }
 
 #[cfg(test)]

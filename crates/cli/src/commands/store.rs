@@ -320,7 +320,7 @@ fn change(
     }
     if change.kept > 0 {
         printer.say(&format!(
-            "{} more are overdue by this machine's clock and stay: no newer one was made there",
+            "{} more are overdue by this machine's clock and stay: no newer one has come",
             change.kept
         ));
     }
@@ -333,9 +333,8 @@ fn change(
         return Ok(exit::OK);
     }
     let available = room(engine, spec)?.0.map(|room| room.available_bytes);
-    for line in nas::carry_out(engine, spec, nas, &change, available)? {
-        printer.say(&line);
-    }
+    let mut say = |line: &str| printer.say(line);
+    let failed = nas::carry_out(engine, spec, nas, &change, available, &mut say)?;
     if change.set.is_some() {
         printer.say(
             "that it reads back does not show that it is acted upon: runs look whether what is too \
@@ -350,9 +349,10 @@ fn change(
     }
     // What is found once it is done.
     let (_, verdict) = nas::ask(engine, spec, nas)?;
-    Ok(match verdict.findings.is_empty() {
-        true => exit::OK,
-        false => exit::ATTENTION,
+    Ok(match (failed, verdict.findings.is_empty()) {
+        (1.., _) => exit::PARTIAL,
+        (0, true) => exit::OK,
+        (0, false) => exit::ATTENTION,
     })
 }
 
