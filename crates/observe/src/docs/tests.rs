@@ -290,7 +290,7 @@ fn the_gates_word_stands_in_the_matrix_and_what_follows_in_the_schedule() {
         "| `backup` | every day, 05:00 |",
         "| `offsite` | after backup: every day, 05:00 |",
         "| `prune` | after backup: every day, 05:00 |",
-        "Nothing has these run: `snapshot`, `verify`.",
+        "Nothing has these run: `snapshot`, `verify`, `drill`.",
         "  backup --> offsite\n",
     ] {
         assert!(page.contains(says), "{says}\n{page}");
