@@ -17,13 +17,13 @@ use std::path::Path;
 use jiff::civil::Weekday;
 use jiff::{Timestamp, Zoned};
 use policy::{DeviceFile, DeviceOutput, DeviceSpec, Expect};
-use tree::RelPath;
+use tree::{RelPath, quote};
 
 use crate::error::{Error, Result};
 use crate::expect;
 use crate::job::Job;
 use crate::partial::{Partial, part};
-use crate::place::{quote, ssh};
+use crate::place::ssh;
 use crate::produce::{Produce, Produced, Vitals};
 
 /// How often a file that changes while it is fetched is fetched again.

@@ -43,7 +43,7 @@ pub use job::Job;
 pub use look::{Container, Machine, Mount, Server, Volume, propose, quoted};
 pub use machine::HostConfig;
 pub use maker::producer;
-pub use place::{Program, Ready, quote, reveal, ssh};
+pub use place::{Program, Ready, reveal, ssh};
 pub use produce::{Earlier, Produce, Produced, Vitals};
 pub use scratch::Scratch;
 pub use smtp::Mail;

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use policy::{Place, Secret};
+use tree::quote;
 
 use crate::error::{Error, Result};
 
@@ -151,19 +152,6 @@ pub fn ssh(destination: &str, config: Option<&std::path::Path>) -> Command {
     // After `--` a destination that begins with a dash is no option.
     command.args(["--", destination]);
     command
-}
-
-/// One word of a POSIX shell.
-pub fn quote(word: &[u8]) -> Vec<u8> {
-    let mut quoted = vec![b'\''];
-    for byte in word {
-        match byte {
-            b'\'' => quoted.extend_from_slice(b"'\\''"),
-            byte => quoted.push(*byte),
-        }
-    }
-    quoted.push(b'\'');
-    quoted
 }
 
 /// Reads a secret: the first line of its file, or the variable. Errors name the place, never

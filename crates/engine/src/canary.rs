@@ -173,7 +173,10 @@ impl Canary {
                 kind: kind.to_owned(),
                 subject: format!("{subject} in {store}"),
                 message,
-                remedy: format!("mend the cause, then: thrice run --dataset {dataset}"),
+                remedy: format!(
+                    "mend the cause, then: thrice run --dataset {}",
+                    tree::word(dataset.as_bytes())
+                ),
             });
         }
         found

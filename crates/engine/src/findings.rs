@@ -307,7 +307,13 @@ impl<'a> Findings<'a> {
         for broken in corrupt {
             let path = &broken.path;
             let remedy = match broken.is_held {
-                true => format!("thrice restore {dataset}:{path} --to DIR, and put it back"),
+                true => {
+                    let what = [dataset.as_bytes(), b":", path.as_bytes()].concat();
+                    format!(
+                        "thrice restore {} --to DIR, and put it back",
+                        tree::word(&what)
+                    )
+                }
                 false => "mend it where it lies, or put a good one in its place".to_owned(),
             };
             self.raise(Severity::S1, kind, &subject(path), broken.message(), remedy)?;

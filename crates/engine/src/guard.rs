@@ -73,6 +73,7 @@ pub struct Counts {
 pub fn emptied(dataset: &str, source: &str, counts: &Counts) -> Option<Stop> {
     // The top directory is itself held, so one path is no content.
     (counts.seen == 0 && counts.held > 1).then(|| {
+        let word = tree::word(dataset.as_bytes());
         Stop::new(
             "source-empty",
             format!(
@@ -81,7 +82,7 @@ pub fn emptied(dataset: &str, source: &str, counts: &Counts) -> Option<Stop> {
             ),
             format!(
                 "mount it, or put the data back; if it is meant to be empty: \
-                 thrice run --accept {dataset}"
+                 thrice run --accept {word}"
             ),
         )
     })
@@ -96,11 +97,12 @@ pub fn other_filesystem(
 ) -> Option<Stop> {
     let before = before?;
     (!before.is_same(now)).then(|| {
+        let word = tree::word(dataset.as_bytes());
         Stop::new(
             "other-filesystem",
             format!("`{source}` lies on another file system than before"),
             format!(
-                "mount the one it was on; if it was moved on purpose: thrice run --accept {dataset}"
+                "mount the one it was on; if it was moved on purpose: thrice run --accept {word}"
             ),
         )
     })
@@ -115,6 +117,7 @@ fn is_mass_change(guard: &Guard, counts: &Counts) -> bool {
 /// Too much is gone or changed at once.
 pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Stop> {
     is_mass_change(guard, counts).then(|| {
+        let word = tree::word(dataset.as_bytes());
         Stop::new(
             "mass-change",
             format!(
@@ -125,8 +128,8 @@ pub fn mass_change(dataset: &str, guard: &Guard, counts: &Counts) -> Option<Stop
                 guard.share * 100.0
             ),
             format!(
-                "look at it with `thrice plan --dataset {dataset}`; if it is right: \
-                 thrice run --accept {dataset}"
+                "look at it with `thrice plan --dataset {word}`; if it is right: \
+                 thrice run --accept {word}"
             ),
         )
     })
@@ -143,6 +146,7 @@ pub fn relay_change(
 ) -> Option<Stop> {
     let emptied = counts.seen == 0 && counts.gone > 0;
     (emptied || is_mass_change(guard, counts)).then(|| {
+        let word = tree::word(dataset.as_bytes());
         Stop::new(
             RELAY_CHANGE,
             format!(
@@ -150,8 +154,8 @@ pub fn relay_change(
                 counts.held, counts.gone, counts.changed
             ),
             format!(
-                "put back what is missing (thrice restore {dataset} --from {to} --to DIR); \
-                 if it is right: thrice run --accept {dataset}"
+                "put back what is missing (thrice restore {word} --from {to} --to DIR); \
+                 if it is right: thrice run --accept {word}"
             ),
         )
     })

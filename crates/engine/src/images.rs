@@ -130,7 +130,10 @@ fn may_be_one(
             "`{name}` was backed up as {} paths, and would be one image now",
             replica.files - 1
         ),
-        format!("if that is meant: thrice run --accept {name}"),
+        format!(
+            "if that is meant: thrice run --accept {}",
+            tree::word(name.as_bytes())
+        ),
     );
     match accepts(&stop) {
         true => Ok(()),

@@ -299,6 +299,7 @@ fn say(
         .iter()
         .map(|(path, why)| format!("`{path}`: {why}"))
         .collect();
+    let word = tree::word(name.as_bytes());
     let finding = Finding {
         severity: Severity::S1,
         kind: SUSPICIOUS.to_owned(),
@@ -309,8 +310,8 @@ fn say(
             what.join("; ")
         ),
         remedy: format!(
-            "look at the source; if it is right so: thrice release {name}; else restore an \
-             earlier version, see `thrice versions {name}`"
+            "look at the source; if it is right so: thrice release {word}; else restore an \
+             earlier version, see `thrice versions {word}`"
         ),
     };
     catalog.raise(&finding, now)?;

@@ -290,7 +290,7 @@ pub(crate) fn source_moved(
         ),
         format!(
             "if that is the same data: thrice run --accept {}",
-            expected.name
+            tree::word(expected.name.as_bytes())
         ),
     );
     Ok(Some((row, stop)))
@@ -1091,7 +1091,7 @@ impl Run<'_, '_> {
             format!(
                 "mount it or put it back; to stop backing it up and keep its copies: \
                  thrice run --accept {}",
-                expected.name
+                tree::word(expected.name.as_bytes())
             ),
         );
         if !accepted.passes(&stop) {

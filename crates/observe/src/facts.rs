@@ -419,7 +419,8 @@ fn hold(dataset: &DatasetFacts, said: &[report::Finding]) -> Option<report::Find
     let known = said
         .iter()
         .any(|finding| finding.subject.starts_with(&prefix));
-    let remedy = format!("mend the cause, or: thrice release {}", dataset.name);
+    let word = tree::word(dataset.name.as_bytes());
+    let remedy = format!("mend the cause, or: thrice release {word}");
     (!known).then(|| new("held", Severity::S2, dataset.name.clone(), why, &remedy))
 }
 

@@ -89,11 +89,12 @@ fn judge(
     reasons: &mut Vec<Reason>,
 ) {
     let name = &dataset.name;
+    let word = tree::word(name.as_bytes());
     if let Some(why) = &dataset.held {
         reasons.push(Reason {
             subject: name.clone(),
             why: format!("is held: {why}"),
-            remedy: format!("mend the cause, or: thrice release {name}"),
+            remedy: format!("mend the cause, or: thrice release {word}"),
             stale: None,
         });
     }
@@ -106,7 +107,7 @@ fn judge(
             reasons.push(Reason {
                 subject,
                 why,
-                remedy: format!("thrice gate --take, or: thrice run --dataset {name}"),
+                remedy: format!("thrice gate --take, or: thrice run --dataset {word}"),
                 stale: Some(name.clone()),
             });
             // What is not there needs no verification first.
@@ -125,7 +126,7 @@ fn judge(
                 subject,
                 why,
                 remedy: format!(
-                    "thrice verify {name} --store {store}; not to ask for it: `verified = false` \
+                    "thrice verify {word} --store {store}; not to ask for it: `verified = false` \
                      in [gate]"
                 ),
                 stale: None,
@@ -411,6 +412,27 @@ mod tests {
             facts.findings.push(finding(severity, subject));
             assert_eq!(judged(&facts).open, !closes, "{severity} {subject}");
         }
+    }
+
+    /// Whoever may make a folder gives a dataset its name; whoever mends pastes the remedy.
+    #[test]
+    fn r06_a_remedy_is_pasted_whatever_the_name_is() {
+        let mut facts = facts();
+        facts.datasets[0].name = "; touch x".into();
+        facts.datasets[0].held = Some("by hand".into());
+        replica(&mut facts, "sda").last_success = None;
+        let remedies: Vec<_> = judged(&facts)
+            .reasons
+            .into_iter()
+            .map(|one| one.remedy)
+            .collect();
+        assert_eq!(
+            remedies,
+            [
+                "mend the cause, or: thrice release '; touch x'",
+                "thrice gate --take, or: thrice run --dataset '; touch x'",
+            ]
+        );
     }
 
     #[test]

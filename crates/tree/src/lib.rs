@@ -18,6 +18,7 @@ mod filesystem;
 mod hasher;
 mod node;
 mod path;
+mod shell;
 mod survey;
 mod walk;
 mod whole;
@@ -36,6 +37,7 @@ pub use filesystem::{FsIdentity, Space, is_mount_point, is_read_only, space, syn
 pub use hasher::ContentHasher;
 pub use node::{Extent, Flags, Kind, Node, Stat, Time, Xattr};
 pub use path::{PathBytes, PathError, RelPath, escape};
+pub use shell::{quote, word};
 pub use survey::{Survey, survey};
 pub use walk::{Judge, Judgement, Listing, WalkOptions, list, walk, walk_below};
 pub use whole::put_file;

@@ -178,15 +178,16 @@ pub fn hold(global: &Global, printer: &Printer, name: &str, why: &str) -> Result
     let config = session::config(global, printer)?;
     let catalog = session::catalog_to_write(&config)?;
     let dataset = target::dataset(&catalog, name)?;
+    let word = tree::word(name.as_bytes());
     let hold = Hold {
         kind: HoldKind::User,
         stop: None,
         reason: why.to_owned(),
-        remedy: format!("thrice release {name}"),
+        remedy: format!("thrice release {word}"),
         since: session::now(),
     };
     catalog.hold(dataset.id, &hold)?;
-    printer.say(&format!("`{name}` is held until `thrice release {name}`"));
+    printer.say(&format!("`{name}` is held until `thrice release {word}`"));
     Ok(exit::OK)
 }
 

@@ -54,9 +54,9 @@ fn suspects(
         let kept = all.iter().find(|one| one.version.is_some());
         let remedy = match kept.and_then(|one| one.version.as_ref().map(|at| (one, at))) {
             Some((one, at)) => format!(
-                "look at the disk it lies on; thrice restore {dataset}:{} --at {at} --to DIR, \
+                "look at the disk it lies on; thrice restore {} --at {at} --to DIR, \
                  and put it back",
-                one.path
+                tree::word(&[dataset.as_bytes(), b":", one.path.as_bytes()].concat())
             ),
             None => format!(
                 "look at `{}` where it lies, and bring it from where it came",

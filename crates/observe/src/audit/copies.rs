@@ -89,6 +89,7 @@ pub(super) fn missing(scene: &Scene<'_>) -> Vec<Found> {
     for copy in copies(scene) {
         if let Some(what) = lacks(&copy) {
             let (name, store) = (&copy.dataset.name, &copy.copy.store);
+            let word = tree::word(name.as_bytes());
             let route = copy.dataset.copies.len();
             let message = format!(
                 "`{name}` is not whole in `{store}`, one of {route} stores on its route: {what}"
@@ -97,8 +98,8 @@ pub(super) fn missing(scene: &Scene<'_>) -> Vec<Found> {
                 Found::new(Severity::S1, copy.subject.clone(), message)
                     .evidence([copy.said()])
                     .remedy(format!(
-                        "thrice run --dataset {name}, and do what it says; where it says nothing: \
-                         thrice run --full --dataset {name}"
+                        "thrice run --dataset {word}, and do what it says; where it says nothing: \
+                         thrice run --full --dataset {word}"
                     )),
             );
         }
@@ -180,7 +181,7 @@ pub(super) fn never_drilled(scene: &Scene<'_>) -> Vec<Found> {
         found.push(
             Found::new(Severity::S3, name, message)
                 .evidence(evidence.chain(last_try(why)))
-                .remedy(format!("thrice drill {name}")),
+                .remedy(format!("thrice drill {}", tree::word(name.as_bytes()))),
         );
     }
     found
@@ -202,7 +203,8 @@ pub(super) fn stale_drill(scene: &Scene<'_>) -> Vec<Found> {
             Found::new(Severity::S3, name, message)
                 .evidence(evidence.chain(last_try(why)))
                 .remedy(format!(
-                    "thrice drill {name}; see that what starts it is still there"
+                    "thrice drill {}; see that what starts it is still there",
+                    tree::word(name.as_bytes())
                 )),
         );
     }

@@ -94,8 +94,9 @@ fn jumps(
                 Found::new(Severity::S2, dataset, message)
                     .evidence([how])
                     .remedy(format!(
-                        "see what came or went: thrice diff {dataset}; and whether its route, its \
-                         stores and `exclude` still fit; then: thrice audit --accept ID"
+                        "see what came or went: thrice diff {}; and whether its route, its \
+                         stores and `exclude` still fit; then: thrice audit --accept ID",
+                        tree::word(dataset.as_bytes())
                     )),
             );
         }

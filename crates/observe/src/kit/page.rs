@@ -1,7 +1,7 @@
 //! The page that goes with a kit: what to do, in which order, with the exact commands. As text
 //! and as HTML for paper; both say the same.
 
-use capture::quote;
+use tree::quote;
 
 use super::contents::{BundlePart, DatasetPart, FilePart, Kit, ProgramPart, StorePart, Way};
 
