@@ -362,9 +362,14 @@ impl Cluster {
     /// Starts a restore that does not end by itself, and kills it there.
     fn cut(&self, words: &[&str], is_there: impl Fn() -> bool) -> Result<()> {
         let mut running = Running::spawn(&mut self.command(words))?;
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !is_there() {
             if !running.is_running() {
                 bail!("it ends before it comes so far\n{}", running.wait()?);
+            }
+            if Instant::now() > deadline {
+                running.signal(Signal::KILL)?;
+                bail!("it does not come so far\n{}", running.wait()?);
             }
             std::thread::sleep(Duration::from_millis(20));
         }

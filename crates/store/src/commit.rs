@@ -12,7 +12,7 @@ use tree::{Kind, RelPath};
 
 use crate::apply::{Applier, split};
 use crate::disk::Inner;
-use crate::line::{Entry, SealLine};
+use crate::line::{Entry, SealLine, encode_op};
 use crate::log::LogWriter;
 use crate::place::now;
 use crate::recover::{State, finish_seal};
@@ -90,7 +90,7 @@ impl Batch {
 }
 
 /// Paths where an operation of this session failed. Of what lies there the host may believe that
-/// no version needs it, because it does not know yet.
+/// no version needs it, because it does not know yet: it is kept, which at worst costs its room.
 #[derive(Default)]
 struct Doubt {
     paths: BTreeSet<RelPath>,
@@ -116,31 +116,29 @@ impl Doubt {
         }
     }
 
-    /// Takes the operations out of a batch that would drop what a version may need.
-    fn refuse(&self, batch: &mut Batch) {
-        if self.paths.is_empty() {
-            return;
-        }
-        let lines = std::mem::take(&mut batch.lines);
-        let lines = lines.split_inclusive(|byte| *byte == b'\n');
-        for (line, item) in lines.zip(std::mem::take(&mut batch.items)) {
-            let drops = match &item.op {
-                Op::Put { path, old, .. }
-                | Op::Link { path, old, .. }
-                | Op::Delete { path, old } => {
-                    *old == Old::Drop && (self.all || self.paths.contains(path))
-                }
-                _ => false,
-            };
-            if drops {
-                let why = "an operation on this path failed before; ask again in a new session";
-                let error = Error::Refused(format!("{}: {why}", item.op.path()));
-                batch.refused.push((item, error));
-            } else {
-                batch.lines.extend_from_slice(line);
-                batch.items.push(item);
+    /// Lets the operations of a batch keep what they would drop and a version may need.
+    ///
+    /// # Errors
+    /// When one cannot be written as a line.
+    fn keep(&self, batch: &mut Batch) -> Result<()> {
+        let mut changed = false;
+        for Item { op, .. } in &mut batch.items {
+            let is_in_doubt = self.all || self.paths.contains(op.path());
+            if let Op::Put { old, .. } | Op::Link { old, .. } | Op::Delete { old, .. } = op
+                && *old == Old::Drop
+                && is_in_doubt
+            {
+                *old = Old::Keep;
+                changed = true;
             }
         }
+        if changed {
+            batch.lines.clear();
+            for Item { op, token, .. } in &batch.items {
+                batch.lines.extend(encode_op(op, token.as_deref())?);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -247,7 +245,7 @@ impl Committer {
     }
 
     fn commit(&mut self, mut batch: Batch) -> Result<()> {
-        self.doubt.refuse(&mut batch);
+        self.doubt.keep(&mut batch)?;
         if batch.items.is_empty() {
             self.failed.extend(batch.refused);
             return Ok(());
