@@ -30,6 +30,8 @@ struct State {
     refuses: Option<u16>,
     /// Pods are not ended, whatever is scaled.
     keeps_pods: bool,
+    /// No pods are made, and those that there were are gone.
+    lacks_pods: bool,
     /// Volumes stay attached to their nodes, though no pod uses them.
     keeps_attached: bool,
     /// Scaling is forbidden.
@@ -108,6 +110,13 @@ impl KubeApi {
     /// Whether pods stay, whatever is scaled.
     pub fn keep_pods(&self, keep: bool) {
         lock(&self.state).keeps_pods = keep;
+    }
+
+    /// Whether there are no pods, whatever is scaled, as when no node would have them.
+    pub fn lack_pods(&self, lack: bool) {
+        let mut state = lock(&self.state);
+        state.lacks_pods = lack;
+        control(&mut state);
     }
 
     /// Whether volumes stay attached, though no pod uses them.
@@ -316,15 +325,17 @@ fn run_pods(state: &mut State, path: &str, name: &str, object: &Value, keeps: bo
     let wanted = object["spec"]["replicas"].as_u64().unwrap_or(1);
     let owner = json!([{"apiVersion": "apps/v1", "kind": object["kind"], "name": name,
         "uid": object["metadata"]["uid"], "controller": true}]);
+    let lacks = state.lacks_pods;
     let pods = state.objects.entry(at(namespace, "pods")).or_default();
     let of = |number: u64| format!("{name}-{number}");
-    for number in 0..wanted {
+    let there = if lacks { 0 } else { wanted };
+    for number in 0..there {
         let name = of(number);
         let pod = pod(&name, namespace, &owner, &claim);
         pods.entry(name).or_insert(pod);
     }
     // Nine are more than any test has.
-    let ended: Vec<String> = (wanted..9).map(of).collect();
+    let ended: Vec<String> = (there..9).map(of).collect();
     let had = pods.len();
     if !keeps {
         pods.retain(|name, _| !ended.contains(name));

@@ -393,6 +393,11 @@ fn r10_a_swap_scales_the_claims_workload_down_and_back() -> Result<()> {
         );
         ensure!(cluster.log()?.is_empty(), "{}", cluster.log()?);
         cluster.is_as_before(kind, 2)?;
+        // It has no pods just now, and may have some at any moment.
+        cluster.api.lack_pods(true);
+        let plan = cluster.expect(&RESTORE[..5], 0)?;
+        ensure!(plan.stdout.contains(&down), "{plan}");
+        cluster.api.lack_pods(false);
 
         let outcome = cluster.expect(&RESTORE, 0)?;
         ensure!(cluster.replicas(kind) == Some(2), "{outcome}");

@@ -62,6 +62,31 @@ pub(super) struct Scaled {
 struct ScaledSpec {
     replicas: Option<u32>,
     persistent_volume_claim_retention_policy: Option<ClaimRetention>,
+    #[serde(default)]
+    template: PodTemplate,
+    #[serde(default)]
+    volume_claim_templates: Vec<ClaimTemplate>,
+    #[serde(default)]
+    ordinals: Ordinals,
+}
+
+/// What its pods are made by.
+#[derive(Deserialize, Default)]
+struct PodTemplate {
+    #[serde(default)]
+    spec: PodSpec,
+}
+
+/// By which each pod of a StatefulSet gets a claim of its own.
+#[derive(Deserialize)]
+struct ClaimTemplate {
+    metadata: Meta,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Ordinals {
+    start: u32,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +110,22 @@ impl Scaled {
     /// Whether its controller has seen what it is to be.
     pub(super) fn is_observed(&self) -> bool {
         self.status.observed_generation >= self.metadata.generation
+    }
+
+    /// Whether pods that it is to have use a claim, if there are any now or not.
+    pub(super) fn uses(&self, claim: &str) -> bool {
+        let first = self.spec.ordinals.start;
+        let ordinals = first..first.saturating_add(self.replicas());
+        // <https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#stable-storage>
+        let is_own = |template: &ClaimTemplate| {
+            let ordinal = claim.strip_prefix(&*template.metadata.name);
+            let ordinal = ordinal.and_then(|rest| rest.strip_prefix('-'));
+            let ordinal = ordinal.and_then(|rest| rest.strip_prefix(&*self.metadata.name));
+            let ordinal = ordinal.and_then(|rest| rest.strip_prefix('-'));
+            ordinal.is_some_and(|ordinal| ordinal.parse().is_ok_and(|n| ordinals.contains(&n)))
+        };
+        let is_shared = self.replicas() > 0 && self.spec.template.spec.uses(claim);
+        is_shared || self.spec.volume_claim_templates.iter().any(is_own)
     }
 
     /// Whether its claims, and what is in them, go when it is scaled down.
@@ -135,7 +176,13 @@ impl Pod {
     }
 
     pub(super) fn uses(&self, claim: &str) -> bool {
-        let claims = self.spec.volumes.iter();
+        self.spec.uses(claim)
+    }
+}
+
+impl PodSpec {
+    fn uses(&self, claim: &str) -> bool {
+        let claims = self.volumes.iter();
         let mut claims = claims.filter_map(|volume| volume.persistent_volume_claim.as_ref());
         claims.any(|one| one.claim_name == claim)
     }
@@ -261,5 +308,35 @@ mod tests {
         assert_eq!(found[1].place, driver);
         assert!(claims(b"error").is_err());
         assert!(claims(b"{}").is_err());
+    }
+
+    #[test]
+    fn a_workload_is_known_by_what_its_pods_are_made_by() {
+        let of = |text: &[u8]| one::<Scaled>(text).unwrap();
+        let shared = |replicas: u32| {
+            let text = format!(
+                r#"{{"metadata":{{"name":"web"}},"spec":{{"replicas":{replicas},"template":{{"spec":
+                {{"volumes":[{{"persistentVolumeClaim":{{"claimName":"data"}}}},{{}}]}}}}}}}}"#
+            );
+            of(text.as_bytes())
+        };
+        assert!(shared(1).uses("data") && !shared(1).uses("data-0"));
+        assert!(!shared(0).uses("data"));
+        let set = of(
+            br#"{"metadata":{"name":"db"},"spec":{"replicas":2,"ordinals":{"start":3},
+            "volumeClaimTemplates":[{"metadata":{"name":"data"}}]}}"#,
+        );
+        for (claim, is) in [
+            ("data-db-3", true),
+            ("data-db-4", true),
+            ("data-db-2", false),
+            ("data-db-5", false),
+            ("data-db-", false),
+            ("data-db", false),
+            ("data-db2-3", false),
+            ("wal-db-3", false),
+        ] {
+            assert_eq!(set.uses(claim), is, "{claim}");
+        }
     }
 }

@@ -182,7 +182,8 @@ impl Workload {
     }
 }
 
-/// The workloads whose pods use a claim; none: nothing uses it.
+/// The workloads whose pods use a claim; none: nothing uses it. Also those that have no pods just
+/// now, because they are about to have some.
 ///
 /// # Errors
 /// When a pod that uses it belongs to something that cannot be scaled down, or the API does not
@@ -213,6 +214,18 @@ pub fn workloads_of(claim: &Claim, job: &Job<'_>) -> Result<Vec<Workload>> {
         let workload = Workload::get(namespace, kind, &owner.name, job)?;
         if !found.contains(&workload) {
             found.push(workload);
+        }
+    }
+    for kind in [WorkloadKind::Deployment, WorkloadKind::StatefulSet] {
+        let all: Vec<Scaled> = list(Some(namespace), kind.word(), job)?;
+        for one in all.iter().filter(|one| one.uses(&claim.name)) {
+            let name = &one.metadata.name;
+            if found
+                .iter()
+                .all(|have| (have.kind, &have.name) != (kind, name))
+            {
+                found.push(Workload::get(namespace, kind, name, job)?);
+            }
         }
     }
     Ok(found)
