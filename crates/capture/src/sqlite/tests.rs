@@ -267,6 +267,19 @@ fn child() {
     }
 }
 
+/// The copy of a writer's database is as it was at one moment after `committed` was.
+fn has_committed(copy: &Copy, committed: i64) {
+    let (_temp, db) = opened(copy);
+    let last = number(&db, "SELECT max(n) FROM t");
+    assert!(last >= committed, "{last} of {committed}");
+    assert_eq!(number(&db, "SELECT total FROM s"), last);
+    assert_eq!(number(&db, "SELECT count(*) FROM t"), last.min(KEPT));
+    let sound: String = db
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(sound, "ok");
+}
+
 /// Captures under a writer at full speed; every copy has all that was committed before.
 fn under_a_writer(deed: &str, times: u32) {
     let bench = Bench::new();
@@ -274,16 +287,8 @@ fn under_a_writer(deed: &str, times: u32) {
     let began = Instant::now();
     for _ in 0..times {
         let committed = writer.noted();
-        let copy = whole(capture(&bench.dir, b"db", &bench.scratch(), &job()).unwrap());
-        let (_temp, db) = opened(&copy);
-        let last = number(&db, "SELECT max(n) FROM t");
-        assert!(last >= committed, "{last} of {committed}");
-        assert_eq!(number(&db, "SELECT total FROM s"), last);
-        assert_eq!(number(&db, "SELECT count(*) FROM t"), last.min(KEPT));
-        let sound: String = db
-            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-            .unwrap();
-        assert_eq!(sound, "ok");
+        let captured = capture(&bench.dir, b"db", &bench.scratch(), &job()).unwrap();
+        has_committed(&whole(captured), committed);
     }
     let (time, last) = (began.elapsed(), writer.noted());
     println!("{deed}: {times} of {times} in {time:.1?}, the writer was at row {last}");
@@ -318,13 +323,21 @@ fn r10_a_wal_writer_who_keeps_the_database_for_himself() {
 #[test]
 fn r09_who_never_lets_anybody_read_is_an_error() {
     let bench = Bench::new();
-    let _writer = Writer::new(&bench, "exclusive");
-    let error = capture(&bench.dir, b"db", &bench.scratch(), &job()).unwrap_err();
-    assert!(
-        error.to_string().contains("lets nobody else read"),
-        "{error}"
-    );
-    assert!(bench.is_scratch_empty());
+    let writer = Writer::new(&bench, "exclusive");
+    // Where the writer happens to rest for as long as a copy takes, that is a good one.
+    for _ in 0..20 {
+        let committed = writer.noted();
+        match capture(&bench.dir, b"db", &bench.scratch(), &job()) {
+            Ok(captured) => has_committed(&whole(captured), committed),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("lets nobody else read"), "{text}");
+                assert!(bench.is_scratch_empty());
+                return;
+            }
+        }
+    }
+    panic!("it was never in the way");
 }
 
 #[test]
