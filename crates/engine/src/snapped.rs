@@ -175,7 +175,9 @@ impl Ground {
                 let seen = all.entry(root.clone()).or_default();
                 match &asked {
                     Ok(volumes) => {
-                        let own = volumes.iter().filter(|(volume, _)| place.is_of(volume, root));
+                        let own = volumes
+                            .iter()
+                            .filter(|(volume, _)| place.is_of(volume, root));
                         let own = own.map(|(volume, at)| (volume.name.clone(), *at));
                         seen.volumes.extend(own);
                     }

@@ -156,7 +156,11 @@ pub fn gather(config: &Config, catalog: &Catalog, expectation: &Expectation) -> 
         findings.extend(left(config, &findings)?);
     }
     let snapshots = snapshots::snapped(config)?;
-    findings.extend(snapshots.iter().filter_map(|(_, last)| unsnapped(last.as_ref()?)));
+    findings.extend(
+        snapshots
+            .iter()
+            .filter_map(|(_, last)| unsnapped(last.as_ref()?)),
+    );
     let holds: Vec<_> = datasets
         .iter()
         .filter_map(|dataset| hold(dataset, &findings))
@@ -411,7 +415,10 @@ fn left(config: &Config, said: &[report::Finding]) -> Result<Vec<report::Finding
 
 /// Snapshots of a root that were not all made the last time.
 fn unsnapped(last: &Snapped) -> Option<report::Finding> {
-    let why = last.error.as_deref().unwrap_or("it ended before its work did");
+    let why = last
+        .error
+        .as_deref()
+        .unwrap_or("it ended before its work did");
     let message = format!(
         "{} of {} volumes got a snapshot at {:.0} ({}): {why}",
         last.having,

@@ -105,12 +105,7 @@ struct RootEvent<'a> {
 }
 
 /// Makes one of each volume, or what is due of them, and says what came of them and of each root.
-fn made(
-    printer: &Printer,
-    config: &Config,
-    cancel: &AtomicBool,
-    due: Option<&DueSnapshots>,
-) -> u8 {
+fn made(printer: &Printer, config: &Config, cancel: &AtomicBool, due: Option<&DueSnapshots>) -> u8 {
     let stepped = match snapshots::step(config, cancel, &session::now, due) {
         Ok(stepped) => stepped,
         Err(error) => {
@@ -143,7 +138,9 @@ fn made(
         let (root, word) = (&record.root, record.status.word());
         let (having, volumes) = (record.having, record.volumes);
         let why = record.error.as_deref().unwrap_or_default();
-        printer.error(&format!("{root} {word}: {having} of {volumes} have a snapshot; {why}"));
+        printer.error(&format!(
+            "{root} {word}: {having} of {volumes} have a snapshot; {why}"
+        ));
         code = code.max(match record.status {
             Status::Aborted => session::interrupted(),
             _ => exit::PARTIAL,

@@ -228,7 +228,10 @@ pub(super) fn schedule(house: &House<'_>) -> String {
         .collect();
     out.push_str(&match rows.is_empty() {
         true => "No step has a time: they run when `thrice run` is called.\n".to_owned(),
-        false => table(&["step", "begins", "what it makes is at most so old"], &rows),
+        false => table(
+            &["step", "begins", "what it makes is at most so old"],
+            &rows,
+        ),
     });
     let is_never = |step: &&&str| schedule.when(step).is_none();
     let never: Vec<_> = RUN_STEPS.iter().filter(is_never).collect();
