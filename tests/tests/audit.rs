@@ -607,6 +607,57 @@ fn schedules_that_meet_and_drills_that_never_were() -> Result<()> {
 }
 
 #[test]
+fn r08_snapshots_that_are_older_than_their_schedule_allows() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let bin = stage.world.path("bin");
+    let volume = bin.join("pve/vm-1");
+    std::fs::create_dir_all(&volume)?;
+    for (file, text) in [("uuid", "u-1\n"), ("tags", "\n"), ("active", "active\n")] {
+        std::fs::write(volume.join(file), text)?;
+    }
+    std::fs::write(bin.join("lvm"), include_str!("../fixtures/lvm.sh"))?;
+    set_mode(&bin.join("lvm"), 0o755)?;
+    stage.path = Some(format!("{}:/usr/bin:/bin", bin.display()));
+    let case = || Case {
+        kind: "stale-snapshot",
+        subject: "vg:pve",
+    };
+    // What has just appeared is not late.
+    stage.audit()?;
+    stage.configure(
+        "[root.\"vg:pve\"]\neach = \"volume\"\nroute = []\nwhy = \"made anew\"\n\
+         [schedule]\nsnapshot = \"03:00\"\n",
+    )?;
+    ensure!(stage.find(&case())?.0.is_none());
+    let later = |days: i64| {
+        move |stage: &mut Stage| {
+            stage.days = days;
+            Ok(())
+        }
+    };
+    let make = |stage: &mut Stage, _: &Value| stage.run(&["run", "snapshot"], 0).map(drop);
+    stage.cycle(case(), later(2), make)?;
+    // It was made, and then no more.
+    stage.cycle(case(), later(4), make)?;
+    // A try that fails mends nothing.
+    stage.days = 6;
+    std::fs::write(bin.join("fails"), "lvcreate*")?;
+    stage.run(&["run", "snapshot"], 1)?;
+    let (found, report) = stage.find(&case())?;
+    let found = found.with_context(|| format!("{report:#}"))?;
+    ensure!(
+        found["evidence"]
+            .to_string()
+            .contains("the stand-in refuses"),
+        "{found:#}"
+    );
+    std::fs::remove_file(bin.join("fails"))?;
+    stage.run(&["run", "snapshot"], 0)?;
+    ensure!(stage.find(&case())?.0.is_none());
+    stage.lived(&["stale-snapshot"])
+}
+
+#[test]
 fn r16_keys_and_tools_that_a_recovery_needs() -> Result<()> {
     let mut stage = Stage::copied()?;
     let secret = stage.world.path("secret");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ const ALL: &str = "\
 [dataset.photos]\npath = \"LIVE/docs\"\nroute = [\"sda\"]\ncanary = true\n\
 [dataset.words]\ncommand = [\"echo\", \"hello\"]\nroute = [\"sda\"]\n\
 [schedule]\nzone = \"UTC\"\nbackup = \"05:00\"\nverify = \"Sun 10:00\"\ndrill = \"monthly\"\n\
+snapshot = \"03:00\"\n\
 [metrics]\ntextfile = \"DIR/thrice.prom\"\n";
 
 /// On a store that may be as full as it likes: the tests' disk is anybody's.
@@ -353,17 +355,7 @@ fn r20_a_week_in_which_all_is_well_fires_nothing() -> Result<()> {
         ensure!(done.code == Some(0), "{done}");
         told.push((now, fs::read_to_string(world.path("thrice.prom"))?));
     }
-    let dir = world.path("prometheus");
-    fs::create_dir(&dir)?;
-    fs::write(dir.join("week"), week(&told)?)?;
-    let blocks = ["tsdb", "create-blocks-from", "openmetrics", "week", "tsdb"];
-    let output = Command::new("promtool")
-        .args(blocks)
-        .current_dir(&dir)
-        .output()?;
-    ensure!(output.status.success(), "{output:?}");
-    fs::write(dir.join("prometheus.yml"), "{}\n")?;
-    let prometheus = Prometheus::start(&dir)?;
+    let prometheus = backfilled(&world, &told)?;
     let over = |expr: &str| -> Result<usize> {
         // From the first hour on, for what looks back half an hour.
         let (start, end) = (MONDAY + 60 * MINUTE, MONDAY + 7 * DAY);
@@ -391,16 +383,139 @@ fn r20_a_week_in_which_all_is_well_fires_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A week of real runs of all that panels show, beside a tracker and a volume group (LVM is a
+/// script), in a real Prometheus.
+#[test]
+fn r20_every_panel_of_the_dashboard_shows_what_there_is() -> Result<()> {
+    if !has("prometheus") || !has("promtool") {
+        return skip("no Prometheus here");
+    }
+    let world =
+        world("[root.\"vg:pve\"]\neach = \"volume\"\nroute = []\nwhy = \"they are made anew\"\n")?;
+    let volume = world.path("tools/pve/vm-1");
+    fs::create_dir_all(&volume)?;
+    for (file, text) in [("uuid", "u\n"), ("tags", "\n"), ("active", "active\n")] {
+        fs::write(volume.join(file), text)?;
+    }
+    let lvm = world.path("tools/lvm");
+    fs::write(&lvm, include_str!("../fixtures/lvm.sh"))?;
+    fs::set_permissions(&lvm, PermissionsExt::from_mode(0o755))?;
+    let tools = world.path("tools");
+    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", tools.display());
+    let mut tracker = world.spawn(&["watch"])?;
+    let began = Instant::now();
+    let heartbeat = "thrice_feed_heartbeat_timestamp_seconds{";
+    while !world.expect(&["metrics"], 0)?.stdout.contains(heartbeat) {
+        ensure!(tracker.is_running() && began.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut told = Vec::new();
+    for day in 0..8_u8 {
+        world.write("docs/a", vec![day; 1 << 20])?;
+        let more: &[&str] = match day {
+            2 => &["drill"],
+            6 => &["verify"],
+            _ => &[],
+        };
+        let now = MONDAY + i64::from(day) * DAY;
+        let arguments = [&["run", "snapshot", "backup"], more].concat();
+        let mut command = world.command(&arguments);
+        command.env("PATH", &path);
+        command.env("THRICE_NOW", jiff::Timestamp::from_second(now)?.to_string());
+        let done = Running::spawn(&mut command)?.wait()?;
+        ensure!(done.code == Some(0), "{done}");
+        told.push((now, fs::read_to_string(world.path("thrice.prom"))?));
+    }
+    drop(tracker);
+    let dashboard = world.expect(&["dashboard"], 0)?.stdout;
+    let dashboard = dashboard.replace("${source}", "prometheus");
+    ensure!(!dashboard.contains('$'), "a variable that nobody fills in");
+    let dashboard = json(&dashboard)?;
+    let panels = dashboard["panels"].as_array().context("no panels")?;
+    ensure!(panels.len() > 20);
+    let prometheus = backfilled(&world, &told)?;
+    for panel in panels {
+        let targets = panel["targets"].as_array().context("no targets")?;
+        ensure!(!targets.is_empty(), "{panel:#}");
+        for target in targets {
+            shows(&prometheus, panel, target).with_context(|| format!("{panel:#}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Panels that may be empty in that week, and why.
+const EMPTY: [(&str, &str); 1] = [(
+    "Stores: days to full",
+    "the tests' disk is anybody's, and may get emptier",
+)];
+
+/// Evaluates a question of a panel, at the end of the week and over all of it.
+fn shows(prometheus: &Prometheus, panel: &Value, target: &Value) -> Result<()> {
+    let expr = target["expr"].as_str().context("no expression")?;
+    let legend = target["legendFormat"].as_str().context("no legend")?;
+    let (start, end) = (MONDAY, MONDAY + 7 * DAY - 5 * MINUTE);
+    let query = format!("query={expr}");
+    for (kind, when) in [
+        ("query", format!("time={end}")),
+        ("query_range", format!("start={start}&end={end}&step=1800")),
+    ] {
+        let url = format!("{}/api/v1/{kind}", prometheus.url);
+        let answer = json(&get(&url, &["--data-urlencode", &query, "--data", &when])?)?;
+        ensure!(answer["status"] == "success", "{answer:#}");
+        let found = answer["data"]["result"].as_array().context("no answer")?;
+        if EMPTY.iter().any(|(title, _)| panel["title"] == *title) {
+            continue;
+        }
+        ensure!(!found.is_empty(), "{kind} gives nothing");
+        for series in found {
+            for label in legend.split("{{").skip(1) {
+                let label = label.split("}}").next().unwrap_or_default();
+                let value = series["metric"][label].as_str().unwrap_or_default();
+                ensure!(!value.is_empty(), "`{label}` is not in {series:#}");
+            }
+            let values = series["values"].as_array().cloned();
+            let values = values.unwrap_or_else(|| vec![series["value"].clone()]);
+            for value in values {
+                let value: f64 = value[1].as_str().context("no value")?.parse()?;
+                ensure!(value.is_finite(), "{series:#}");
+                // All went well in that week, so no age is beyond what is expected.
+                let is_share = panel["title"]
+                    .as_str()
+                    .is_some_and(|title| title.contains("shares"));
+                ensure!(!is_share || (0.0..=1.0).contains(&value), "{series:#}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A Prometheus that has seen a week.
+fn backfilled(world: &World, told: &[(i64, String)]) -> Result<Prometheus> {
+    let dir = world.path("prometheus");
+    fs::create_dir(&dir)?;
+    fs::write(dir.join("week"), week(told)?)?;
+    let blocks = ["tsdb", "create-blocks-from", "openmetrics", "week", "tsdb"];
+    let output = Command::new("promtool")
+        .args(blocks)
+        .current_dir(&dir)
+        .output()?;
+    ensure!(output.status.success(), "{output:?}");
+    fs::write(dir.join("prometheus.yml"), "{}\n")?;
+    Prometheus::start(&dir)
+}
+
 /// What is told between two runs differs from what the first of them told in the time alone.
 fn week(told: &[(i64, String)]) -> Result<String> {
     let mut text = String::new();
     // When the tests' disk will be full is not for us to say.
-    let lines = told[0]
-        .1
-        .lines()
+    let lines = told.iter().flat_map(|(_, told)| told.lines());
+    let lines = lines
         .filter(|line| !line.starts_with('#') && !line.starts_with("thrice_store_days_to_full"));
-    for line in lines {
-        let (series, _) = line.rsplit_once(' ').context("no value")?;
+    let all: BTreeSet<&str> = lines
+        .filter_map(|line| Some(line.rsplit_once(' ')?.0))
+        .collect();
+    for series in all {
         for (number, (from, told)) in told.iter().enumerate() {
             let value = told
                 .lines()
@@ -486,6 +601,55 @@ fn r07_a_configuration_without_any_dataset_is_missed() -> Result<()> {
     )?;
     let rules = world.expect(&["rules"], 0)?.stdout;
     after_an_hour(&world, (&rules, rule.1), &[exported], fires)
+}
+
+/// Snapshots to go back to are no copies: they have their own alerts, and stand for no dataset.
+#[test]
+fn r20_snapshots_that_never_were_fire_their_own_alert_and_no_other() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("[root.\"vg:none\"]\neach = \"volume\"\nroute = [\"sda\"]\n")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let of = |metric: &str, root: &str| {
+        format!("thrice_{metric}{{host=\"box\",root=\"{root}\",step=\"snapshot\"}}")
+    };
+    let (since, within) = (
+        "expected_since_timestamp_seconds",
+        "expected_interval_seconds",
+    );
+    let success = "last_success_timestamp_seconds";
+    let series = [
+        (of(since, "vg:a"), "0"),
+        (of(within, "vg:a"), "1800"),
+        (of(since, "vg:b"), "0"),
+        (of(within, "vg:b"), "1800"),
+        (of(success, "vg:b"), "3000"),
+        (
+            "thrice_exported_timestamp_seconds{host=\"box\"}".into(),
+            "3600",
+        ),
+    ];
+    let series: Vec<_> = series
+        .iter()
+        .map(|(name, value)| (&**name, *value))
+        .collect();
+    let a = Some(("{host=\"box\", root=\"vg:a\", step=\"snapshot\"}", "3600"));
+    after_an_hour(&world, (&rules, "LVMSnapshotStale"), &series, a)?;
+    after_an_hour(&world, (&rules, "BackupNeverSucceeded"), &series, None)?;
+    // Two are expected there, and these are none of them.
+    let none = Some(("{host=\"box\"}", "0"));
+    after_an_hour(&world, (&rules, "BackupDatasetMissing"), &series, none)?;
+    // An old success is as stale as none.
+    let old = of(success, "vg:a");
+    let series = [series[0], series[1], (&*old, "600")];
+    let a = Some(("{host=\"box\", root=\"vg:a\", step=\"snapshot\"}", "3000"));
+    after_an_hour(&world, (&rules, "LVMSnapshotStale"), &series, a)?;
+    // From the clock that was ahead.
+    let ahead = of(success, "vg:a");
+    let series = [(&*ahead, "86400")];
+    let wrong = Some(("{host=\"box\"}", "86400"));
+    after_an_hour(&world, (&rules, "BackupClockWrong"), &series, wrong)
 }
 
 /// Metrics that come by two ways: one of them has stopped, and still says how it was.

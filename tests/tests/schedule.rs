@@ -246,6 +246,16 @@ fn snapshots_are_made_when_they_are_due() -> Result<()> {
         (&taken["number"], &taken["error"]),
         (&json!(1), &Value::Null)
     );
+    let record = events.iter().find(|event| event["event"] == "snapshots");
+    let record = record.context("no `snapshots`")?;
+    assert_eq!(
+        (&record["root"], &record["status"], &record["having"]),
+        (
+            &json!(volume.display().to_string()),
+            &json!("ok"),
+            &json!(1)
+        )
+    );
     let idle = run(&["run"])?;
     assert!(idle.stderr.contains("nothing is due"), "{idle:?}");
     // What is asked for is made; of one day the last is kept.

@@ -40,6 +40,7 @@ mod room;
 mod run;
 mod scan;
 mod ship;
+mod snapped;
 pub mod snapshots;
 mod source;
 mod stir;

@@ -14,7 +14,7 @@ use policy::{Config, Keep, SNAPSHOT_KEEP, Source, VolumeGroup};
 use tree::Dir;
 
 use crate::expect::shown;
-use crate::snapshots::{ALLOWED, Outcomes, groups};
+use crate::snapshots::{ALLOWED, groups};
 use crate::volumes::{floor_of, mounts, owner};
 
 /// Storage that is open.
@@ -22,6 +22,30 @@ pub(crate) struct Place {
     kind: Kind,
     floor: Floor,
     pub(crate) keep: Keep,
+}
+
+/// Storage that the configuration names.
+pub(crate) struct Named {
+    /// What it is called when it fails.
+    pub(crate) name: String,
+    /// The roots that lie in it, see [`roots`].
+    pub(crate) roots: BTreeSet<String>,
+    pub(crate) place: Result<Place>,
+}
+
+impl Named {
+    fn failed(name: String, root: String, error: Error) -> Self {
+        let (roots, place) = (BTreeSet::from([root]), Err(error));
+        Self { name, roots, place }
+    }
+}
+
+/// A tree on a thin volume: its kept snapshots are those of the volume, which whoever declares the
+/// group asks for.
+pub(crate) struct Leaning {
+    pub(crate) root: String,
+    /// `GROUP/VOLUME`.
+    pub(crate) volume: String,
 }
 
 enum Kind {
@@ -42,11 +66,60 @@ struct Held {
     volume: Volume,
     /// As people call it.
     name: String,
+    /// Those of the trees.
+    roots: BTreeSet<String>,
 }
 
-/// The declared trees that are read through snapshots of btrfs or ZFS, by where they lie, and why
-/// not, by tree.
-type Found = (BTreeMap<Backing, Vec<(PathBuf, Under)>>, Outcomes<()>);
+/// The declared trees that are read through snapshots.
+#[derive(Default)]
+struct Found {
+    /// Of btrfs or ZFS, by where they lie.
+    trees: BTreeMap<Backing, Vec<Tree>>,
+    leaning: Vec<Leaning>,
+    /// Those of which it is not known where they lie.
+    failed: Vec<Named>,
+}
+
+/// A declared tree.
+struct Tree {
+    base: PathBuf,
+    under: Under,
+    root: String,
+}
+
+/// What snapshots are kept of, as people call it: volume groups as `vg:NAME`, roots with trees that
+/// are read through a snapshot, and such trees that lie in no root. What is here does not hang on
+/// what lies on disk, so that what cannot be looked at is expected all the same.
+pub fn roots(config: &Config) -> BTreeSet<String> {
+    let wanted = |snapshot| snapshot != policy::Snapshot::None;
+    let mut all: BTreeSet<String> = groups(config).into_iter().map(root_of_group).collect();
+    for root in &config.roots {
+        let has_route = root.route.as_ref().is_some_and(|route| !route.is_empty());
+        let makes = root.each == Some(policy::RootEach::Dir) && has_route;
+        if makes && wanted(root.snapshot) {
+            all.insert(shown(&root.path));
+        }
+    }
+    for declared in &config.datasets {
+        let is_tree = matches!(
+            declared.what,
+            policy::DeclaredSource::Path(_) | policy::DeclaredSource::Match(_)
+        );
+        if is_tree && wanted(declared.snapshot) && !declared.route.is_empty() {
+            all.insert(root_of(config, &declared.what.base()));
+        }
+    }
+    all
+}
+
+fn root_of_group(group: &VolumeGroup) -> String {
+    format!("vg:{}", group.name)
+}
+
+/// The root that a tree lies in; the tree itself, where it lies in none.
+fn root_of(config: &Config, base: &Path) -> String {
+    shown(policy::root_of(config, base).unwrap_or(base))
+}
 
 impl Place {
     fn group(config: &Config, group: &VolumeGroup) -> Result<Self> {
@@ -65,29 +138,34 @@ impl Place {
         config: &Config,
         cancel: &AtomicBool,
         backing: &Backing,
-        trees: &[(PathBuf, Under)],
+        trees: &[Tree],
     ) -> Result<Self> {
         let job = Job::new(ALLOWED, cancel);
         let site = Site::of(backing, &owner(config)?, &mounts(config), &job)?;
-        let paths: Vec<&Path> = trees.iter().map(|(_, under)| &*under.path).collect();
+        let paths: Vec<&Path> = trees.iter().map(|tree| &*tree.under.path).collect();
         let around = site.around(&paths, &job)?;
         let volumes = site.storage().volumes(&job)?;
         let mut held: Vec<Held> = Vec::new();
-        for ((base, under), top) in trees.iter().zip(around) {
+        for (tree, top) in trees.iter().zip(around) {
             let called = Site::name_of(backing, &top);
             let volume = volumes.iter().find(|volume| volume.name == called);
             let volume = volume.ok_or_else(|| Error::Refused {
                 why: format!("{backing} has no `{called}` of which a snapshot can be made"),
                 remedy: "see `thrice check`".into(),
             })?;
-            if held.iter().all(|held| held.volume.uuid != volume.uuid) {
-                let name = match backing {
-                    Backing::Zfs { name } => name.clone(),
-                    _ => shown(&seen_at(base, &under.path, &top)),
-                };
-                let volume = volume.clone();
-                held.push(Held { volume, name });
+            let root = tree.root.clone();
+            if let Some(known) = held.iter_mut().find(|one| one.volume.uuid == volume.uuid) {
+                known.roots.insert(root);
+                continue;
             }
+            held.push(Held {
+                name: match backing {
+                    Backing::Zfs { name } => name.clone(),
+                    _ => shown(&seen_at(&tree.base, &tree.under.path, &top)),
+                },
+                volume: volume.clone(),
+                roots: BTreeSet::from([root]),
+            });
         }
         let floor = Site::floor(backing);
         let backing = backing.clone();
@@ -120,6 +198,17 @@ impl Place {
             ..held.volume.clone()
         };
         Ok(ground.held.iter().map(named).collect())
+    }
+
+    /// Whether the volume is part of a root that lies in this storage.
+    pub(crate) fn is_of(&self, volume: &Volume, root: &str) -> bool {
+        match &self.kind {
+            Kind::Group(_) => true,
+            Kind::Trees(ground) => {
+                let mut held = ground.held.iter();
+                held.any(|held| held.volume.uuid == volume.uuid && held.roots.contains(root))
+            }
+        }
     }
 
     /// This owner's snapshots in it, and of what, as people call it.
@@ -193,25 +282,25 @@ fn seen_at(base: &Path, path: &Path, volume: &Path) -> PathBuf {
     above.unwrap_or(base).to_owned()
 }
 
-/// Where the declared trees lie that are read through a snapshot. What is on thin volumes is for
-/// whoever declares their group.
+/// Where the declared trees lie that are read through a snapshot.
 fn declared(config: &Config) -> Found {
     let wanted = |snapshot| snapshot != policy::Snapshot::None;
-    let (mut found, mut failed) = (BTreeMap::new(), Outcomes::new());
+    let mut found = Found::default();
     let roots = config.roots.iter().filter(|root| wanted(root.snapshot));
     let mut is_any = config.datasets.iter().any(|one| wanted(one.snapshot));
     for root in roots.filter(|root| root.group.is_none()) {
         is_any = true;
         // What cannot be looked into has no datasets, and that is not for certain.
         if let Err(error) = open(&root.path) {
-            failed.push((shown(&root.path), Err(error)));
+            let name = shown(&root.path);
+            found.failed.push(Named::failed(name.clone(), name, error));
         }
     }
     if !is_any {
-        return (found, failed);
+        return found;
     }
     let coverage = policy::resolve(config, &policy::look(config), &BTreeMap::new());
-    let mut said = BTreeSet::new();
+    let mut said = BTreeMap::<String, usize>::new();
     for dataset in coverage.datasets {
         let Source::Tree { base, .. } = &dataset.source else {
             continue;
@@ -219,44 +308,55 @@ fn declared(config: &Config) -> Found {
         if dataset.route.is_empty() || !wanted(dataset.snapshot) {
             continue;
         }
+        let root = root_of(config, base);
         match open(base).and_then(|dir| under(&dir, dataset.snapshot)) {
             Ok(Under {
-                backing: Backing::Lvm { .. },
+                backing: Backing::Lvm { group, volume },
                 ..
-            }) => {}
+            }) => found.leaning.push(Leaning {
+                root,
+                volume: format!("{group}/{volume}"),
+            }),
             Ok(under) => {
-                let trees: &mut Vec<_> = found.entry(under.backing.clone()).or_default();
-                trees.push((base.clone(), under));
+                let trees = found.trees.entry(under.backing.clone()).or_default();
+                let base = base.clone();
+                trees.push(Tree { base, under, root });
             }
             // The same is said once of all that lie there.
-            Err(error) if said.insert(error.to_string()) => {
-                failed.push((shown(base), Err(error)));
-            }
-            Err(_) => {}
+            Err(error) => match said.get(&error.to_string()) {
+                Some(at) => drop(found.failed[*at].roots.insert(root)),
+                None => {
+                    said.insert(error.to_string(), found.failed.len());
+                    found.failed.push(Named::failed(shown(base), root, error));
+                }
+            },
         }
     }
-    (found, failed)
+    found
 }
 
 fn open(path: &Path) -> Result<Dir> {
     Dir::open(path).map_err(Error::io(format!("opening `{}`", shown(path))))
 }
 
-/// All storage that the configuration names, by what it is called when it fails.
-pub(crate) fn all(config: &Config, cancel: &AtomicBool) -> Outcomes<Place> {
-    let of_groups = groups(config).into_iter().map(|group| {
-        let name = format!("volume group `{}`", group.name);
-        (name, Place::group(config, group))
+/// All storage that the configuration names, and the trees that lie on thin volumes.
+pub(crate) fn all(config: &Config, cancel: &AtomicBool) -> (Vec<Named>, Vec<Leaning>) {
+    let of_groups = groups(config).into_iter().map(|group| Named {
+        name: format!("volume group `{}`", group.name),
+        roots: BTreeSet::from([root_of_group(group)]),
+        place: Place::group(config, group),
     });
-    let mut all: Outcomes<Place> = of_groups.collect();
-    let (found, failed) = declared(config);
-    for (backing, trees) in &found {
-        let place = Place::trees(config, cancel, backing, trees);
-        all.push((backing.to_string(), place));
+    let mut all: Vec<Named> = of_groups.collect();
+    let found = declared(config);
+    for (backing, trees) in &found.trees {
+        all.push(Named {
+            name: backing.to_string(),
+            roots: trees.iter().map(|tree| tree.root.clone()).collect(),
+            place: Place::trees(config, cancel, backing, trees),
+        });
     }
-    let failed = failed.into_iter();
-    all.extend(failed.filter_map(|(name, error)| Some((name, Err(error.err()?)))));
-    all
+    all.extend(found.failed);
+    (all, found.leaning)
 }
 
 /// The volume that a user means: `GROUP/VOLUME`, an absolute path in a volume in which a declared
@@ -290,8 +390,8 @@ pub(crate) fn find(config: &Config, cancel: &AtomicBool, name: &str) -> Result<(
         return Ok((place, volume.ok_or_else(unknown)?));
     }
     let pool = Backing::Zfs { name: name.into() };
-    let (found, _) = declared(config);
-    let trees = found.get(&pool).ok_or_else(unknown)?;
+    let found = declared(config);
+    let trees = found.trees.get(&pool).ok_or_else(unknown)?;
     let place = Place::trees(config, cancel, &pool, trees)?;
     let volume = place.volumes(&job)?.into_iter().next();
     Ok((place, volume.ok_or_else(unknown)?))
@@ -312,8 +412,8 @@ fn find_tree(config: &Config, cancel: &AtomicBool, path: &Path) -> Result<(Place
         ),
         remedy: "write `snapshot = true` at the dataset or root that it belongs to".into(),
     };
-    let (found, _) = declared(config);
-    let trees = found.get(&under.backing).ok_or_else(unknown)?;
+    let found = declared(config);
+    let trees = found.trees.get(&under.backing).ok_or_else(unknown)?;
     let place = Place::trees(config, cancel, &under.backing, trees)?;
     let Kind::Trees(ground) = &place.kind else {
         return Err(unknown());

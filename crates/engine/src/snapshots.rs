@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use capture::Job;
 use capture::snapshot::{self, Action, Kind, Snapshot, SwapPlan, Volume};
-use jiff::Timestamp;
 use policy::{Config, VolumeGroup};
 
+pub use crate::places::roots;
 use crate::places::{self, Place};
+pub use crate::snapped::{DueSnapshots, Snapped, Stepped, due_snapshots as due, snapped, step};
 pub use crate::workload::Workload;
 
 /// The longest that a storage may take for one volume.
@@ -35,16 +36,22 @@ pub(crate) fn groups(config: &Config) -> Vec<&VolumeGroup> {
     all.collect::<BTreeMap<&str, _>>().into_values().collect()
 }
 
+/// All storage, by what it is called when it fails.
+fn all(config: &Config, cancel: &AtomicBool) -> Outcomes<Place> {
+    let all = places::all(config, cancel).0.into_iter();
+    all.map(|named| (named.name, named.place)).collect()
+}
+
 /// This installation's snapshots, by the storage that they lie in.
 pub fn list(config: &Config, cancel: &AtomicBool) -> Outcomes<Vec<Snapshot>> {
     let of = |place: Place| place.list(&Job::new(ALLOWED, cancel));
-    let all = places::all(config, cancel).into_iter();
+    let all = all(config, cancel).into_iter();
     all.map(|(name, place)| (name, place.and_then(of)))
         .collect()
 }
 
-/// Makes one of each volume that is asked for, or of all. A pool at its floor refuses, and the
-/// others go on.
+/// Makes one of each volume that is named. A pool at its floor refuses, and the others go on. That
+/// is no step of a run's, and not recorded as one.
 pub fn create(config: &Config, cancel: &AtomicBool, names: &[String]) -> Outcomes<Snapshot> {
     let mut outcomes = Vec::new();
     let mut done = BTreeSet::new();
@@ -59,52 +66,13 @@ pub fn create(config: &Config, cancel: &AtomicBool, names: &[String]) -> Outcome
             Err(error) => outcomes.push((name.clone(), Err(error))),
         }
     }
-    if !names.is_empty() {
-        return outcomes;
-    }
-    for (name, place) in places::all(config, cancel) {
-        let job = Job::new(ALLOWED, cancel);
-        match place.and_then(|place| Ok((place.volumes(&job)?, place))) {
-            Err(error) => outcomes.push((name, Err(error))),
-            Ok((volumes, place)) => outcomes.extend(volumes.into_iter().map(|volume| {
-                let made = place.create(&volume, &Job::new(ALLOWED, cancel));
-                (volume.name, made)
-            })),
-        }
-    }
     outcomes
-}
-
-/// The volumes that have no kept snapshot made since then, by the storage that they lie in. One
-/// from the future was made by a clock that was wrong.
-pub fn stale(
-    config: &Config,
-    cancel: &AtomicBool,
-    since: Timestamp,
-    now: Timestamp,
-) -> Outcomes<Vec<String>> {
-    let wanted = since.as_second()..=now.as_second();
-    let of = |place: Place| {
-        let job = Job::new(ALLOWED, cancel);
-        let (mut volumes, all) = (place.volumes(&job)?, place.list(&job)?);
-        volumes.retain(|volume| {
-            let mut own = all.iter().filter(|one| one.volume_uuid == volume.uuid);
-            !own.any(|one| {
-                let at = i64::try_from(one.at).unwrap_or(i64::MAX);
-                one.kind == Kind::Kept && wanted.contains(&at)
-            })
-        });
-        Ok(volumes.into_iter().map(|volume| volume.name).collect())
-    };
-    let all = places::all(config, cancel).into_iter();
-    all.map(|(name, place)| (name, place.and_then(of)))
-        .collect()
 }
 
 /// Lets go of those that `keep` does not ask for, whatever the pool's state.
 pub fn prune(config: &Config, cancel: &AtomicBool) -> Outcomes<()> {
     let mut outcomes = Vec::new();
-    for (name, place) in places::all(config, cancel) {
+    for (name, place) in all(config, cancel) {
         let job = Job::new(ALLOWED, cancel);
         match place.and_then(|place| Ok((place.list(&job)?, place))) {
             Err(error) => outcomes.push((name, Err(error))),

@@ -23,6 +23,7 @@ pub struct Panel {
 const EACH: &str = "{{host}} {{dataset}} → {{store}}";
 const STORE: &str = "{{host}} {{store}}";
 const HOST: &str = "{{host}}";
+const ROOT: &str = "{{host}} {{root}}";
 
 const fn line(
     title: &'static str,
@@ -57,7 +58,7 @@ pub fn panels() -> Vec<Panel> {
 }
 
 /// Is everything backed up?
-const PROTECTION: [Panel; 9] = [
+const PROTECTION: [Panel; 11] = [
     now(
         "May it be rebooted (1: yes)",
         "thrice_gate_open",
@@ -78,22 +79,38 @@ const PROTECTION: [Panel; 9] = [
     ),
     line(
         "Age of the last success, in shares of what is expected",
-        "max by (host, dataset, store) (time() - thrice_last_success_timestamp_seconds) \
-             / min by (host, dataset, store) (thrice_expected_interval_seconds)",
+        "max by (host, dataset, store) \
+             (time() - thrice_last_success_timestamp_seconds{step=~\"backup|offsite\"}) \
+             / min by (host, dataset, store) \
+             (thrice_expected_interval_seconds{step=~\"backup|offsite\"})",
         "percentunit",
         EACH,
     ),
     line(
         "Age of the last success",
-        "max by (host, dataset, store) (time() - thrice_last_success_timestamp_seconds)",
+        "max by (host, dataset, store) \
+             (time() - thrice_last_success_timestamp_seconds{step=~\"backup|offsite\"})",
         "s",
         EACH,
     ),
     line(
         "How the last attempt ended (0: well, 1: failed, 2: aborted)",
-        "max by (host, dataset, store) (thrice_last_status)",
+        "max by (host, dataset, store) (thrice_last_status{step=~\"backup|offsite\"})",
         "none",
         EACH,
+    ),
+    line(
+        "Age of the last snapshots, in shares of what is expected",
+        "max by (host, root) (time() - thrice_last_success_timestamp_seconds{step=\"snapshot\"}) \
+             / min by (host, root) (thrice_expected_interval_seconds{step=\"snapshot\"})",
+        "percentunit",
+        ROOT,
+    ),
+    line(
+        "How the last snapshots ended (0: well, 1: failed, 2: aborted)",
+        "max by (host, root) (thrice_last_status{step=\"snapshot\"})",
+        "none",
+        ROOT,
     ),
     line("Pending files", "thrice_pending_files", "short", EACH),
     line("Pending bytes", "thrice_pending_bytes", "bytes", EACH),
@@ -101,7 +118,7 @@ const PROTECTION: [Panel; 9] = [
         "How long runs take",
         "thrice_run_duration_seconds",
         "s",
-        "{{host}} {{step}} {{dataset}}",
+        HOST,
     ),
 ];
 
@@ -161,11 +178,16 @@ const PROOF: [Panel; 7] = [
     ),
     line(
         "Corrupt files found in a week",
-        "sum by (host, store) (increase(thrice_corrupt_files_total[7d]))",
+        "sum by (host) (increase(thrice_corrupt_files_total[7d]))",
         "short",
-        STORE,
+        HOST,
     ),
-    line("Age of the canary", "thrice_canary_age_seconds", "s", STORE),
+    line(
+        "Age of the canary",
+        "thrice_canary_age_seconds",
+        "s",
+        "{{host}} {{root}} → {{store}}",
+    ),
     line(
         "Restore drills: measured",
         "thrice_restore_drill_seconds",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use catalog::{Catalog, Finding, FindingRow, Replica, Run, RunStatus, Severity, Wear};
+use engine::snapshots::{self, Snapped};
 use engine::{Drill, Expectation, Result};
 use feed::Feed;
 use jiff::Timestamp;
@@ -10,6 +11,8 @@ use policy::{Config, Coverage, Schedule, StoreKind};
 
 use crate::report;
 
+/// Snapshots to go back to were not all made.
+const SNAPSHOT_FAILED: &str = "snapshot-failed";
 /// Runs that are looked at for a store's growth.
 const RUNS: usize = 64;
 
@@ -26,6 +29,8 @@ pub struct Facts {
     pub missed: u64,
     /// By root, then by store of each route.
     pub canaries: Vec<CanaryFacts>,
+    /// Of which roots snapshots are to be kept, and what came of that the last time.
+    pub snapshots: Vec<(String, Option<Snapped>)>,
     /// Who is at work with this installation's state, but for who asks.
     pub at_work: Option<String>,
     /// What something that was cut off has stopped or paused.
@@ -150,6 +155,12 @@ pub fn gather(config: &Config, catalog: &Catalog, expectation: &Expectation) -> 
         findings.extend(paused(config, &findings)?);
         findings.extend(left(config, &findings)?);
     }
+    let snapshots = snapshots::snapped(config)?;
+    findings.extend(
+        snapshots
+            .iter()
+            .filter_map(|(_, last)| unsnapped(last.as_ref()?)),
+    );
     let holds: Vec<_> = datasets
         .iter()
         .filter_map(|dataset| hold(dataset, &findings))
@@ -164,6 +175,7 @@ pub fn gather(config: &Config, catalog: &Catalog, expectation: &Expectation) -> 
         tracker: tracker(config, catalog)?,
         missed: catalog.feed_missed()?,
         canaries: canaries(config, &expectation.coverage)?,
+        snapshots,
         at_work: at_work(config, runs.first()),
         owed: owed(config)?,
         findings,
@@ -399,6 +411,25 @@ fn left(config: &Config, said: &[report::Finding]) -> Result<Vec<report::Finding
         new(engine::SNAPSHOT_LEFT, Severity::S2, place, &message, remedy)
     });
     Ok(unsaid(new, said))
+}
+
+/// Snapshots of a root that were not all made the last time.
+fn unsnapped(last: &Snapped) -> Option<report::Finding> {
+    let why = last
+        .error
+        .as_deref()
+        .unwrap_or("it ended before its work did");
+    let message = format!(
+        "{} of {} volumes got a snapshot at {:.0} ({}): {why}",
+        last.having,
+        last.volumes,
+        last.began,
+        last.status.word()
+    );
+    let remedy = "mend the cause, then: thrice run snapshot";
+    let subject = last.root.clone();
+    let is_wrong = last.status != engine::Status::Ok && !last.goes_on();
+    is_wrong.then(|| new(SNAPSHOT_FAILED, Severity::S2, subject, &message, remedy))
 }
 
 fn unsaid(

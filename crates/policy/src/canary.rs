@@ -69,8 +69,8 @@ fn tree(dataset: &Dataset) -> Option<(&Dataset, &Path)> {
     }
 }
 
-/// The innermost around it.
-fn root_of<'a>(config: &'a Config, base: &Path) -> Option<&'a Path> {
+/// The innermost root around a place.
+pub fn root_of<'a>(config: &'a Config, base: &Path) -> Option<&'a Path> {
     let around = config.roots.iter().map(|root| &root.path);
     let around = around.filter(|root| base.starts_with(root));
     around

@@ -30,7 +30,7 @@ mod written;
 
 pub use bundle::{Bundle, Member};
 pub use calendar::RUN_STEPS;
-pub use canary::{Spot, spots};
+pub use canary::{Spot, root_of, spots};
 pub use claim::claim_name;
 pub use coverage::{Because, Coverage, Held, Line, Unrouted, inventory_name, resolve};
 pub use diagnostic::{Diagnostic, Mark, Report, Severity};

@@ -7,7 +7,7 @@
 
 /// Every point, in the order in which a batch and a seal pass them.
 #[cfg(debug_assertions)]
-const POINTS: [&str; 21] = [
+const POINTS: [&str; 23] = [
     "stage.base",
     "stage.written",
     "log.append",
@@ -29,6 +29,8 @@ const POINTS: [&str; 21] = [
     "drill.restored",
     "drill.compared",
     "drill.removed",
+    "snapshot.begun",
+    "snapshot.made",
 ];
 
 #[cfg(debug_assertions)]

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
+use engine::snapshots::DueSnapshots;
 use engine::{
     DrillOptions, Drilled, DueLegs, Engine, RunOptions, Status, Summary, Verified, VerifyOptions,
 };
@@ -112,7 +113,7 @@ impl Work<'_> {
         let steps = &self.args.steps;
         let mut done = Done::default();
         if steps.contains(&Step::Snapshot) {
-            done.code = self.snapshot(&[]);
+            done.code = self.snapshot(None);
         }
         let pipeline = steps.iter();
         let pipeline: Vec<String> = pipeline
@@ -149,14 +150,10 @@ impl Work<'_> {
         self.args.window.or(self.engine.config.host.pace.window)
     }
 
-    /// Makes snapshots: of all volumes, or of those that are named.
-    pub fn snapshot(&self, names: &[String]) -> u8 {
-        snapshot::step(
-            self.printer,
-            self.engine.config,
-            self.interrupt.flag(),
-            names,
-        )
+    /// Makes snapshots: of all volumes, or what is due of them.
+    pub fn snapshot(&self, due: Option<&DueSnapshots>) -> u8 {
+        let cancel = self.interrupt.flag();
+        snapshot::step(self.printer, self.engine.config, cancel, due)
     }
 
     /// Brings data to its stores.

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use engine::{Due, DueLeg, DueStep, Expectation, Status, Summary, Why, snapshots};
+use engine::snapshots::{self, DueSnapshots};
+use engine::{Due, DueLeg, DueStep, Expectation, Status, Summary, Why};
 use jiff::Timestamp;
 use policy::Schedule;
 use serde::Serialize;
@@ -40,14 +41,13 @@ struct Idle {
 struct Pass {
     begun: Timestamp,
     due: Due,
-    /// Volumes of which a snapshot is due, and whether it is known of all.
-    volumes: Vec<String>,
-    code: u8,
+    /// What is due of snapshots, if anything is.
+    snapshots: Option<DueSnapshots>,
 }
 
 impl Pass {
     fn is_empty(&self) -> bool {
-        self.code == exit::OK && self.volumes.is_empty() && {
+        self.snapshots.is_none() && {
             let mut steps = self.due.steps.iter();
             steps.all(|due| due.step == "snapshot")
         }
@@ -97,36 +97,24 @@ fn pass(work: &Work<'_>, after: Option<Timestamp>) -> Result<Pass> {
             legs,
         });
     }
-    let (mut volumes, mut code) = (Vec::new(), exit::OK);
-    if let Some(snapshot) = due.step("snapshot") {
-        for (place, stale) in snapshots::stale(engine.config, engine.cancel, snapshot.since, begun)
-        {
-            match stale {
-                Ok(names) => volumes.extend(names),
-                Err(error) => {
-                    work.printer.error(&format!("snapshot {place}: {error}"));
-                    code = exit::PARTIAL;
-                }
-            }
-        }
+    let mut snapshots = None;
+    if let Some(step) = due.step("snapshot") {
+        let due = snapshots::due(engine.config, engine.cancel, step.since, begun)?;
+        snapshots = Some(due).filter(|due| !due.roots.is_empty());
     }
     Ok(Pass {
         begun,
         due,
-        volumes,
-        code,
+        snapshots,
     })
 }
 
 /// Does what is due, once.
 fn once(work: &Work<'_>, pass: &Pass, window: Option<Duration>) -> Result<Done> {
     let config = work.engine.config;
-    let mut done = Done {
-        code: pass.code,
-        ..Done::default()
-    };
-    if !pass.volumes.is_empty() {
-        done.code = done.code.max(work.snapshot(&pass.volumes));
+    let mut done = Done::default();
+    if pass.snapshots.is_some() {
+        done.code = work.snapshot(pass.snapshots.as_ref());
     }
     if let Some((steps, legs)) = pass.due.pipeline(&config.schedule)
         && work.goes_on(&mut done)
@@ -172,7 +160,7 @@ fn say(work: &Work<'_>, pass: &Pass) {
     let printer = work.printer;
     let schedule = &work.engine.config.schedule;
     for due in &pass.due.steps {
-        let Some(what) = what(due, &pass.volumes) else {
+        let Some(what) = what(due, pass.snapshots.as_ref()) else {
             continue;
         };
         if printer.is_json() {
@@ -186,10 +174,13 @@ fn say(work: &Work<'_>, pass: &Pass) {
 }
 
 /// Of what a step is due; `None`: it turned out not to be.
-fn what(due: &DueStep, volumes: &[String]) -> Option<String> {
+fn what(due: &DueStep, snapshots: Option<&DueSnapshots>) -> Option<String> {
     let mut named: Vec<String> = match due.step {
-        "snapshot" if volumes.is_empty() => return None,
-        "snapshot" => volumes.to_vec(),
+        // Where no volume is known that lacks one, it is the root that is looked at again.
+        "snapshot" => match snapshots? {
+            due if due.volumes.is_empty() => due.roots.iter().cloned().collect(),
+            due => due.volumes.iter().cloned().collect(),
+        },
         "prune" => return Some(String::new()),
         _ if due.legs.is_empty() => return None,
         _ => due.legs.iter().map(leg).collect(),

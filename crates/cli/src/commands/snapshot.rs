@@ -4,7 +4,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use engine::snapshots::{self, Outcomes, Swap, Workload};
+use engine::Status;
+use engine::snapshots::{self, DueSnapshots, Outcomes, Swap, Workload};
 use policy::Config;
 use serde::Serialize;
 
@@ -36,10 +37,13 @@ pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -
     let _lock = session::catalog_to_write(&config)?;
     match command {
         SnapshotCommand::List => Ok(exit::OK),
+        SnapshotCommand::Create { volumes } if volumes.is_empty() => {
+            Ok(made(printer, &config, cancel, None))
+        }
         SnapshotCommand::Create { volumes } => {
             let outcomes = snapshots::create(&config, cancel, volumes);
-            let made = |one: &capture::snapshot::Snapshot| format!("number {}", one.number);
-            Ok(told(printer, outcomes, NO_VOLUMES, made))
+            let number = |one: &capture::snapshot::Snapshot| format!("snapshot {}", one.number);
+            Ok(told(printer, outcomes, NO_VOLUMES, number))
         }
         SnapshotCommand::Prune => {
             let outcomes = snapshots::prune(&config, cancel);
@@ -92,12 +96,25 @@ struct Event<'a> {
     error: Option<String>,
 }
 
-/// The step `snapshot` of a run: makes one of each volume, or of those that are named, and lets go
-/// of what need not be kept.
-pub fn step(printer: &Printer, config: &Config, cancel: &AtomicBool, names: &[String]) -> u8 {
-    let made = snapshots::create(config, cancel, names);
+/// What came of a root, as its record has it.
+#[derive(Serialize)]
+struct RootEvent<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    record: &'a snapshots::Snapped,
+}
+
+/// Makes one of each volume, or what is due of them, and says what came of them and of each root.
+fn made(printer: &Printer, config: &Config, cancel: &AtomicBool, due: Option<&DueSnapshots>) -> u8 {
+    let stepped = match snapshots::step(config, cancel, &session::now, due) {
+        Ok(stepped) => stepped,
+        Err(error) => {
+            printer.error(&format!("snapshots: {error}"));
+            return exit::PARTIAL;
+        }
+    };
     if printer.is_json() {
-        for (volume, outcome) in &made {
+        for (volume, outcome) in &stepped.volumes {
             printer.event(&Event {
                 event: "snapshot",
                 volume,
@@ -105,9 +122,42 @@ pub fn step(printer: &Printer, config: &Config, cancel: &AtomicBool, names: &[St
                 error: outcome.as_ref().err().map(ToString::to_string),
             });
         }
+        for record in &stepped.roots {
+            let event = "snapshots";
+            printer.event(&RootEvent { event, record });
+        }
     }
+    let nothing = if stepped.roots.is_empty() {
+        NO_VOLUMES
+    } else {
+        ""
+    };
     let number = |one: &capture::snapshot::Snapshot| format!("snapshot {}", one.number);
-    let code = told(printer, made, NO_VOLUMES, number);
+    let mut code = told(printer, stepped.volumes, nothing, number);
+    for record in stepped.roots.iter().filter(|one| one.status != Status::Ok) {
+        let (root, word) = (&record.root, record.status.word());
+        let (having, volumes) = (record.having, record.volumes);
+        let why = record.error.as_deref().unwrap_or_default();
+        printer.error(&format!(
+            "{root} {word}: {having} of {volumes} have a snapshot; {why}"
+        ));
+        code = code.max(match record.status {
+            Status::Aborted => session::interrupted(),
+            _ => exit::PARTIAL,
+        });
+    }
+    code
+}
+
+/// The step `snapshot` of a run: makes one of each volume, or what is due of them, and lets go of
+/// what need not be kept.
+pub fn step(
+    printer: &Printer,
+    config: &Config,
+    cancel: &AtomicBool,
+    due: Option<&DueSnapshots>,
+) -> u8 {
+    let code = made(printer, config, cancel, due);
     if cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return session::interrupted();
     }

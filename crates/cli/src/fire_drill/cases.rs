@@ -133,6 +133,20 @@ backup = "05:00"
 drill = "monthly"
 "#;
 
+/// A volume group of which snapshots are to be kept.
+const KEPT: &str = r#"
+full = { warn = "100%", stop = "100%" }
+[dataset.media]
+path = "DIR/live/media"
+route = ["one"]
+[root."vg:HOST"]
+each = "volume"
+route = ["one"]
+[schedule]
+backup = "05:00"
+snapshot = "03:00"
+"#;
+
 /// All of them.
 pub const CASES: &[Case] = &[
     Case {
@@ -197,6 +211,20 @@ pub const CASES: &[Case] = &[
         planted: "the volume group is not there",
         alerts: &["LVMThinPoolUnknown", "BackupFinding"],
         plant: good,
+    },
+    Case {
+        host: "unsnapped",
+        configuration: KEPT,
+        planted: "snapshots are scheduled for three days, and none was ever made",
+        alerts: &["LVMSnapshotStale", "LVMThinPoolUnknown", "BackupFinding"],
+        plant: unsnapped,
+    },
+    Case {
+        host: "thawed",
+        configuration: KEPT,
+        planted: "the volume group is not there of which a snapshot was to be made",
+        alerts: &["LVMSnapshotFailing", "LVMThinPoolUnknown", "BackupFinding"],
+        plant: thawed,
     },
     Case {
         host: "corrupt",
@@ -343,6 +371,18 @@ fn pool(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
         metadata_floor: 10.0,
     }];
     site.tell(&measured, job)
+}
+
+fn unsnapped(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    site.day(-3).measure(job)?;
+    site.day(0).run()?;
+    site.push(job)
+}
+
+fn thawed(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    site.run()?;
+    site.snapshot()?;
+    site.push(job)
 }
 
 fn corrupt(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {

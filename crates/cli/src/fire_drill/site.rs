@@ -130,6 +130,13 @@ impl Site {
         Ok(())
     }
 
+    /// Makes snapshots to go back to, however that ends.
+    pub fn snapshot(&self) -> Result<()> {
+        let never = AtomicBool::new(false);
+        engine::snapshots::step(&self.config, &never, &|| self.now(), None)?;
+        Ok(())
+    }
+
     /// A run in a process of its own that is killed while it is at work.
     pub fn run_and_kill(&self, job: &Job<'_>) -> Result<()> {
         let mut command = Command::new(std::env::current_exe()?);

@@ -26,6 +26,10 @@ pub struct Memory {
     /// or a person knows it.
     pub(super) paths: BTreeMap<String, Option<Timestamp>>,
     pub(super) datasets: BTreeMap<String, Known>,
+    /// Roots of which snapshots are to be kept, and when each appeared; `None`: it was there at the
+    /// first look.
+    #[serde(default)]
+    pub(super) roots: BTreeMap<String, Option<Timestamp>>,
     pub(super) pools: BTreeMap<String, Vec<Sample>>,
     /// By id.
     pub(super) open: BTreeMap<String, Finding>,
@@ -86,6 +90,10 @@ impl Memory {
                 let known = self.datasets.get(&seen.name);
                 (seen.name.clone(), Known::seeing(known, seen, appeared, now))
             })
+            .collect();
+        let roots = evidence.facts.snapshots.iter();
+        next.roots = roots
+            .map(|(root, _)| (root.clone(), *self.roots.get(root).unwrap_or(&appeared)))
             .collect();
         next.pools
             .retain(|pool, _| evidence.pools.contains_key(pool));

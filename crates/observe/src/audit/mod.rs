@@ -18,6 +18,7 @@ mod places;
 mod recovery;
 mod schedule;
 mod secrets;
+mod snapshots;
 mod survey;
 mod tools;
 
@@ -104,6 +105,12 @@ pub const CHECKS: &[Check] = &[
         severity: Severity::S2,
         what: "a copy is older than its objective",
         run: copies::stale,
+    },
+    Check {
+        kind: "stale-snapshot",
+        severity: Severity::S2,
+        what: "snapshots of a root are older than their schedule allows",
+        run: snapshots::stale,
     },
     Check {
         kind: "secret-readable",

@@ -1,10 +1,13 @@
 //! Tables: who is protected how, when what runs, which alerts there are.
 
-use policy::{Guard, Keep, RUN_STEPS, Schedule, Snapshot, Source, StoreKind, TimeOfDay, When};
+use policy::{
+    Guard, Keep, RUN_STEPS, SNAPSHOT_KEEP, Schedule, Snapshot, Source, StoreKind, TimeOfDay, When,
+};
 
 use super::model::{House, Item, runbook};
 use super::text::{code, duration, label, link, path_code, plain, route, table, where_is};
 use crate::judge::objective;
+use crate::metrics::STEP_SNAPSHOT;
 use crate::rules::Rule;
 
 /// A link to a dataset's page.
@@ -84,9 +87,36 @@ pub(super) fn matrix(house: &House<'_>) -> String {
     });
     let head = ["store", "kind", "where", "versions kept", "warns, stops at"];
     out.push_str(&table(&head, &stores.collect::<Vec<_>>()));
+    out.push_str(&snapshots(house));
     out.push_str("\n## Not backed up\n\n");
     out.push_str(&without_route(house));
     out
+}
+
+/// Of what snapshots are kept, and how.
+fn snapshots(house: &House<'_>) -> String {
+    let (config, schedule) = (house.config, &house.config.schedule);
+    let kept = engine::snapshots::roots(config);
+    if kept.is_empty() {
+        return String::new();
+    }
+    let age = match schedule.when(STEP_SNAPSHOT) {
+        Some(_) => duration(objective(schedule, STEP_SNAPSHOT)),
+        None => "made by hand".to_owned(),
+    };
+    let rows = kept.iter().map(|root| {
+        let mut groups = engine::snapshots::all_groups(config);
+        let group = groups.find(|group| root.strip_prefix("vg:") == Some(&*group.name));
+        let keep_of = group.map_or(SNAPSHOT_KEEP, |group| group.keep);
+        vec![code(root.as_bytes()), age.clone(), keep(keep_of)]
+    });
+    let head = ["root", "at most so old", "snapshots kept"];
+    let rows: Vec<_> = rows.collect();
+    format!(
+        "\n## Snapshots on the same disk\n\nOf each volume in these, to go back to; they are no \
+         copies.\n\n{}",
+        table(&head, &rows)
+    )
 }
 
 fn without_route(house: &House<'_>) -> String {
@@ -175,7 +205,7 @@ fn begins(schedule: &Schedule, step: &str) -> Option<Vec<String>> {
         None => begins,
     };
     let age = match step {
-        "backup" | "offsite" => duration(objective(schedule, step)),
+        "backup" | "offsite" | "snapshot" => duration(objective(schedule, step)),
         _ => String::new(),
     };
     Some(vec![code(step.as_bytes()), begins, age])
@@ -198,7 +228,10 @@ pub(super) fn schedule(house: &House<'_>) -> String {
         .collect();
     out.push_str(&match rows.is_empty() {
         true => "No step has a time: they run when `thrice run` is called.\n".to_owned(),
-        false => table(&["step", "begins", "a copy is at most so old"], &rows),
+        false => table(
+            &["step", "begins", "what it makes is at most so old"],
+            &rows,
+        ),
     });
     let is_never = |step: &&&str| schedule.when(step).is_none();
     let never: Vec<_> = RUN_STEPS.iter().filter(is_never).collect();
@@ -276,7 +309,7 @@ pub(super) fn alerts(rules: &[Rule]) -> String {
 /// What a rule says, with the names of labels where their values come.
 fn said(text: &str) -> String {
     let mut said = text.to_owned();
-    for label in ["host", "dataset", "store", "step", "pool", "kind"] {
+    for label in ["host", "root", "dataset", "store", "step", "pool", "kind"] {
         let place = format!("{{{{ $labels.{label} }}}}");
         said = said.replace(&place, &label.to_uppercase());
     }

@@ -2,6 +2,7 @@
 
 use catalog::RunStatus;
 use engine::Drill;
+use engine::snapshots::Snapped;
 use jiff::Timestamp;
 
 use super::gather::{Measured, PoolFacts, RunFacts};
@@ -19,11 +20,20 @@ pub const STEP_VERIFY: &str = "verify";
 /// A restore to try.
 pub const STEP_DRILL: &str = "drill";
 
+/// Snapshots to go back to, of the volumes of a root.
+pub const STEP_SNAPSHOT: &str = "snapshot";
+
 /// Everything that is told at `now`.
 pub fn families(measured: &Measured, now: Timestamp) -> Vec<Family> {
     let mut all = host(measured, now);
     all.extend(replicas(measured));
     all.extend(drills(measured));
+    for (name, series) in snapshots(measured) {
+        let mut families = all.iter_mut();
+        if let Some(family) = families.find(|family| family.name == name) {
+            family.series.extend(series);
+        }
+    }
     all.extend(stores(measured));
     all.extend(pools(measured));
     all.extend(tracker(measured));
@@ -261,7 +271,7 @@ fn replicas(measured: &Measured) -> Vec<Family> {
         ),
         gauge(
             "thrice_expected_since_timestamp_seconds",
-            "Since when the dataset is expected in the store.",
+            "Since when the dataset is expected in the store, or snapshots of the root are.",
             of(&since),
         ),
         gauge(
@@ -304,6 +314,40 @@ fn replicas(measured: &Measured) -> Vec<Family> {
             "When all of it was last read back and found right; absent while it never was.",
             replica(&|one| one.last_verified.map(seconds)),
         ),
+    ]
+}
+
+/// Snapshots to go back to, by root: more series of what is told of copies, by name.
+fn snapshots(measured: &Measured) -> Vec<(&'static str, Vec<Series>)> {
+    let facts = &measured.facts;
+    let tell = Teller { host: &facts.host };
+    let series = |root: &str, value| tell.series(&[("root", root), ("step", STEP_SNAPSHOT)], value);
+    let of = |value: &dyn Fn(&Snapped) -> Option<f64>| -> Vec<Series> {
+        let roots = facts.snapshots.iter();
+        let values = roots.filter_map(|(root, last)| Some((root, value(last.as_ref()?)?)));
+        values.map(|(root, value)| series(root, value)).collect()
+    };
+    let ended = |one: &Snapped| match one.status {
+        engine::Status::Ok => Some(0.0),
+        engine::Status::Aborted => (!one.goes_on()).then_some(2.0),
+        _ => Some(1.0),
+    };
+    let expected = measured.expected_snapshots.iter();
+    let within = objective(&facts.schedule, STEP_SNAPSHOT) as f64;
+    let intervals = expected.clone().map(|((root, _), _)| series(root, within));
+    let since = expected.map(|((root, _), since)| series(root, seconds(*since)));
+    vec![
+        ("thrice_expected_interval_seconds", intervals.collect()),
+        ("thrice_expected_since_timestamp_seconds", since.collect()),
+        (
+            "thrice_last_success_timestamp_seconds",
+            of(&|one| one.last_success.map(seconds)),
+        ),
+        (
+            "thrice_last_attempt_timestamp_seconds",
+            of(&|one| Some(seconds(one.began))),
+        ),
+        ("thrice_last_status", of(&ended)),
     ]
 }
 

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use policy::Config;
 use serde::{Deserialize, Serialize};
 
+use super::contract::STEP_SNAPSHOT;
 use crate::facts::{Facts, gather};
 use crate::gate::gate;
 
@@ -18,6 +19,7 @@ const POOLS: Duration = Duration::from_secs(8);
 /// The kind of the notes of what was expected since when.
 const NOTES: &str = "metrics";
 const EXPECTED: &str = "expected";
+const EXPECTED_SNAPSHOTS: &str = "expected-snapshots";
 
 /// All that is measured.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +27,8 @@ pub struct Measured {
     pub facts: Facts,
     /// Since when a dataset is expected in a store: `(dataset, store)`.
     pub expected: BTreeMap<(String, String), Timestamp>,
+    /// Since when snapshots of a root are, where they are scheduled: `(root, step)`.
+    pub expected_snapshots: BTreeMap<(String, String), Timestamp>,
     pub pools: Vec<PoolFacts>,
     /// The newest.
     pub run: Option<RunFacts>,
@@ -73,6 +77,7 @@ pub fn measure(
     let corrupt = corrupt.filter(|row| engine::CORRUPT_KINDS.contains(&row.finding.kind.as_str()));
     Ok(Measured {
         expected: expected(config, &facts, now)?,
+        expected_snapshots: expected_snapshots(config, &facts, now)?,
         pools: pools(config, job),
         run: catalog.runs(1)?.first().map(run),
         corrupt: corrupt.count() as u64,
@@ -117,7 +122,7 @@ fn pools(config: &Config, job: &Job<'_>) -> Vec<PoolFacts> {
     pools
 }
 
-/// As it is noted: what is expected, since when.
+/// As it is noted: what is expected, in two words, since when.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted(Vec<(String, String, Timestamp)>);
 
@@ -127,25 +132,49 @@ fn expected(
     facts: &Facts,
     now: Timestamp,
 ) -> Result<BTreeMap<(String, String), Timestamp>> {
+    let datasets = facts.datasets.iter();
+    let keys = datasets.flat_map(|dataset| {
+        let stores = dataset.route.iter();
+        stores.map(|store| (dataset.name.clone(), store.clone()))
+    });
+    since(config, EXPECTED, keys, now)
+}
+
+/// The same of snapshots, which are expected where they are scheduled.
+fn expected_snapshots(
+    config: &Config,
+    facts: &Facts,
+    now: Timestamp,
+) -> Result<BTreeMap<(String, String), Timestamp>> {
+    let is_scheduled = facts.schedule.when(STEP_SNAPSHOT).is_some();
+    let roots = facts.snapshots.iter().filter(|_| is_scheduled);
+    let keys = roots.map(|(root, _)| (root.clone(), STEP_SNAPSHOT.to_owned()));
+    since(config, EXPECTED_SNAPSHOTS, keys, now)
+}
+
+/// Since when each is expected, as a note of this name has it.
+fn since(
+    config: &Config,
+    note: &str,
+    keys: impl Iterator<Item = (String, String)>,
+    now: Timestamp,
+) -> Result<BTreeMap<(String, String), Timestamp>> {
     let notes = Notes::new(&config.host.state, NOTES);
-    let Noted(before) = notes.read(EXPECTED)?.unwrap_or_default();
+    let Noted(before) = notes.read(note)?.unwrap_or_default();
     let before: BTreeMap<_, _> = before
         .into_iter()
-        .map(|(dataset, store, since)| ((dataset, store), since))
+        .map(|(one, other, since)| ((one, other), since))
         .collect();
     let mut known = BTreeMap::new();
-    for dataset in &facts.datasets {
-        for store in &dataset.route {
-            let key = (dataset.name.clone(), store.clone());
-            // A clock that went back makes nothing expected in the future.
-            let since = before.get(&key).map_or(now, |since| *since.min(&now));
-            known.insert(key, since);
-        }
+    for key in keys {
+        // A clock that went back makes nothing expected in the future.
+        let since = before.get(&key).map_or(now, |since| *since.min(&now));
+        known.insert(key, since);
     }
     if known != before {
         let rows = known.iter();
-        let rows = rows.map(|((dataset, store), since)| (dataset.clone(), store.clone(), *since));
-        notes.write(EXPECTED, &Noted(rows.collect()))?;
+        let rows = rows.map(|((one, other), since)| (one.clone(), other.clone(), *since));
+        notes.write(note, &Noted(rows.collect()))?;
     }
     Ok(known)
 }

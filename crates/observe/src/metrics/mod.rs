@@ -9,7 +9,7 @@ mod deliver;
 mod gather;
 mod text;
 
-pub use contract::{STEP_BACKUP, STEP_DRILL, STEP_OFFSITE, STEP_VERIFY, families};
+pub use contract::{STEP_BACKUP, STEP_DRILL, STEP_OFFSITE, STEP_SNAPSHOT, STEP_VERIFY, families};
 pub use deliver::{push, write};
 pub use gather::{Measured, PoolFacts, RunFacts, measure};
 pub use text::{Family, MetricKind, Series, render, selector};

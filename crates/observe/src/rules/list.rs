@@ -6,7 +6,7 @@ use policy::{Config, Coverage};
 
 use super::{Case, Level, Rule};
 use crate::judge::objective;
-use crate::metrics::{STEP_DRILL, STEP_VERIFY, selector};
+use crate::metrics::{STEP_DRILL, STEP_SNAPSHOT, STEP_VERIFY, selector};
 
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
@@ -33,6 +33,8 @@ const CLOCKS: [&str; 4] = [
 
 /// The labels by which a dataset's copy is told from others.
 const COPY: &str = "host, dataset, store, step";
+/// The steps that make copies.
+const COPYING: &str = "step=~\"backup|offsite\"";
 
 /// How many pairs of dataset and store are expected now.
 pub fn copies(coverage: &Coverage) -> usize {
@@ -55,6 +57,9 @@ pub fn rules(config: &Config, copies: usize) -> Vec<Rule> {
     }
     if is_scheduled(STEP_DRILL) {
         all.extend(made.drills(objective(&config.schedule, STEP_DRILL)));
+    }
+    if is_scheduled(STEP_SNAPSHOT) && !engine::snapshots::roots(config).is_empty() {
+        all.extend(made.snapshots(objective(&config.schedule, STEP_SNAPSHOT)));
     }
     all.extend(made.stores());
     if engine::snapshots::all_groups(config).next().is_some() {
@@ -213,9 +218,10 @@ impl Maker<'_> {
     }
 
     fn never(&self) -> Rule {
-        let since = self.max(COPY, "thrice_expected_since_timestamp_seconds", &[]);
-        let interval = self.max(COPY, "thrice_expected_interval_seconds", &[]);
-        let success = self.max(COPY, "thrice_last_success_timestamp_seconds", &[]);
+        let of = |metric| self.max_where(COPY, metric, COPYING);
+        let since = of("thrice_expected_since_timestamp_seconds");
+        let interval = of("thrice_expected_interval_seconds");
+        let success = of("thrice_last_success_timestamp_seconds");
         let expr = format!("(time() - {since} > {interval}) unless {success}");
         let values = [
             ("thrice_expected_since_timestamp_seconds", 0),
@@ -336,6 +342,65 @@ impl Maker<'_> {
             self.rule(
                 ("RestoreDrillFailing", Level::Critical),
                 format!("{} > 0", self.max("host, dataset, store", status, &[])),
+                failing,
+                (ended(1), quiet(ended(0))),
+            ),
+        ]
+    }
+
+    /// Snapshots to go back to: of each root, all or none.
+    fn snapshots(&self, within: i64) -> Vec<Rule> {
+        let by = "host, root, step";
+        let labels = [("root", "vg:pve"), ("step", STEP_SNAPSHOT)];
+        let of = |metric| self.max(by, metric, &labels[1..]);
+        let interval = of("thrice_expected_interval_seconds");
+        let success = of("thrice_last_success_timestamp_seconds");
+        let since = of("thrice_expected_since_timestamp_seconds");
+        let status = of("thrice_last_status");
+        let case = |at, values: &[(&str, i64)]| Case {
+            series: values
+                .iter()
+                .map(|(metric, value)| (self.of(metric, &labels), constant(*value, at)))
+                .collect(),
+            at,
+            labels: self.labels(&labels),
+        };
+        let late = within + HOUR;
+        let expected = [
+            ("thrice_expected_interval_seconds", within),
+            ("thrice_expected_since_timestamp_seconds", 0),
+        ];
+        let succeeded = ("thrice_last_success_timestamp_seconds", 2 * HOUR);
+        let good: Vec<_> = expected.into_iter().chain(once(succeeded)).collect();
+        let stale = Words {
+            summary: "the snapshots of {{ $labels.root }} are older than they may be",
+            meaning: "The last time that every volume of {{ $labels.root }} got a snapshot is \
+                      longer ago than the schedule allows, or never was: there is no newer point \
+                      on the same disk to go back to. Copies are another matter.",
+            remedy: "thrice run snapshot, and see what it says; thrice snapshot list shows what \
+                     there is",
+        };
+        let failing = Words {
+            summary: "the last snapshots of {{ $labels.root }} failed",
+            meaning: "Some or all volumes got none, the storage did not list them when it was \
+                      asked again, or the step was killed. Snapshots that were there before still \
+                      are.",
+            remedy: "thrice status says why; after that: thrice run snapshot",
+        };
+        let ended = |value| case(HOUR, &[("thrice_last_status", value)]);
+        vec![
+            self.rule(
+                ("LVMSnapshotStale", Level::Warning),
+                format!(
+                    "(time() - {success} > {interval}) or \
+                     ((time() - {since} > {interval}) unless {success})"
+                ),
+                stale,
+                (case(late, &expected), quiet(case(late, &good))),
+            ),
+            self.rule(
+                ("LVMSnapshotFailing", Level::Warning),
+                format!("{status} > 0"),
                 failing,
                 (ended(1), quiet(ended(0))),
             ),
@@ -724,7 +789,7 @@ impl Maker<'_> {
             labels: self.labels(&[]),
         };
         let pairs = "host, dataset, store";
-        let expected = self.max_where(pairs, interval, "step!~\"verify|drill\"");
+        let expected = self.max_where(pairs, interval, COPYING);
         if copies > 0 {
             // Where none is expected there is nothing to be counted, and that is none.
             let none = format!("0 * {newest}");
