@@ -4,8 +4,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
@@ -77,7 +78,17 @@ pub fn synology(tools: &Path, days: i64) -> Result<()> {
     Ok(fs::write(tools.join("snapshots"), names)?)
 }
 
+/// Writes one, and sees whether it can be run.
 fn program(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
-    Ok(fs::set_permissions(path, PermissionsExt::from_mode(0o755))?)
+    fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
+    let mut asked = Command::new(path);
+    asked.stdin(Stdio::null()).stdout(Stdio::null());
+    asked.stderr(Stdio::null()).status().with_context(|| {
+        format!(
+            "running {}: where programs may not be run (noexec), let TMPDIR name another folder",
+            path.display()
+        )
+    })?;
+    Ok(())
 }

@@ -276,7 +276,7 @@ pub(super) fn alerts(rules: &[Rule]) -> String {
 /// What a rule says, with the names of labels where their values come.
 fn said(text: &str) -> String {
     let mut said = text.to_owned();
-    for label in ["host", "dataset", "store", "step", "pool", "kind"] {
+    for label in ["host", "dataset", "store", "step", "pool", "kind", "root"] {
         let place = format!("{{{{ $labels.{label} }}}}");
         said = said.replace(&place, &label.to_uppercase());
     }
