@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use blackbox::{Outcome, Running, World, skip};
+use blackbox::{Outcome, Running, Sink, World, skip};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -82,43 +82,64 @@ fn json(text: &str) -> Result<Value> {
     Ok(serde_json::from_str(text)?)
 }
 
-/// A Prometheus over what is in `dir`.
-struct Prometheus {
+/// A server of the Prometheus family on loopback.
+struct Server {
     child: Child,
+    /// `127.0.0.1:PORT`.
+    address: String,
     url: String,
 }
 
-impl Prometheus {
-    fn start(dir: &Path) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let log = fs::File::create(dir.join("log"))?;
-        let child = Command::new("prometheus")
-            .args([
-                "--config.file=prometheus.yml",
-                "--storage.tsdb.path=tsdb",
-                "--storage.tsdb.retention.time=100y",
-                "--web.enable-lifecycle",
-            ])
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+impl Server {
+    /// Begins it in `dir`, and waits until it is ready.
+    fn start(dir: &Path, program: &str, arguments: &[&str]) -> Result<Self> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let said = dir.join(format!("{program}.log"));
+        let log = fs::File::create(&said)?;
+        let child = Command::new(program)
+            .args(arguments)
+            .arg(format!("--web.listen-address={address}"))
             .current_dir(dir)
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
+        let url = format!("http://{address}");
         let mut started = Self {
             child,
-            url: format!("http://127.0.0.1:{port}"),
+            address,
+            url,
         };
         let began = Instant::now();
         while get(&format!("{}/-/ready", started.url), &[]).is_err() {
             if started.child.try_wait()?.is_some() || began.elapsed() > Duration::from_secs(30) {
-                bail!(
-                    "it did not come up: {}",
-                    fs::read_to_string(dir.join("log"))?
-                );
+                bail!("it did not come up: {}", fs::read_to_string(said)?);
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(started)
+    }
+
+    /// A Prometheus over what is in `dir`.
+    fn prometheus(dir: &Path) -> Result<Self> {
+        let arguments = [
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=tsdb",
+            "--storage.tsdb.retention.time=100y",
+            "--web.enable-lifecycle",
+            // What fired while it knew of no Alertmanager yet it tells soon after.
+            "--rules.alert.resend-delay=1s",
+        ];
+        Self::start(dir, "prometheus", &arguments)
+    }
+
+    /// An Alertmanager with what is in `dir`; it looks for no others.
+    fn alertmanager(dir: &Path) -> Result<Self> {
+        let arguments = [
+            "--config.file=alertmanager.yml",
+            "--storage.path=told",
+            "--cluster.listen-address=",
+        ];
+        Self::start(dir, "prometheus-alertmanager", &arguments)
     }
 
     /// Reads its configuration and rules anew; it has when this returns.
@@ -127,7 +148,7 @@ impl Prometheus {
     }
 }
 
-impl Drop for Prometheus {
+impl Drop for Server {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
@@ -168,6 +189,120 @@ fn r20_every_alert_is_seen_firing_for_what_it_is_for_and_for_nothing_else() -> R
     Ok(())
 }
 
+/// The first block of YAML under a heading of `docs/metrics.md`, with other words in it.
+fn documented(heading: &str, others: &[(&str, &str)]) -> Result<String> {
+    let document = include_str!("../../docs/metrics.md");
+    let section = document.split_once(&format!("\n## {heading}\n"));
+    let (_, section) = section.with_context(|| format!("no section {heading}"))?;
+    let block = section.split_once("```yaml\n");
+    let block = block.and_then(|(_, rest)| rest.split_once("```"));
+    let mut text = block.context("no YAML")?.0.to_owned();
+    for (word, other) in others {
+        ensure!(text.contains(word), "{heading} does not say {word}");
+        text = text.replace(word, other);
+    }
+    Ok(text)
+}
+
+/// What arrives at `sink` until a message is of `alert`, and has this status.
+fn arrived(sink: &Sink, alert: &str, status: &str) -> Result<Vec<(String, Value)>> {
+    let mut all = Vec::new();
+    loop {
+        for received in sink.wait()? {
+            all.push((received.path().to_owned(), json(&received.body)?));
+        }
+        let is = |(_, message): &(String, Value)| {
+            message["groupLabels"]["alertname"] == alert && message["status"] == status
+        };
+        if all.iter().any(is) {
+            return Ok(all);
+        }
+    }
+}
+
+/// As the documentation sets them up: a dataset that fails is told once, and again when it is
+/// mended, with what to do.
+#[test]
+fn r20_a_failure_is_told_once_through_alertmanager_and_so_is_its_end() -> Result<()> {
+    let programs = ["", "-pushgateway", "-alertmanager"].map(|part| format!("prometheus{part}"));
+    if !programs.iter().all(|program| has(program)) {
+        return skip("no Prometheus, Pushgateway or Alertmanager here");
+    }
+    let (sink, servers) = (Sink::http()?, tempfile::tempdir()?);
+    let dir = servers.path();
+    let gateway = Server::start(dir, "prometheus-pushgateway", &[])?;
+    let world = world(&format!("pushgateway = \"{}\"\n", gateway.url))?;
+    let words = world.path("words");
+    let text = fs::read_to_string(world.path("thrice.toml"))?;
+    let made = format!("[\"cat\", \"{}\"]", words.display());
+    world.configure(&text.replace("[\"echo\", \"hello\"]", &made))?;
+    // It is as documented but for the pace and the places.
+    let quick = ("group_wait: 1m ", "group_wait: 1s ");
+    let often = ("group_interval: 5m", "group_interval: 1s");
+    let others = [quick, often, ("127.0.0.1:8080", &*sink.address())];
+    let text = documented("In Alertmanager", &others)?;
+    fs::write(dir.join("alertmanager.yml"), text)?;
+    let alertmanager = Server::alertmanager(dir)?;
+    let others = [
+        ("127.0.0.1:9091", &*gateway.address),
+        ("127.0.0.1:9093", &*alertmanager.address),
+    ];
+    let text = documented("In Prometheus", &others)?;
+    let pace = "global: {scrape_interval: 1s, evaluation_interval: 1s}\n";
+    fs::write(dir.join("prometheus.yml"), format!("{pace}{text}"))?;
+    world.expect(&["run", "backup"], 1)?;
+    let prometheus = Server::prometheus(dir)?;
+    // Before it has scraped, all would be absent.
+    let scraped = format!("{}/api/v1/query?query=thrice_run_status", prometheus.url);
+    let began = Instant::now();
+    while !get(&scraped, &[])?.contains("\"host\":\"box\"") {
+        ensure!(
+            began.elapsed() < Duration::from_secs(30),
+            "nothing is scraped"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    fs::write(dir.join("thrice.rules.yml"), &rules)?;
+    prometheus.reload()?;
+
+    let mut told = arrived(&sink, "BackupFailing", "firing")?;
+    fs::write(&words, "hello")?;
+    world.expect(&["run", "backup"], 0)?;
+    told.extend(arrived(&sink, "BackupFailing", "resolved")?);
+    let of = |alert: &str, status: &str| -> Vec<&(String, Value)> {
+        let is = |(_, message): &&(String, Value)| {
+            message["groupLabels"]["alertname"] == alert && message["status"] == status
+        };
+        told.iter().filter(is).collect()
+    };
+    for status in ["firing", "resolved"] {
+        let [(path, message)] = of("BackupFailing", status)[..] else {
+            bail!("not one message that it is {status}: {told:#?}");
+        };
+        let alerts = message["alerts"].as_array().context("no alerts")?;
+        let [alert] = &alerts[..] else {
+            bail!("not one alert: {message:#}");
+        };
+        ensure!(path == "/tell" && alert["labels"]["severity"] == "warning");
+        ensure!(alert["labels"]["dataset"] == "words", "{alert:#}");
+        let said = &alert["annotations"];
+        ensure!(said["summary"] == "the last backup of words to sda failed");
+        ensure!(said["remedy"] == "thrice status says what went wrong and what to do");
+        ensure!(said["runbook_url"] == "alerts.md#backupfailing");
+    }
+    // Whatever else was told of it was told once, and what is critical goes another way.
+    for (path, message) in &told {
+        let alert = message["groupLabels"]["alertname"].as_str();
+        let alert = alert.context("it is not grouped by alert")?;
+        let status = message["status"].as_str().context("no status")?;
+        ensure!(of(alert, status).len() == 1, "{alert} again: {told:#?}");
+        let is_critical = message["commonLabels"]["severity"] == "critical";
+        ensure!((path == "/wake") == is_critical, "{alert} went to {path}");
+    }
+    Ok(())
+}
+
 #[test]
 fn r20_the_rules_pass_their_own_tests_and_changed_ones_do_not() -> Result<()> {
     if !has("promtool") {
@@ -202,6 +337,79 @@ fn r20_the_rules_pass_their_own_tests_and_changed_ones_do_not() -> Result<()> {
         );
     }
     ensure!(turned > 3);
+    Ok(())
+}
+
+/// Who mends pastes what an alert says: a dataset is a word there, and never a command.
+#[test]
+fn r06_a_remedy_names_a_dataset_as_a_word_of_a_shell() -> Result<()> {
+    if !has("promtool") {
+        return skip("no promtool here");
+    }
+    let world = world("")?;
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    fs::write(world.path("thrice.rules.yml"), &rules)?;
+    for (name, word) in [
+        ("media-2_a.b:c", "media-2_a.b:c"),
+        ("; touch x", "'; touch x'"),
+        ("it's $(touch x) `y`", r"'it'\''s $(touch x) `y`'"),
+        ("two\nlines", "'two\nlines'"),
+        ("\"é\\", "'\"é\\'"),
+    ] {
+        let said = Command::new("sh")
+            .args(["-c", &format!("printf %s {word}")])
+            .output()?;
+        ensure!(said.stdout == name.as_bytes(), "{word} is not {name}");
+        remedied(&world, &rules, name, word)?;
+    }
+    Ok(())
+}
+
+/// Whether the remedy of a dataset that never succeeded has this word for its name.
+fn remedied(world: &World, rules: &str, name: &str, word: &str) -> Result<()> {
+    let alert = "BackupNeverSucceeded";
+    let written = rules.split_once(&format!("- alert: {alert}\n"));
+    let (_, written) = written.context("no such rule")?;
+    let annotation = |name: &str| -> Result<Value> {
+        let prefix = format!("{name}: ");
+        let mut lines = written.lines();
+        let line = lines.find_map(|line| line.trim().strip_prefix(&prefix));
+        json(line.with_context(|| format!("no {name}"))?)
+    };
+    let quoted = Value::from(name).to_string();
+    let series = |metric: &str, value: u32| {
+        let labels = format!("host=\"box\",dataset={quoted},store=\"sda\",step=\"backup\"");
+        let series = format!("thrice_expected_{metric}_seconds{{{labels}}}");
+        serde_json::json!({ "series": series, "values": format!("{value}x120") })
+    };
+    let test = serde_json::json!({
+        "rule_files": ["thrice.rules.yml"],
+        "evaluation_interval": "1h",
+        "tests": [{
+            "interval": "1m",
+            "input_series": [series("interval", 3600), series("since_timestamp", 0)],
+            "alert_rule_test": [{
+                "eval_time": "2h",
+                "alertname": alert,
+                "exp_alerts": [{
+                    "exp_labels": {
+                        "host": "box", "dataset": name, "store": "sda", "step": "backup",
+                        "severity": "critical",
+                    },
+                    "exp_annotations": {
+                        "summary": format!("{name} has never got to sda"),
+                        "description": annotation("description")?,
+                        "remedy": format!("thrice run --dataset {word}, and see what it says"),
+                        "runbook_url": annotation("runbook_url")?,
+                        "thrice_rule": annotation("thrice_rule")?,
+                    },
+                }],
+            }],
+        }],
+    });
+    fs::write(world.path("odd.yml"), test.to_string())?;
+    let (ok, said) = promtool(world, &["test", "rules", "odd.yml"], None)?;
+    ensure!(ok, "{name:?}: {said}");
     Ok(())
 }
 
@@ -302,7 +510,7 @@ fn r20_what_prometheus_has_loaded_is_compared_with_policy() -> Result<()> {
         dir.join("thrice.rules.yml"),
         world.expect(&["rules"], 0)?.stdout,
     )?;
-    let prometheus = Prometheus::start(&dir)?;
+    let prometheus = Server::prometheus(&dir)?;
     let check = format!("--check={}", prometheus.url);
     world.expect(&["rules", &check], 0)?;
     // Somebody has put off an alert by hand, and let another one wait.
@@ -451,7 +659,7 @@ const EMPTY: [(&str, &str); 1] = [(
 )];
 
 /// Evaluates a question of a panel, at the end of the week and over all of it.
-fn shows(prometheus: &Prometheus, panel: &Value, target: &Value) -> Result<()> {
+fn shows(prometheus: &Server, panel: &Value, target: &Value) -> Result<()> {
     let expr = target["expr"].as_str().context("no expression")?;
     let legend = target["legendFormat"].as_str().context("no legend")?;
     let (start, end) = (MONDAY, MONDAY + 7 * DAY - 5 * MINUTE);
@@ -491,7 +699,7 @@ fn shows(prometheus: &Prometheus, panel: &Value, target: &Value) -> Result<()> {
 }
 
 /// A Prometheus that has seen a week.
-fn backfilled(world: &World, told: &[(i64, String)]) -> Result<Prometheus> {
+fn backfilled(world: &World, told: &[(i64, String)]) -> Result<Server> {
     let dir = world.path("prometheus");
     fs::create_dir(&dir)?;
     fs::write(dir.join("week"), week(told)?)?;
@@ -502,7 +710,7 @@ fn backfilled(world: &World, told: &[(i64, String)]) -> Result<Prometheus> {
         .output()?;
     ensure!(output.status.success(), "{output:?}");
     fs::write(dir.join("prometheus.yml"), "{}\n")?;
-    Prometheus::start(&dir)
+    Server::prometheus(&dir)
 }
 
 /// What is told between two runs differs from what the first of them told in the time alone.

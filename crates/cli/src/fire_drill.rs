@@ -2,11 +2,12 @@
 //!
 //! Each case is a host of its own in a folder of ours: real runs of a real configuration, whose
 //! metrics are pushed to a real Pushgateway, and whose rules one Prometheus has loaded. Only the
-//! clock is told otherwise where a day would have to pass, and figures stand for what a machine may
-//! not have (a volume group, a NAS); the case says so. A case is good when exactly the alerts fire
-//! that it names: one that does not is as bad as one too many.
+//! clock is told otherwise where a day would have to pass, and programs answer for what a machine
+//! may not have (LVM, a NAS); the case says so. A case is good when exactly the alerts fire that it
+//! names: one that does not is as bad as one too many.
 
 mod cases;
+mod played;
 mod servers;
 mod site;
 

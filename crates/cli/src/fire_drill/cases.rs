@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use capture::Job;
 use catalog::{Finding, Severity};
-use observe::metrics::PoolFacts;
 
+use super::played;
 use super::servers::Prometheus;
 use super::site::Site;
 
@@ -102,7 +102,7 @@ path = "DIR/live/media"
 route = ["one"]
 "#;
 
-/// A volume group, whose figures are planted.
+/// A volume group.
 const VOLUMES: &str = r#"
 full = { warn = "100%", stop = "100%" }
 [dataset.media]
@@ -111,6 +111,60 @@ route = ["one"]
 [root."vg:HOST"]
 each = "volume"
 route = ["one"]
+[metrics]
+pushgateway = "GATEWAY"
+"#;
+
+/// A disk that lies on a NAS, which makes snapshots of its own.
+const NAS: &str = r#"
+full = { warn = "100%", stop = "100%" }
+[store.one.snapshots]
+driver = "synology"
+share = "Backup"
+keep_for = "7d"
+every = "1d"
+tools = "DIR/nas"
+sudo = false
+[store.one.share]
+recycle_bin = false
+[dataset.media]
+path = "DIR/live/media"
+route = ["one"]
+[metrics]
+pushgateway = "GATEWAY"
+"#;
+
+/// Everything that is asked of other programs, and the change tracker.
+const ASKED: &str = r#"
+full = { warn = "100%", stop = "100%" }
+[store.one.snapshots]
+driver = "synology"
+share = "Backup"
+keep_for = "7d"
+every = "1d"
+tools = "DIR/nas"
+sudo = false
+[store.one.share]
+recycle_bin = false
+[dataset.media]
+path = "DIR/live/media"
+route = ["one"]
+[root."vg:HOST"]
+each = "volume"
+route = []
+why = "only its pool is looked at"
+[metrics]
+pushgateway = "GATEWAY"
+"#;
+
+/// What the change tracker is for.
+const TRACKED: &str = r#"
+full = { warn = "100%", stop = "100%" }
+[dataset.media]
+path = "DIR/live/media"
+route = ["one"]
+[metrics]
+pushgateway = "GATEWAY"
 "#;
 
 /// A marker goes the way of the data.
@@ -157,6 +211,14 @@ pub const CASES: &[Case] = &[
         plant: good,
     },
     Case {
+        host: "sound",
+        configuration: ASKED,
+        planted: "nothing: a pool, a NAS and a change tracker are in order (programs answer for \
+                  LVM and the NAS)",
+        alerts: &[],
+        plant: sound,
+    },
+    Case {
         host: "stale",
         configuration: FAR,
         planted: "the last run was three days ago",
@@ -201,8 +263,13 @@ pub const CASES: &[Case] = &[
     Case {
         host: "pool",
         configuration: VOLUMES,
-        planted: "a thin pool's data and metadata are used up (figures)",
-        alerts: &["LVMThinPoolLow", "LVMThinPoolMetadataLow", "BackupFinding"],
+        planted: "a thin pool's data and metadata are used up (a program answers for LVM)",
+        alerts: &[
+            "LVMThinPoolLow",
+            "LVMThinPoolMetadataLow",
+            "BackupFailing",
+            "BackupFinding",
+        ],
         plant: pool,
     },
     Case {
@@ -210,7 +277,7 @@ pub const CASES: &[Case] = &[
         configuration: VOLUMES,
         planted: "the volume group is not there",
         alerts: &["LVMThinPoolUnknown", "BackupFinding"],
-        plant: good,
+        plant: told,
     },
     Case {
         host: "unsnapped",
@@ -270,8 +337,9 @@ pub const CASES: &[Case] = &[
     },
     Case {
         host: "drift",
-        configuration: PLAIN,
-        planted: "retention on the far side is not what is declared (the finding)",
+        configuration: NAS,
+        planted: "a NAS says that it keeps snapshots for a week, and has those of forty days \
+                  (programs answer for the NAS)",
         alerts: &["OffsiteConfigDrift"],
         plant: drift,
     },
@@ -319,16 +387,16 @@ pub const CASES: &[Case] = &[
     },
     Case {
         host: "deaf",
-        configuration: PLAIN,
-        planted: "the change tracker has given no sign of life for a day (its record)",
+        configuration: TRACKED,
+        planted: "the change tracker was killed, and its last sign of life is a day old (set back)",
         alerts: &["ChangeTrackerDown"],
         plant: deaf,
     },
     Case {
         host: "missed",
-        configuration: PLAIN,
-        planted: "the audit found changes that the tracker had not told (its count)",
-        alerts: &["ChangeTrackerMissed"],
+        configuration: TRACKED,
+        planted: "a file was written by another of its names, outside of what the tracker watches",
+        alerts: &["ChangeTrackerMissed", "BackupFinding"],
         plant: missed,
     },
     Case {
@@ -360,17 +428,22 @@ fn killed(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
     site.push(job)
 }
 
+fn sound(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    played::lvm(&site.path("bin"), ("12.00", "8.00"))?;
+    played::synology(&site.path("nas"), 7)?;
+    site.listen(job)?;
+    site.run_itself(job)?;
+    fs::write(site.path("live/media/picture"), "another")?;
+    site.run_itself(job)
+}
+
 fn pool(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
-    site.run()?;
-    let mut measured = site.measure(job)?;
-    measured.pools = vec![PoolFacts {
-        name: "pool/data".into(),
-        data: Some(97.0),
-        metadata: Some(96.0),
-        data_floor: 10.0,
-        metadata_floor: 10.0,
-    }];
-    site.tell(&measured, job)
+    played::lvm(&site.path("bin"), ("97.00", "96.00"))?;
+    site.run_itself(job)
+}
+
+fn told(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
+    site.run_itself(job)
 }
 
 fn unsnapped(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
@@ -449,16 +522,8 @@ fn swallowed(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
 }
 
 fn drift(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
-    site.run()?;
-    let finding = Finding {
-        severity: Severity::S2,
-        kind: "nas-retention-drift".into(),
-        subject: "one".into(),
-        message: "snapshots older than the declared retention are still there".into(),
-        remedy: "set it on the NAS".into(),
-    };
-    site.catalog()?.raise(&finding, site.now())?;
-    site.push(job)
+    played::synology(&site.path("nas"), 40)?;
+    site.run_itself(job)
 }
 
 fn silent(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
@@ -473,25 +538,19 @@ fn clock(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
 }
 
 fn deaf(site: &mut Site, _: &Prometheus, job: &Job<'_>) -> Result<()> {
-    site.run()?;
-    let then = site.day(-1).now();
-    let status = serde_json::json!({
-        "pid": 1, "started": then, "heartbeat": then, "overflows": 0, "streams": []
-    });
-    site.catalog()?.set_tracker(&status.to_string())?;
-    site.day(0).push(job)
+    site.listen(job)?;
+    site.run_itself(job)?;
+    site.deafen()?;
+    site.push_itself(job)
 }
 
 fn missed(site: &mut Site, prometheus: &Prometheus, job: &Job<'_>) -> Result<()> {
-    site.run()?;
-    site.push(job)?;
-    let host = "missed";
-    prometheus.has("thrice_feed_missed_total", host, job)?;
-    let catalog = site.catalog()?;
-    let dataset = catalog.find_dataset("media")?.context("no dataset")?;
-    let mut feed = catalog.feed(dataset.id)?;
-    feed.missed += 7;
-    catalog.set_feed(dataset.id, &feed)?;
-    drop(catalog);
-    site.push(job)
+    site.listen(job)?;
+    site.run_itself(job)?;
+    prometheus.has("thrice_feed_missed_total", "missed", job)?;
+    // inotify tells nobody that a file gets another name elsewhere, nor what is written by it.
+    let elsewhere = site.path("elsewhere");
+    fs::hard_link(site.path("live/media/picture"), &elsewhere)?;
+    fs::write(elsewhere, "another")?;
+    site.run_itself(job)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -17,13 +17,14 @@ use super::until;
 const ANSWER_MAX: u64 = 16 << 20;
 
 /// A process, ended when it is let go of.
-struct Server {
+pub struct Server {
     child: Child,
-    log: std::path::PathBuf,
+    log: PathBuf,
 }
 
 impl Server {
-    fn start(dir: &Path, name: &str, command: &mut Command) -> Result<Self> {
+    /// Begins it in `dir`, where what it says goes into a file of its name.
+    pub fn start(dir: &Path, name: &str, command: &mut Command) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let file = File::create(&log)?;
         let child = command
@@ -32,18 +33,41 @@ impl Server {
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
-            .with_context(|| format!("beginning `{name}`: install it (Debian: {name})"))?;
+            .with_context(|| format!("beginning `{name}`"))?;
         Ok(Self { child, log })
     }
 
-    /// Waits until it answers at `url`.
-    fn wait(&mut self, url: &str, job: &Job<'_>) -> Result<()> {
-        until(url, job, || {
+    /// Waits until it is at work, which `is_up` says.
+    pub fn wait(
+        &mut self,
+        what: &str,
+        job: &Job<'_>,
+        mut is_up: impl FnMut() -> bool,
+    ) -> Result<()> {
+        until(what, job, || {
             if self.child.try_wait()?.is_some() {
                 bail!("it ended: {}", fs::read_to_string(&self.log)?);
             }
-            Ok(get(url, job).is_ok())
+            Ok(is_up())
         })
+    }
+
+    /// The same of one that answers at `url`.
+    fn answers(&mut self, url: &str, job: &Job<'_>) -> Result<()> {
+        self.wait(url, job, || get(url, job).is_ok())
+    }
+
+    /// Waits until it has ended: with one of these codes.
+    pub fn ends(mut self, what: &str, codes: &[u8], job: &Job<'_>) -> Result<()> {
+        let mut code = None;
+        until(what, job, || {
+            code = self.child.try_wait()?;
+            Ok(code.is_some())
+        })?;
+        match code.and_then(|status| status.code()) {
+            Some(code) if codes.iter().any(|one| i32::from(*one) == code) => Ok(()),
+            _ => bail!("{what}: {}", fs::read_to_string(&self.log)?),
+        }
     }
 }
 
@@ -95,7 +119,7 @@ impl Pushgateway {
         command.arg(format!("--web.listen-address={address}"));
         let mut server = Server::start(dir, "prometheus-pushgateway", &mut command)?;
         let url = format!("http://{address}");
-        server.wait(&format!("{url}/-/ready"), job)?;
+        server.answers(&format!("{url}/-/ready"), job)?;
         Ok(Self {
             url,
             address,
@@ -135,7 +159,7 @@ impl Prometheus {
         command.arg(format!("--web.listen-address={address}"));
         let mut server = Server::start(dir, "prometheus", &mut command)?;
         let url = format!("http://{address}");
-        server.wait(&format!("{url}/-/ready"), job)?;
+        server.answers(&format!("{url}/-/ready"), job)?;
         Ok(Self {
             url,
             _server: server,

@@ -1,8 +1,9 @@
 //! A host that is played: its folder, configuration, catalog and clock.
 
 use std::fs;
+use std::iter;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -11,12 +12,15 @@ use anyhow::{Context, Result, anyhow};
 use capture::Job;
 use catalog::{Catalog, Mode, RunStatus};
 use engine::{DrillOptions, Engine, Expectation, RunOptions, Silent, VerifyOptions};
+use feed::Feed as _;
 use jiff::{SignedDuration, Timestamp};
 use observe::metrics::{self, Measured};
 use observe::rules;
 use policy::Config;
+use serde_json::Value;
 
-use super::until;
+use super::servers::Server;
+use crate::exit;
 
 /// How long a push may take.
 const PUSH: Duration = Duration::from_secs(20);
@@ -39,11 +43,12 @@ pub struct Site {
     ahead: SignedDuration,
     /// Copies that the rules were written for beyond those that are expected.
     pub more_copies: usize,
+    tracker: Option<Server>,
 }
 
 impl Site {
     /// Makes its folder, with a file to back up. In `configuration`, which goes on after [`HEAD`],
-    /// `DIR` stands for the folder and `THRICE` for this program.
+    /// `DIR` stands for the folder, `THRICE` for this program, and `GATEWAY` for where it pushes to.
     pub fn new(dir: &Path, host: &str, configuration: &str, gateway: &str) -> Result<Self> {
         let dir = dir.join(host);
         fs::create_dir_all(dir.join("live/media"))?;
@@ -54,7 +59,8 @@ impl Site {
         let text = format!("{HEAD}{configuration}")
             .replace("HOST", host)
             .replace("DIR", &shown(&dir)?)
-            .replace("THRICE", &shown(&program)?);
+            .replace("THRICE", &shown(&program)?)
+            .replace("GATEWAY", gateway);
         let file = dir.join("thrice.toml");
         fs::write(&file, text)?;
         let config = policy::load(&file).map_err(|report| anyhow!("{}", report.render(false)))?;
@@ -64,6 +70,7 @@ impl Site {
             gateway: gateway.to_owned(),
             ahead: SignedDuration::ZERO,
             more_copies: usize::from(host == "forgotten"),
+            tracker: None,
         })
     }
 
@@ -137,25 +144,65 @@ impl Site {
         Ok(())
     }
 
+    /// This program, as the host has it: what it finds in `bin` there goes before the machine's.
+    fn program(&self, words: &[&str]) -> Result<Command> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let all = iter::once(self.path("bin")).chain(std::env::split_paths(&path));
+        let path = std::env::join_paths(all).context("the folder cannot stand in PATH")?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--config").arg(self.path("thrice.toml"));
+        command.args(words).env("PATH", path);
+        command.env_remove("THRICE_CONFIG").env_remove("THRICE_NOW");
+        Ok(command)
+    }
+
+    /// A run by the program itself, however it ends; the configuration says where it pushes to.
+    pub fn run_itself(&self, job: &Job<'_>) -> Result<()> {
+        self.thrice(&["run"], &[exit::OK, exit::PARTIAL, exit::HELD], job)
+    }
+
+    /// A push by the program itself.
+    pub fn push_itself(&self, job: &Job<'_>) -> Result<()> {
+        self.thrice(&["metrics", "--push"], &[exit::OK], job)
+    }
+
+    /// The program does it, and ends with one of these codes.
+    fn thrice(&self, words: &[&str], codes: &[u8], job: &Job<'_>) -> Result<()> {
+        let what = format!("thrice {}", words.join(" "));
+        let doing = Server::start(&self.dir, "thrice", &mut self.program(words)?)?;
+        doing.ends(&what, codes, job)
+    }
+
     /// A run in a process of its own that is killed while it is at work.
     pub fn run_and_kill(&self, job: &Job<'_>) -> Result<()> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command
-            .arg("--config")
-            .arg(self.path("thrice.toml"))
-            .arg("run");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let mut child = command.env_remove("THRICE_CONFIG").spawn()?;
-        // What it waits for makes this file.
-        let began = until("a run that is at work", job, || {
-            Ok(self.path("began").exists())
-        });
-        child.kill()?;
-        child.wait()?;
-        began
+        let mut run = Server::start(&self.dir, "run", &mut self.program(&["run"])?)?;
+        // What it waits for makes this file; to be let go of is to be killed.
+        let began = self.path("began");
+        run.wait("a run that is at work", job, || began.exists())
+    }
+
+    /// The change tracker, which listens when this returns.
+    pub fn listen(&mut self, job: &Job<'_>) -> Result<()> {
+        let mut command = self.program(&["watch", "--inotify"])?;
+        let mut tracker = Server::start(&self.dir, "tracker", &mut command)?;
+        let feed = feed::Tracked::new(&self.config.host.state);
+        let is_up = || {
+            feed.status()
+                .is_some_and(|status| !status.streams.is_empty())
+        };
+        tracker.wait("the change tracker", job, is_up)?;
+        self.tracker = Some(tracker);
+        Ok(())
+    }
+
+    /// Kills the change tracker; what it has written says from then on that it was a day ago.
+    pub fn deafen(&mut self) -> Result<()> {
+        self.tracker = None;
+        let file = self.config.host.state.join("feed/status.json");
+        let mut status: Value = serde_json::from_slice(&fs::read(&file)?)?;
+        let then = Timestamp::now() - SignedDuration::from_hours(24);
+        status["heartbeat"] = serde_json::to_value(then)?;
+        Ok(fs::write(file, status.to_string())?)
     }
 
     /// What it would tell.

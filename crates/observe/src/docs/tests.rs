@@ -266,6 +266,10 @@ fn the_same_configuration_gives_the_same_bytes() {
     let alerts = &sample.pages(CONFIG)["alerts.md"];
     assert!(alerts.contains("[BackupStale](#backupstale)"), "{alerts}");
     assert!(alerts.contains("DATASET in STORE is older"), "{alerts}");
+    let marked = CONFIG.replace("each = \"dir\"\n", "each = \"dir\"\ncanary = true\n");
+    let alerts = &sample.pages(&marked)["alerts.md"];
+    assert!(alerts.contains("no new marker of ROOT"), "{alerts}");
+    assert!(!alerts.contains("$labels"), "{alerts}");
 }
 
 #[test]

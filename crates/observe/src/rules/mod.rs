@@ -29,7 +29,7 @@ pub struct Rule {
     pub summary: &'static str,
     /// What that means for the data.
     pub meaning: &'static str,
-    /// What to do.
+    /// What to do: labels in it stand in commands.
     pub remedy: &'static str,
     /// Where it is told how; a URL.
     pub runbook: String,
@@ -71,7 +71,8 @@ pub struct Case {
 impl Rule {
     /// Tells rules of one name apart: changes with whatever the rule says or does.
     pub fn print(&self) -> String {
-        let said = [self.summary, self.meaning, self.remedy, &self.runbook].join("\0");
+        let remedy = commands(self.remedy);
+        let said = [self.summary, self.meaning, &remedy, &self.runbook].join("\0");
         let whole = format!("{}\0{said}\0{}", self.severity.word(), self.expr);
         catalog::finding_id(self.alert, &whole)
     }
@@ -81,9 +82,34 @@ impl Rule {
         vec![
             ("summary", self.summary.to_owned()),
             ("description", self.meaning.to_owned()),
-            ("remedy", self.remedy.to_owned()),
+            ("remedy", commands(self.remedy)),
             ("runbook_url", self.runbook.clone()),
             ("thrice_rule", self.print()),
         ]
     }
+}
+
+/// A label in a text.
+fn label(name: &str) -> String {
+    format!("{{{{ $labels.{name} }}}}")
+}
+
+/// A label as a word of a shell, as [`tree::word`] writes it: what is plain stays so, and all else
+/// is quoted. Somebody pastes it, and whoever named a folder may have written a command.
+fn word(name: &str) -> String {
+    let (is_plain, shown) = (r"match `^[\w@%+=:,./-]+$`", label(name));
+    let quoted = format!(r"'{{{{ reReplaceAll `'` `'\''` $labels.{name} }}}}'");
+    format!("{{{{ if {is_plain} $labels.{name} }}}}{shown}{{{{ else }}}}{quoted}{{{{ end }}}}")
+}
+
+/// A text with its labels as words of a shell.
+fn commands(text: &str) -> String {
+    let mut parts = text.split("{{ $labels.");
+    let mut all = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once(" }}").unwrap_or((part, ""));
+        all.push_str(&word(name));
+        all.push_str(rest);
+    }
+    all
 }

@@ -2,7 +2,7 @@
 //! must not.
 
 use super::yaml::quoted;
-use super::{Case, RULES_FILE, Rule};
+use super::{Case, RULES_FILE, Rule, label, word};
 
 /// How a file of tests begins, by which it is known for one of these.
 pub const TESTS_MARK: &str = "# Written by `thrice rules --tests`";
@@ -56,7 +56,8 @@ fn test(rule: &Rule, what: &str, case: &Case) -> String {
 fn filled(text: &str, labels: &[(&'static str, String)]) -> String {
     let mut filled = text.to_owned();
     for (name, value) in labels {
-        filled = filled.replace(&format!("{{{{ $labels.{name} }}}}"), value);
+        filled = filled.replace(&word(name), &tree::word(value.as_bytes()));
+        filled = filled.replace(&label(name), value);
     }
     filled
 }
