@@ -580,6 +580,10 @@ fn r17_what_is_deleted_on_btrfs_is_shown_before_and_after_it_is_free() -> Result
     );
 
     drop(open);
+    // The cleaner comes with the next transaction.
+    let mut next = Command::new(&real);
+    let next = next.args(["filesystem", "sync"]).arg(fs.path());
+    ensure!(next.status()?.success(), "btrfs filesystem sync failed");
     btrfs(&["sync", &fs.path().display().to_string()])?;
     sync()?;
     let told = shown()?;
@@ -770,13 +774,10 @@ fn r09_an_agent_that_falls_silent_is_given_up_for_the_run() -> Result<()> {
         }
         let outcome = impatient(&world, &["run"])?;
         ensure!(outcome.code == Some(1), "{most} of {all}\n{outcome}");
-        // Twice it was waited for, and not once for each dataset: each is told in two places.
-        let silences = outcome.stderr.matches("silent for 5 s").count();
         ensure!(outcome.stderr.contains("silent for 5 s"), "{outcome}");
-        ensure!(
-            outcome.stderr.contains("given up for this run"),
-            "{silences}\n{outcome}"
-        );
+        // Where no leg is done between two silences, it is not waited for once for each dataset.
+        let is_given_up = outcome.stderr.contains("given up for this run");
+        ensure!(is_given_up == (round == 0), "{outcome}");
         ensure!(outcome.time < Duration::from_secs(60), "{outcome}");
         for name in 0..6 {
             let name = format!("d{name}");
