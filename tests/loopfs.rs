@@ -40,6 +40,19 @@ impl LoopFs {
     /// # Errors
     /// As [`LoopFs::new`].
     pub fn new_in(kind: FileSystem, size: u64, parent: &Path) -> Result<Self> {
+        Self::make(kind, size, parent, &[])
+    }
+
+    /// An ext4 of which root too can use every byte, with `options` for `mkfs.ext4`.
+    ///
+    /// # Errors
+    /// As [`LoopFs::new`].
+    pub fn ext4_to_the_last(size: u64, options: &[&str]) -> Result<Self> {
+        let options = [&["-m", "0"], options].concat();
+        Self::make(FileSystem::Ext4, size, &std::env::temp_dir(), &options)
+    }
+
+    fn make(kind: FileSystem, size: u64, parent: &Path, options: &[&str]) -> Result<Self> {
         ensure!(crate::is_root(), "loop devices need root");
         let dir = tempfile::Builder::new()
             .prefix("thrice-loop-")
@@ -58,7 +71,8 @@ impl LoopFs {
             FileSystem::Vfat => ("mkfs.vfat", &[]),
             FileSystem::Exfat => ("mkfs.exfat", &[]),
         };
-        command(Command::new(program).args(arguments).arg(fs.image()))?;
+        let mut mkfs = Command::new(program);
+        command(mkfs.args(arguments).args(options).arg(fs.image()))?;
         fs.mount()?;
         Ok(fs)
     }

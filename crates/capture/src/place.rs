@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tree::quote;
 use crate::error::{Error, Result};
 
 /// How long a connection may take to be made; whole seconds.
-const CONNECT: Duration = Duration::from_secs(20);
+pub(crate) const CONNECT: Duration = Duration::from_secs(20);
 
 /// A program with what it needs, before it is known where it runs.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct Program {
     env: Vec<(String, OsString)>,
     /// Variables that nobody else may see.
     secrets: Vec<(String, String)>,
+    /// For `ssh`, where it runs by that.
+    options: Vec<String>,
 }
 
 /// A command ready to run, and what it has to find on its standard input.
@@ -51,6 +54,13 @@ impl Program {
     #[must_use]
     pub fn args<W: Into<OsString>>(mut self, words: impl IntoIterator<Item = W>) -> Self {
         self.words.extend(words.into_iter().map(Into::into));
+        self
+    }
+
+    /// More options of `ssh`, where it runs by that.
+    #[must_use]
+    pub(crate) fn over(mut self, options: &[String]) -> Self {
+        self.options.extend_from_slice(options);
         self
     }
 
@@ -86,7 +96,7 @@ impl Program {
                 destination,
                 config,
             } => {
-                let mut command = ssh(destination, config.as_deref());
+                let mut command = ssh_with(&self.options, destination, config.as_deref());
                 command.arg(OsString::from_vec(self.script()));
                 Ready {
                     command,
@@ -141,9 +151,14 @@ impl Program {
 
 /// `ssh` towards `destination`, without a terminal and without questions; the far command follows
 /// as one word.
-pub fn ssh(destination: &str, config: Option<&std::path::Path>) -> Command {
+pub fn ssh(destination: &str, config: Option<&Path>) -> Command {
+    ssh_with(&[], destination, config)
+}
+
+/// The same with more options.
+pub(crate) fn ssh_with(options: &[String], destination: &str, config: Option<&Path>) -> Command {
     let mut command = Command::new("ssh");
-    command.args(["-T", "-oBatchMode=yes"]);
+    command.args(["-T", "-oBatchMode=yes"]).args(options);
     command.arg(format!("-oConnectTimeout={}", CONNECT.as_secs()));
     command.args(["-oServerAliveInterval=15", "-oServerAliveCountMax=4"]);
     if let Some(file) = config {

@@ -9,6 +9,7 @@ mod stage;
 mod week;
 
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -93,8 +94,8 @@ impl Stage<'_> {
             self.say(&format!("  - {check}"))?;
         }
         let next = if kept {
-            let place = stage::quote(&self.dir.to_string_lossy());
-            let program = stage::quote(&self.program.to_string_lossy());
+            let place = tree::word(self.dir.as_os_str().as_bytes());
+            let program = tree::word(self.program.as_os_str().as_bytes());
             format!(
                 "Try next:\n\n  cd {place}\n  {program} status\n  {program} versions documents\n  \
                  {program} verify\n  less elsewhere/store/HOW-TO-RESTORE.txt"

@@ -169,32 +169,45 @@ pub fn full(
     needed_bytes: u64,
     needed_inodes: u64,
 ) -> Option<Stop> {
-    let used = space.size_bytes.saturating_sub(space.available_bytes);
-    let share = used as f64 / space.size_bytes.max(1) as f64;
-    let remedy = || format!("free room on `{store}` (thrice prune), or give it more");
-    if share > stop {
-        let reason = format!(
-            "store `{store}` is {:.1}% full, above its stop mark of {:.0}%",
-            share * 100.0,
-            stop * 100.0
-        );
-        return Some(Stop::new("store-full", reason, remedy()));
+    let share = |all: u64, left: u64| all.saturating_sub(left) as f64 / all.max(1) as f64;
+    let bytes = share(space.size_bytes, space.available_bytes);
+    let inodes = share(space.inodes, space.available_inodes);
+    for (share, of) in [(bytes, "full"), (inodes, "full in inodes")] {
+        if share > stop {
+            let reason = format!(
+                "store `{store}` is {:.1}% {of}, above its stop mark of {:.0}%",
+                share * 100.0,
+                stop * 100.0
+            );
+            return Some(store_full(store, reason));
+        }
     }
     if needed_bytes > space.available_bytes {
         let reason = format!(
             "store `{store}` has {} bytes left, but {needed_bytes} are to be written",
             space.available_bytes
         );
-        return Some(Stop::new("store-full", reason, remedy()));
+        return Some(store_full(store, reason));
     }
     if space.inodes > 0 && needed_inodes > space.available_inodes {
         let reason = format!(
             "store `{store}` has {} inodes left, but {needed_inodes} are needed",
             space.available_inodes
         );
-        return Some(Stop::new("store-full", reason, remedy()));
+        return Some(store_full(store, reason));
     }
     None
+}
+
+/// The store has no room for anything at all.
+pub fn no_room(store: &str) -> Stop {
+    let reason = format!("store `{store}` has no room left, in bytes or in inodes");
+    store_full(store, reason)
+}
+
+fn store_full(store: &str, reason: String) -> Stop {
+    let remedy = format!("free room on `{store}` (thrice prune), or give it more");
+    Stop::new("store-full", reason, remedy)
 }
 
 #[cfg(test)]
@@ -276,10 +289,16 @@ mod tests {
             inodes: 50,
             available_inodes: 5,
         };
-        assert!(full("sda", &space, 0.85, 0, 0).is_some_and(|h| h.reason.contains("stop mark")));
+        assert!(full("sda", &space, 0.85, 0, 0).is_some_and(|h| h.reason.contains("90.0% full, ")));
         assert!(full("sda", &space, 0.95, 11, 0).is_some_and(|h| h.reason.contains("bytes left")));
         assert!(full("sda", &space, 0.95, 10, 6).is_some_and(|h| h.reason.contains("inodes")));
         assert_eq!(full("sda", &space, 0.95, 10, 5), None);
+        let few = Space {
+            available_bytes: 60,
+            available_inodes: 2,
+            ..space
+        };
+        assert!(full("sda", &few, 0.95, 0, 0).is_some_and(|h| h.reason.contains("96.0% full in")));
         let endless = Space {
             inodes: 0,
             available_inodes: 0,

@@ -17,6 +17,7 @@ use crate::note::Notes;
 use crate::report::Notice;
 use crate::room;
 use crate::run::Engine;
+use crate::time::patience;
 
 /// The machine says that it keeps snapshots otherwise than is declared.
 const RETENTION: &str = "nas-retention-drift";
@@ -62,7 +63,8 @@ pub struct Verdict {
     known: Vec<&'static str>,
 }
 
-/// Snapshots that were deleted from here, until their room is free.
+/// Snapshots that were deleted from here: that they are gone is one moment, that their room is free
+/// another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
     /// Seconds since 1970.
@@ -70,6 +72,18 @@ pub struct Deleted {
     pub snapshots: u64,
     /// Bytes that were free then, as far as was known.
     pub available_before: Option<u64>,
+    /// When it was first seen that all of it is free; seconds since 1970. `None`: it is not yet.
+    #[serde(default)]
+    pub freed_at: Option<i64>,
+}
+
+impl Deleted {
+    /// As it stands at `now`, when the machine says so much of what is left.
+    fn seen(self, left: Option<Reclaiming>, now: Timestamp) -> Self {
+        let freed = left.is_some_and(Reclaiming::is_done);
+        let freed_at = self.freed_at.or(freed.then_some(now.as_second()));
+        Self { freed_at, ..self }
+    }
 }
 
 /// What is remembered of a machine.
@@ -99,7 +113,7 @@ impl Change {
 
 /// Asks the machine everything. Errors: interrupted.
 pub fn look(nas: &Nas, cancel: &AtomicBool) -> Result<Standing> {
-    let job = Job::new(ALLOWED, cancel);
+    let job = Job::new(patience(ALLOWED), cancel);
     let far = match appliance(nas) {
         Ok(far) => far,
         Err(error) => {
@@ -371,13 +385,8 @@ pub fn ask(engine: &Engine<'_>, spec: &StoreSpec, nas: &Nas) -> Result<(Standing
     settle(engine.catalog, &spec.name, &verdict, now)?;
     let mut known = memory(engine, &spec.name);
     known.asked = now.as_second();
-    if standing
-        .reclaiming
-        .as_ref()
-        .is_ok_and(|left| left.is_done())
-    {
-        known.deleted = None;
-    }
+    let left = standing.reclaiming.as_ref().ok().copied();
+    known.deleted = known.deleted.map(|deleted| deleted.seen(left, now));
     notes(engine).write(&spec.name, &known)?;
     for finding in &verdict.findings {
         engine.observer.notice(&Notice::Note {
@@ -388,9 +397,12 @@ pub fn ask(engine: &Engine<'_>, spec: &StoreSpec, nas: &Nas) -> Result<(Standing
     Ok((standing, verdict))
 }
 
-/// Snapshots that were deleted from here and whose room was not known to be free.
-pub fn deleted(engine: &Engine<'_>, store: &str) -> Option<Deleted> {
-    memory(engine, store).deleted
+/// Snapshots that were last deleted from here, and whether their room is free by what the machine
+/// says now.
+pub fn deleted(engine: &Engine<'_>, store: &str, standing: &Standing) -> Option<Deleted> {
+    let left = standing.reclaiming.as_ref().ok().copied();
+    let deleted = memory(engine, store).deleted?;
+    Some(deleted.seen(left, (engine.now)()))
 }
 
 /// What has to be changed there so that it is as declared: its retention when `apply`, what is
@@ -430,7 +442,7 @@ pub fn carry_out(
     available: Option<u64>,
     say: &mut dyn FnMut(&str),
 ) -> Result<usize> {
-    let job = Job::new(ALLOWED, engine.cancel);
+    let job = Job::new(patience(ALLOWED), engine.cancel);
     let far = appliance(nas)?;
     if let Some(keep) = &change.set {
         far.set_retention(keep, &job)?;
@@ -453,12 +465,13 @@ pub fn carry_out(
         at: (engine.now)().as_second(),
         snapshots: change.delete.len() as u64,
         available_before: available,
+        freed_at: None,
     });
     notes(engine).write(&spec.name, &known)?;
     let mut failed = 0;
     for point in &change.delete {
         let name = tree::escape(point.name.as_bytes());
-        match far.delete(point, &Job::new(ALLOWED, engine.cancel)) {
+        match far.delete(point, &Job::new(patience(ALLOWED), engine.cancel)) {
             Ok(()) => say(&format!("deleted: {name}")),
             Err(error @ (CaptureError::Interrupted | CaptureError::Late { .. })) => {
                 return Err(error.into());

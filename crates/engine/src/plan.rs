@@ -86,7 +86,8 @@ pub struct StorePlan {
     pub space: Option<Space>,
     /// Why its room is not known, or not known anew.
     pub error: Option<String>,
-    /// The share of it in use once it has been given that.
+    /// The share of it in use once it has been given that, of its bytes or its inodes: whichever is
+    /// more.
     pub used_after: Option<f64>,
     /// The mark of `full` above which it would be then: `warn` or `stop`.
     pub passes: Option<&'static str>,
@@ -144,7 +145,7 @@ fn of_store<'g>(
     let days = RECENT.as_hours() as f64 / 24.0;
     let rate = fill_rate(&engine.config.host.state, &spec.name, runs);
     let a_day = rate.unwrap_or(0.0).max(0.0) + recent as f64 / days;
-    let after = space.map(|space| After::of(&space, bytes));
+    let after = space.map(|space| After::of(&space, bytes, files));
     Ok(StorePlan {
         store: spec.name.clone(),
         bytes,
@@ -170,10 +171,17 @@ struct After {
 }
 
 impl After {
-    fn of(space: &Space, bytes: u64) -> Self {
-        let used = space.size_bytes.saturating_sub(space.available_bytes);
+    fn of(space: &Space, bytes: u64, files: u64) -> Self {
+        let share = |all: u64, left: u64, more: u64| {
+            all.saturating_sub(left).saturating_add(more) as f64 / all.max(1) as f64
+        };
+        let bytes_used = share(space.size_bytes, space.available_bytes, bytes);
+        let inodes_used = match space.inodes {
+            0 => 0.0,
+            inodes => share(inodes, space.available_inodes, files),
+        };
         Self {
-            used: used.saturating_add(bytes) as f64 / space.size_bytes.max(1) as f64,
+            used: bytes_used.max(inodes_used),
             left: space.available_bytes.saturating_sub(bytes),
         }
     }
@@ -507,12 +515,21 @@ mod tests {
             identity: None,
             nas: None,
         };
-        let passes = |bytes| After::of(&space, bytes).passes(&spec);
+        let passes = |bytes| After::of(&space, bytes, 7).passes(&spec);
         assert_eq!(passes(25), None);
         assert_eq!(passes(26), Some("warn"));
         assert_eq!(passes(36), Some("stop"));
         assert_eq!(passes(u64::MAX), Some("stop"));
-        assert_eq!(After::of(&space, 30).left, 10);
-        assert_eq!(After::of(&space, 41).left, 0);
+        let few = Space {
+            inodes: 100,
+            available_inodes: 20,
+            ..space
+        };
+        let passes = |files| After::of(&few, 0, files).passes(&spec);
+        assert_eq!(passes(5), None);
+        assert_eq!(passes(6), Some("warn"));
+        assert_eq!(passes(16), Some("stop"));
+        assert_eq!(After::of(&space, 30, 0).left, 10);
+        assert_eq!(After::of(&space, 41, 0).left, 0);
     }
 }

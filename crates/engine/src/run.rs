@@ -639,6 +639,7 @@ impl Run<'_, '_> {
         };
         match result {
             Ok((shipped, seal)) => {
+                self.pool.went_well(store);
                 let tally = shipped.tally;
                 self.summary.files_changed += tally.put;
                 self.summary.files_renamed += tally.renamed;
@@ -682,11 +683,11 @@ impl Run<'_, '_> {
     /// A store whose connection broke is opened again when it is next needed.
     fn forget_broken(&mut self, store: &str, error: &Error) {
         if let Error::Store {
-            source: store::Error::Wire(_) | store::Error::Poisoned(_),
+            source: source @ (store::Error::Wire(_) | store::Error::Poisoned(_)),
             ..
         } = error
         {
-            self.pool.forget(store);
+            self.pool.forget(store, &source.to_string());
         }
     }
 
@@ -775,10 +776,7 @@ impl Run<'_, '_> {
         }
         let opened = self.pool.opened_one(store_name)?;
         let number = catalog.next_number(dataset.id)?;
-        let session = opened
-            .store()
-            .begin(&meant.name, number)
-            .map_err(Error::at(store_name))?;
+        let session = begin(opened, &meant.name, number)?;
         let synced = sync::sync(
             catalog,
             replica,
@@ -1155,7 +1153,9 @@ impl Run<'_, '_> {
             }
             let spec = &opened.spec;
             let space = opened.store().info().map_err(Error::at(&spec.name))?.space;
-            let full = guard::full(&spec.name, &space, spec.stop_full, scan.bytes, scan.new);
+            // What is replaced keeps its inode, in history.
+            let inodes = scan.new + scan.counts.changed;
+            let full = guard::full(&spec.name, &space, spec.stop_full, scan.bytes, inodes);
             let changed = guard::emptied(&meant.name, source, &scan.counts)
                 .or_else(|| guard::mass_change(&meant.name, &meant.guard, &scan.counts));
             scan.accepted = changed.as_ref().is_some_and(|stop| accepted.passes(stop));
@@ -1349,10 +1349,7 @@ impl Run<'_, '_> {
             false => catalog.next_number(dataset.id)?,
         };
         let name = &expected.name;
-        let session = opened
-            .store()
-            .begin(name, number)
-            .map_err(Error::at(store_name))?;
+        let session = begin(opened, name, number)?;
         let synced = sync::sync(catalog, replica, opened.store(), name, session.begun())?;
         if synced == sync::Synced::Rebuilt {
             catalog.set_reconcile(replica.id, "its contents were read anew from the store")?;
@@ -1468,6 +1465,12 @@ impl Run<'_, '_> {
                     Err(Error::Catalog(error)) => return Err(error.into()),
                     Err(error) => (Status::Failed, Some(format!("pruning: {error}"))),
                 };
+                if let Some(message) = error.clone().filter(|_| !alone) {
+                    // Beside what the leg itself may have to say.
+                    let dataset = Some(expected.name.clone());
+                    let notice = Notice::Note { dataset, message };
+                    self.engine.observer.notice(&notice);
+                }
                 let (store, version) = (store.clone(), None);
                 let leg = Leg {
                     store,
@@ -1674,6 +1677,17 @@ pub(crate) fn mark_for_repair(catalog: &Catalog, replica: &Replica, path: &RelPa
         catalog.note_replica(replica.id, dir, name, catalog::What::Repair, 0, 0, u64::MAX)?;
     }
     Ok(())
+}
+
+/// Opens the dataset's place in a store to build version `number`. A store that has no room even
+/// for that has had nothing touched.
+fn begin<'o>(opened: &'o Opened, dataset: &str, number: u64) -> Result<Box<dyn Session + 'o>> {
+    let store = &opened.spec.name;
+    let session = opened.store().begin(dataset, number);
+    session.map_err(|error| match error {
+        store::Error::Full(_) => Error::Held(guard::no_room(store)),
+        error => Error::at(store)(error),
+    })
 }
 
 fn outcome_of(name: &str, legs: Vec<(Leg, Vec<Problem>)>) -> DatasetOutcome {

@@ -13,6 +13,7 @@ use store::{
 use crate::error::{Error, Result};
 use crate::guard::Stop;
 use crate::run::Engine;
+use crate::time::patience;
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +137,7 @@ pub fn open(
                 ssh_config: ssh_config.clone(),
                 command: command.clone(),
                 path: spec.path.clone(),
-                connect_timeout: CONNECT_TIMEOUT,
+                connect_timeout: patience(CONNECT_TIMEOUT),
             };
             connect(&transport, engine, spec, known, purpose)?
         }
@@ -193,6 +194,7 @@ fn connect(
     known: Option<&str>,
     purpose: Purpose,
 ) -> Result<Backend> {
+    let usual = RemoteOptions::new(engine.config.host.name.clone());
     let options = RemoteOptions {
         create: purpose == Purpose::Write && known.is_none(),
         expect_id: known.map(str::to_owned),
@@ -201,7 +203,8 @@ fn connect(
         limit_up: spec.limit_up,
         network: matches!(spec.kind, policy::StoreKind::Agent { .. }),
         cancel: engine.cancel.clone(),
-        ..RemoteOptions::new(engine.config.host.name.clone())
+        silence_limit: patience(usual.silence_limit),
+        ..usual
     };
     let remote = Remote::connect(transport, &options);
     let remote = remote.map_err(|error| refused(engine, spec, error))?;
@@ -235,12 +238,17 @@ fn refused(engine: &Engine<'_>, spec: &StoreSpec, error: store::Error) -> Error 
 }
 
 /// Stores opened so far, by name. Each failure to open is remembered, so that a dead host is
-/// waited for once a run and not once a dataset.
+/// waited for once a run and not once a dataset; so is one that answers, and then never again.
 #[derive(Default)]
 pub(crate) struct Pool {
     open: BTreeMap<String, Opened>,
     failed: BTreeMap<String, Refusal>,
+    /// Connections that broke since a leg was last done.
+    breaks: BTreeMap<String, u32>,
 }
+
+/// After so many connections that broke one after the other, a store is given up for the run (R9).
+const BREAKS_MAX: u32 = 2;
 
 enum Refusal {
     Held(Stop),
@@ -294,9 +302,22 @@ impl Pool {
             .ok_or(Error::Internal("a store is used before it is opened"))
     }
 
-    /// Closes a store whose connection broke; the next use opens it again.
-    pub(crate) fn forget(&mut self, name: &str) {
-        self.open.remove(name);
+    /// Closes a store whose connection broke; the next use opens it again, unless it is given up.
+    pub(crate) fn forget(&mut self, name: &str, why: &str) {
+        if self.open.remove(name).is_none() {
+            return;
+        }
+        let breaks = self.breaks.entry(name.to_owned()).or_default();
+        *breaks += 1;
+        if *breaks >= BREAKS_MAX {
+            let why = format!("given up for this run, after {breaks} connections broke: {why}");
+            self.failed.insert(name.to_owned(), Refusal::Failed(why));
+        }
+    }
+
+    /// A leg to the store was done.
+    pub(crate) fn went_well(&mut self, name: &str) {
+        self.breaks.remove(name);
     }
 
     /// All that are open.

@@ -1,6 +1,20 @@
 //! Times as text.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+
+/// How long to wait for another machine that says nothing. Debug builds take a shorter time from
+/// `THRICE_PATIENCE`, in seconds: a test need not last as long as a person's patience.
+pub(crate) fn patience(usual: Duration) -> Duration {
+    #[cfg(debug_assertions)]
+    if let Ok(text) = std::env::var("THRICE_PATIENCE")
+        && let Ok(seconds) = text.parse()
+    {
+        return usual.min(Duration::from_secs(seconds));
+    }
+    usual
+}
 
 /// RFC 3339 in UTC, to the second.
 pub fn rfc3339(at: Timestamp) -> String {

@@ -275,7 +275,7 @@ pub(crate) fn read_secret(
         match name.chars().all(good) && !name.is_empty() {
             true => Ok(name.to_owned()),
             false => Err(format!(
-                "`{}` is no variable's name",
+                "`{}` is no variable's name; write letters, digits and `_`",
                 tree::escape(name.as_bytes())
             )),
         }

@@ -147,10 +147,7 @@ fn read_snapshots(
     let name = fields.string("share");
     let name = name.and_then(|name| check_share(sink, system.as_ref(), name));
     let keep = read_keep(sink, &mut fields);
-    let every = fields.parsed("every", |text| match parse_duration(text)? {
-        every if every.is_zero() => Err(format!("`{text}` is no time between two snapshots")),
-        every => Ok(every),
-    });
+    let every = fields.parsed("every", parse_duration);
     let place = read_place(sink, &mut fields, kind);
     let sudo = read_sudo(sink, &mut fields, system.as_ref());
     let system = match (system, tools) {
@@ -206,18 +203,17 @@ fn check_share(
     At { value, span }: At<String>,
 ) -> Option<String> {
     let (fits, remedy) = match system {
+        // What it has to be, nobody knows before the driver is one.
+        None => return None,
         Some(NasSystem::Btrfs) => (
             clean_path(&value).is_ok(),
             "write the subvolume's path on its own machine, as `share = \"/srv/backup\"`",
         ),
         Some(NasSystem::Zfs) => (
-            value.starts_with(|c: char| c.is_ascii_alphabetic())
-                && value
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "_-.: /".contains(c)),
+            is_zfs_dataset(&value),
             "write the dataset, as `share = \"tank/backup\"`",
         ),
-        _ => (
+        Some(NasSystem::Synology { .. }) => (
             !value.is_empty() && !value.starts_with('-') && !value.contains('/'),
             "write the share's name, as `share = \"Backup\"`",
         ),
@@ -228,6 +224,15 @@ fn check_share(
         return None;
     }
     Some(value)
+}
+
+/// As zfs(8) has it: a pool, and what is in it. Snapshots have an `@`, bookmarks a `#`.
+fn is_zfs_dataset(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || "_-.: ".contains(c);
+    name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name
+            .split('/')
+            .all(|part| !part.is_empty() && part.chars().all(good))
 }
 
 fn read_keep(sink: &Sink<'_>, fields: &mut Fields<'_, '_>) -> Option<NasKeep> {
@@ -363,6 +368,8 @@ fn read_definition(
     mut fields: Fields<'_, '_>,
 ) -> BTreeMap<&'static str, String> {
     let mut read = BTreeMap::new();
+    let known: Vec<&str> = system.facts().iter().map(|(key, _)| *key).collect();
+    let is_said = known.iter().any(|key| fields.has(key));
     for (key, fact) in system.facts() {
         let value = match fact {
             Fact::Bool => fields.bool(key).map(|yes| yes.value.to_string()),
@@ -373,12 +380,11 @@ fn read_definition(
             Fact::Size => fields
                 .parsed(key, parse_size)
                 .map(|size| size.value.to_string()),
-            Fact::Word => fields.string(key).map(|word| word.value),
+            Fact::Word => fields.parsed(key, word).map(|word| word.value),
         };
         read.extend(value.map(|value| (*key, value)));
     }
-    if read.is_empty() {
-        let known: Vec<&str> = system.facts().iter().map(|(key, _)| *key).collect();
+    if !is_said {
         let message = format!("`{}` says nothing", fields.place);
         let remedy = format!(
             "of `{}` these are known: {}",
@@ -389,4 +395,15 @@ fn read_definition(
     }
     fields.finish();
     read
+}
+
+/// What a machine tells of a share is never empty, and has nothing around it.
+fn word(text: &str) -> Result<String, String> {
+    match text.is_empty() || text != text.trim() || text.contains(char::is_control) {
+        false => Ok(text.to_owned()),
+        true => Err(format!(
+            "`{}` is nothing that a machine tells of a share; write it as `thrice store` shows it",
+            tree::escape(text.as_bytes())
+        )),
+    }
 }

@@ -1584,3 +1584,429 @@ fn an_identity_is_one_or_is_told() {
     let remedy = "`never seen` is no identity of a store; it is the `id` in its";
     assert!(said.contains(remedy), "{said}");
 }
+
+/// A store whose machine's snapshots are declared in `snapshots` from line 9 on, and its share in
+/// what `share` says after that.
+fn of_a_nas(snapshots: &str, share: &str) -> String {
+    format!(
+        "[store.nas]\nkind = \"agent\"\nssh = \"nas\"\npath = \"/volume1/pve\"\n\
+         [dataset.d]\npath = \"/d\"\nroute = [\"nas\"]\n\
+         [store.nas.snapshots]\n{snapshots}\n{share}\n"
+    )
+}
+
+/// Each of `cases` is wrong in one thing: the table, where, what is said, and what to do.
+fn assert_each_is_said(cases: &[(String, &str, &str, &str)]) {
+    for (text, place, message, remedy) in cases {
+        let said = said(text);
+        assert_eq!(said.matches("error: ").count(), 1, "{text}\n{said}");
+        for part in [&format!("thrice.toml:{place}\n"), *message, *remedy] {
+            assert!(said.contains(part), "no `{part}`\n{text}\n{said}");
+        }
+    }
+}
+
+const GOOD: &str = "driver = \"synology\"\nshare = \"Backup\"\n";
+
+#[test]
+fn r19_a_nas_is_told_what_is_wrong_with_its_driver_and_share() {
+    let keep = "keep_for = \"7d\"";
+    let of = |driver: &str, share: &str| {
+        of_a_nas(&format!("driver = {driver}\nshare = {share}\n{keep}"), "")
+    };
+    let name = "write the share's name, as `share = \"Backup\"`";
+    let path = "write the subvolume's path on its own machine, as `share = \"/srv/backup\"`";
+    let dataset = "write the dataset, as `share = \"tank/backup\"`";
+    let drivers = "write one of `synology`, `btrfs`, `zfs`, as";
+    let mut cases = vec![
+        (
+            of("\"zsf\"", "\"tank/b\""),
+            "9:10",
+            "`zsf` is no driver of snapshots",
+            drivers,
+        ),
+        (
+            of("\"\"", "\"Backup\""),
+            "9:10",
+            "`` is no driver of snapshots",
+            drivers,
+        ),
+        (of("7", "\"Backup\""), "9:10", "`driver`", "string"),
+        (
+            of_a_nas(&format!("share = \"Backup\"\n{keep}"), ""),
+            "8:12",
+            "`[store.nas.snapshots]` has no `driver`",
+            "write `driver = \"synology\"`",
+        ),
+        (
+            of_a_nas(&format!("driver = \"synology\"\n{keep}"), ""),
+            "8:12",
+            "`[store.nas.snapshots]` has no `share`",
+            "write `share = \"Backup\"`",
+        ),
+        (of("\"synology\"", "true"), "10:9", "`share`", "string"),
+        (
+            of("\"synology\"", "\"a\\tb\""),
+            "10:9",
+            "`a\\tb` is no share",
+            name,
+        ),
+    ];
+    for wrong in ["", "-f", "/volume1/Backup"] {
+        let share = format!("\"{wrong}\"");
+        cases.push((of("\"synology\"", &share), "10:9", "is no share", name));
+    }
+    for wrong in ["", "srv/backup", "/srv/../etc"] {
+        let share = format!("\"{wrong}\"");
+        cases.push((of("\"btrfs\"", &share), "10:9", "is no share", path));
+    }
+    for wrong in [
+        "",
+        "/tank/b",
+        "tank/",
+        "tank//b",
+        "-r",
+        "tank/b@snap",
+        "tank/b#mark",
+        "tank/ü",
+    ] {
+        let share = format!("\"{wrong}\"");
+        cases.push((of("\"zfs\"", &share), "10:9", "is no share", dataset));
+    }
+    for driver in ["btrfs", "zfs"] {
+        let share = if driver == "zfs" { "tank/b" } else { "/srv/b" };
+        let tools = format!("driver = \"{driver}\"\nshare = \"{share}\"\n{keep}\ntools = \"/x\"");
+        let message = "`tools` is for the driver `synology`";
+        cases.push((of_a_nas(&tools, ""), "12:9", message, "remove it"));
+    }
+    let relative = format!("{GOOD}{keep}\ntools = \"usr/syno\"");
+    let message = "the path `usr/syno` must be absolute";
+    cases.push((of_a_nas(&relative, ""), "12:9", message, message));
+    assert_each_is_said(&cases);
+    for (driver, share) in [
+        ("synology", "My Share"),
+        ("btrfs", "/srv/b"),
+        ("zfs", "tank/b c/d:e"),
+    ] {
+        let good = of(&format!("\"{driver}\""), &format!("\"{share}\""));
+        assert_eq!(said(&good), "");
+    }
+}
+
+#[test]
+fn r19_a_nas_is_told_what_is_wrong_with_how_long_it_keeps() {
+    let of = |rest: &str| of_a_nas(&format!("{GOOD}{rest}"), "");
+    let says_nothing = "`[store.nas.snapshots]` does not say how long snapshots are kept";
+    let write = "write `keep_for = \"7d\"`";
+    let whole = "must be a whole number, not negative";
+    let cases = [
+        (of(""), "8:12", says_nothing, write),
+        (
+            of("keep = {}\nkeep_newest = 0"),
+            "8:12",
+            says_nothing,
+            write,
+        ),
+        (of("keep_newest = 0"), "8:12", says_nothing, write),
+        (
+            of("keep_for = \"36h\""),
+            "11:12",
+            "`36h` is not whole days",
+            "write it like `7d`",
+        ),
+        (
+            of("keep_for = \"0d\""),
+            "11:12",
+            "`0d` is not a duration",
+            "write it like",
+        ),
+        (
+            of("keep_for = \"for ever\""),
+            "11:12",
+            "is not a duration",
+            "write it like",
+        ),
+        (of("keep_for = 7"), "11:12", "`keep_for`", "string"),
+        (of("keep = 7"), "11:8", "`keep` must be a table", "table"),
+        (
+            of("keep = { dayly = 7 }\nkeep_for = \"7d\""),
+            "11:10",
+            "`dayly`",
+            "did you mean `daily`?",
+        ),
+        (of("keep = { daily = -1 }"), "11:18", "`daily`", whole),
+        (
+            of("keep = { weekly = \"4\" }"),
+            "11:19",
+            "`weekly`",
+            "a whole number",
+        ),
+        (
+            of("keep = { hourly = 10001 }"),
+            "11:19",
+            "`hourly` is more than 10000",
+            "write less",
+        ),
+        (
+            of("keep = { monthly = 1.5 }"),
+            "11:20",
+            "`monthly`",
+            "a whole number",
+        ),
+        (of("keep = { yearly = -3 }"), "11:19", "`yearly`", whole),
+        (of("keep_newest = -1"), "11:15", "`keep_newest`", whole),
+        (
+            of("keep_newest = 99999999999"),
+            "11:15",
+            "`keep_newest` is more than 10000",
+            "write less",
+        ),
+        (
+            of("keep_for = \"7d\"\nevery = \"0s\""),
+            "12:9",
+            "`0s` is not a duration",
+            "write it like",
+        ),
+        (
+            of("keep_for = \"7d\"\nevery = \"daily\""),
+            "12:9",
+            "is not a duration",
+            "write it like",
+        ),
+        (
+            of("keep_for = \"7d\"\nevery = 1"),
+            "12:9",
+            "`every`",
+            "string",
+        ),
+        (
+            of("keep_for = \"7d\"\nevry = \"1d\""),
+            "12:1",
+            "`evry`",
+            "did you mean `every`?",
+        ),
+    ];
+    assert_each_is_said(&cases);
+}
+
+#[test]
+fn r19_a_nas_is_told_what_is_wrong_with_how_it_is_asked() {
+    let of = |rest: &str| of_a_nas(&format!("{GOOD}keep_for = \"7d\"\n{rest}"), "");
+    let disk = |rest: &str| {
+        let of_disk = "kind = \"disk\"\npath";
+        of(rest).replace("kind = \"agent\"\nssh = \"nas\"\npath", of_disk)
+    };
+    let via = |rest: &str| of(rest).replace("ssh = \"nas\"", "via = [\"/bin/agent\"]");
+    let password = "sudo = false\nsudo_password_file = \"/etc/thrice/sudo\"";
+    let both = "sudo_password_file = \"/a\"\nsudo_password_env = \"A\"";
+    let cases = [
+        (
+            of("ssh = \"\""),
+            "12:7",
+            "`` is not an ssh destination",
+            "write it like `user@host`",
+        ),
+        (
+            of("ssh = \"-oX=y\""),
+            "12:7",
+            "is not an ssh destination",
+            "write it like `user@host`",
+        ),
+        (of("ssh = [\"nas\"]"), "12:7", "`ssh`", "string"),
+        (
+            of("ssh_config = \"ssh/config\""),
+            "12:14",
+            "`ssh/config`",
+            "must be absolute",
+        ),
+        (
+            disk("ssh_config = \"/etc/ssh/c\""),
+            "11:14",
+            "`ssh_config` means nothing without `ssh`",
+            "write `ssh` too, or remove it",
+        ),
+        (
+            via(""),
+            "8:12",
+            "`[store.nas.snapshots]` does not say where its programs run",
+            "write `ssh = \"user@host\"`",
+        ),
+        (of("sudo = \"yes\""), "12:8", "`sudo`", "`true` or `false`"),
+        (
+            of(password),
+            "12:8",
+            "a password for `sudo`, and no `sudo`",
+            "remove one of the two",
+        ),
+        (
+            of("sudo_password_file = \"sudo\""),
+            "12:22",
+            "`sudo`",
+            "must be absolute",
+        ),
+        (
+            of("sudo_password_env = \"A-B\""),
+            "12:21",
+            "`A-B` is no variable's name",
+            "write letters",
+        ),
+        (
+            of(both),
+            "8:12",
+            "has both `sudo_password_file` and",
+            "keep one of the two",
+        ),
+        (
+            of("sudo_password = \"x\""),
+            "12:1",
+            "unknown key `sudo_password`",
+            "did you mean",
+        ),
+    ];
+    assert_each_is_said(&cases);
+    for good in [
+        of("ssh = \"admin@nas\""),
+        disk(""),
+        via("ssh = \"admin@nas\""),
+    ] {
+        assert_eq!(said(&good), "");
+    }
+}
+
+#[test]
+fn r19_a_nas_is_told_what_is_wrong_with_how_its_share_is_defined() {
+    let of = |driver: &str, share: &str| {
+        let name = match driver {
+            "synology" => "Backup",
+            "btrfs" => "/srv/b",
+            _ => "tank/b",
+        };
+        let good = format!("driver = \"{driver}\"\nshare = \"{name}\"\nkeep_for = \"7d\"");
+        of_a_nas(&good, &format!("[store.nas.share]\n{share}"))
+    };
+    let alone = of_a_nas("", "[store.nas.share]\nrecycle_bin = true");
+    let alone = alone.replace("[store.nas.snapshots]\n", "");
+    let yes_or_no = "`true` or `false`";
+    let told = "write it as `thrice store` shows it";
+    let cases = [
+        (
+            alone,
+            "9:12",
+            "`[store.nas.share]` is read by what `snapshots` says",
+            "write `[store.nas.snapshots]` too, with its `driver`",
+        ),
+        (
+            of("synology", ""),
+            "12:12",
+            "`[store.nas.share]` says nothing",
+            "writers, readers, denied",
+        ),
+        (
+            of("btrfs", ""),
+            "12:12",
+            "says nothing",
+            "of `btrfs` these are known: read_only",
+        ),
+        (
+            of("synology", "recycle_bin = \"no\""),
+            "13:15",
+            "`recycle_bin`",
+            yes_or_no,
+        ),
+        (
+            of("synology", "browsable = 0"),
+            "13:13",
+            "`browsable`",
+            yes_or_no,
+        ),
+        (
+            of("synology", "path = \"\""),
+            "13:8",
+            "`` is nothing that a machine tells",
+            told,
+        ),
+        (
+            of("synology", "path = \" /volume1/x\""),
+            "13:8",
+            "is nothing that a machine",
+            told,
+        ),
+        (
+            of("synology", "writers = true"),
+            "13:11",
+            "`writers`",
+            "a list of strings",
+        ),
+        (
+            of("synology", "readers = [1]"),
+            "13:12",
+            "`readers`",
+            "string",
+        ),
+        (
+            of("synology", "denied = {}"),
+            "13:10",
+            "`denied`",
+            "a list of strings",
+        ),
+        (
+            of("btrfs", "read_only = true\nquota = \"1TB\""),
+            "14:1",
+            "unknown key `quota` in `[store.nas.share]`",
+            "known: read_only, compression",
+        ),
+        (
+            of("btrfs", "read_only = 1"),
+            "13:13",
+            "`read_only`",
+            yes_or_no,
+        ),
+        (
+            of("btrfs", "compression = \"\""),
+            "13:15",
+            "is nothing that a machine tells",
+            told,
+        ),
+        (
+            of("zfs", "quota = \"1Tb\""),
+            "13:9",
+            "counts bits",
+            "with a capital B",
+        ),
+        (
+            of("zfs", "quota = \"much\""),
+            "13:9",
+            "`much` is not a size",
+            "write it like `40MB`",
+        ),
+        (
+            of("zfs", "compression = 3"),
+            "13:15",
+            "`compression`",
+            "string",
+        ),
+        (
+            of("zfs", "read_only = \"off\""),
+            "13:13",
+            "`read_only`",
+            yes_or_no,
+        ),
+        (
+            of("zfs", "path = \"a\\nb\""),
+            "13:8",
+            "is nothing that a machine tells",
+            told,
+        ),
+    ];
+    assert_each_is_said(&cases);
+    for (driver, share) in [
+        (
+            "synology",
+            "path = \"/volume1/Backup\"\nwriters = [\"a\", \"b\"]\ndenied = []",
+        ),
+        ("btrfs", "read_only = false\ncompression = \"none\""),
+        ("zfs", "path = \"none\"\nquota = \"1TB\""),
+    ] {
+        assert_eq!(said(&of(driver, share)), "");
+    }
+}

@@ -5,7 +5,9 @@ use rustix::io::Errno;
 use tree::{Dir, Kind, RelPath};
 
 use crate::disk::Inner;
-use crate::place::{CONTROL, PRUNED_SUFFIX, check_version, io_error, is, is_absent, locate, rel};
+use crate::place::{
+    CONTROL, LOG_SUFFIX, PRUNED_SUFFIX, check_version, io_error, is, is_absent, locate, rel,
+};
 use crate::recover::remove_tree;
 use crate::{Error, Place, Result, read};
 
@@ -151,13 +153,26 @@ fn mark(disk: &Inner, dataset: &str, versions: &[String]) -> Result<()> {
         }
     }
     for version in versions {
-        let name = [version, PRUNED_SUFFIX].concat();
-        match dir.create_file(name.as_bytes(), 0o600) {
-            Err(error) if is(&error, &[Errno::EXIST]) => {}
-            made => drop(made.map_err(io_error(&what))?),
-        }
+        mark_one(&dir, version).map_err(io_error(&what))?;
     }
     disk.sync()
+}
+
+/// Where the file system has nothing left for a new file, the mark is another name of the version's
+/// log: that takes no inode and no block, and pruning is what makes room again (R17).
+fn mark_one(dir: &Dir, version: &str) -> std::io::Result<()> {
+    let mark = [version, PRUNED_SUFFIX].concat();
+    let made = match dir.create_file(mark.as_bytes(), 0o600) {
+        Err(error) if is(&error, &[Errno::NOSPC, Errno::DQUOT]) => {
+            let log = [version, LOG_SUFFIX].concat();
+            dir.link_to(log.as_bytes(), dir, mark.as_bytes())
+        }
+        made => made.map(drop),
+    };
+    match made {
+        Err(error) if is(&error, &[Errno::EXIST]) => Ok(()),
+        made => made,
+    }
 }
 
 /// Removes one object and the directories that become empty by it. Returns the bytes freed:

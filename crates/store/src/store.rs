@@ -43,7 +43,7 @@ pub enum Error {
     )]
     Crowded(String),
     /// The store has no room left.
-    #[error("the store is full: {0}")]
+    #[error("the store is full: {0}; free room there (thrice prune), or give it more")]
     Full(String),
     /// An earlier failure left this session unable to promise anything; open a new one.
     #[error("not done, because the session failed before: {0}")]

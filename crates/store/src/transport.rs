@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
+
 use crate::wire::lock;
 use crate::{Error, Result};
 
@@ -83,9 +85,9 @@ impl SshTransport {
         }
         // After `--` a destination that begins with a dash is no option.
         arguments.extend(["--".into(), self.destination.clone().into()]);
-        let mut remote = quote(self.command.as_bytes());
+        let mut remote = tree::quote_odd(self.command.as_bytes());
         remote.extend_from_slice(b" agent --root ");
-        remote.extend(quote(self.path.as_os_str().as_bytes()));
+        remote.extend(tree::quote_odd(self.path.as_os_str().as_bytes()));
         arguments.push(OsString::from_vec(remote));
         arguments
     }
@@ -130,23 +132,6 @@ impl Transport for CommandTransport {
             Explains::Program(self.name()),
         )
     }
-}
-
-/// A word for the far side's shell, whatever bytes are in it (POSIX shell, section 2.2.2).
-fn quote(word: &[u8]) -> Vec<u8> {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_./:,@%+".contains(b);
-    if !word.is_empty() && word.iter().all(plain) {
-        return word.to_vec();
-    }
-    let mut quoted = vec![b'\''];
-    for &byte in word {
-        match byte {
-            b'\'' => quoted.extend_from_slice(b"'\\''"),
-            _ => quoted.push(byte),
-        }
-    }
-    quoted.push(b'\'');
-    quoted
 }
 
 fn spawn(program: PathBuf, arguments: &[OsString], explains: Explains) -> Result<Link> {
@@ -264,7 +249,9 @@ impl Program {
     /// Waits for its end, and makes it end where it does not.
     pub(crate) fn end(&mut self, patience: Duration) {
         if self.wait(patience).is_none() {
-            // It fails only when it has ended already.
+            // With all that it has begun: a wrapper may run the agent, or a jump host's `ssh`. It
+            // fails only when it has ended already.
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
@@ -302,28 +289,6 @@ impl Explains {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_shell_gets_every_byte_as_it_is() {
-        let words: [&[u8]; 6] = [
-            b"",
-            b"a b",
-            b"it's",
-            b"$(x) `y` \\ \"z\"",
-            b"\n\xff*",
-            b"plain/x",
-        ];
-        for word in words {
-            let mut script = b"printf %s ".to_vec();
-            script.extend(quote(word));
-            let out = Command::new("sh")
-                .arg("-c")
-                .arg(OsStr::from_bytes(&script))
-                .output()
-                .unwrap();
-            assert_eq!(out.stdout, word);
-        }
-    }
 
     #[test]
     fn ssh_is_asked_to_fail_rather_than_to_ask() {

@@ -37,7 +37,7 @@ pub use filesystem::{FsIdentity, Space, is_mount_point, is_read_only, space, syn
 pub use hasher::ContentHasher;
 pub use node::{Extent, Flags, Kind, Node, Stat, Time, Xattr};
 pub use path::{PathBytes, PathError, RelPath, escape};
-pub use shell::{quote, word};
+pub use shell::{quote, quote_odd, word};
 pub use survey::{Survey, survey};
 pub use walk::{Judge, Judgement, Listing, WalkOptions, list, walk, walk_below};
 pub use whole::put_file;

@@ -16,6 +16,8 @@ pub struct Ground<'a> {
     pub nas: &'a Nas,
     /// Has the machine make one more, later than those before.
     pub snapshot: &'a dyn Fn(),
+    /// Has the machine's retention leave the snapshot of this name alone, where it can.
+    pub lock: Option<&'a dyn Fn(&str)>,
     /// Whether the machine keeps a retention of its own.
     pub keeps: bool,
 }
@@ -30,6 +32,7 @@ pub fn run(ground: &Ground<'_>) {
     let far = appliance(ground.nas).unwrap_or_else(failed);
     lists(ground, &*far, &job);
     deletes_the_one(ground, &*far, &job);
+    locked_ones_stay(ground, &*far, &job);
     retention_reads_back(ground, &*far, &job);
     definition_is_told(ground, &*far, &job);
     unreadable_is_an_error(ground, &job);
@@ -76,6 +79,22 @@ fn deletes_the_one(_: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {
     ));
     assert_eq!(ids(&far.list(job).unwrap_or_else(failed)), ids(&left));
     far.reclaiming(job).unwrap_or_else(failed);
+}
+
+fn locked_ones_stay(ground: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {
+    let Some(lock) = ground.lock else {
+        return;
+    };
+    let before = far.list(job).unwrap_or_else(failed);
+    assert!(before.iter().all(|point| !point.locked));
+    lock(&before[0].name);
+    let list = far.list(job).unwrap_or_else(failed);
+    let locked: Vec<bool> = list.iter().map(|point| point.locked).collect();
+    assert_eq!(locked, [true, false]);
+    // Also for who saw it before it was.
+    let deleted = far.delete(&before[0], job);
+    assert!(matches!(deleted, Err(Error::Refused { .. })), "{deleted:?}");
+    assert_eq!(ids(&far.list(job).unwrap_or_else(failed)), ids(&before));
 }
 
 fn retention_reads_back(ground: &Ground<'_>, far: &dyn Appliance, job: &Job<'_>) {

@@ -7,6 +7,7 @@
 mod btrfs;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod shared;
 mod shell;
 mod synology;
 mod zfs;

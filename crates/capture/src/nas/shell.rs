@@ -1,9 +1,11 @@
 //! Programs on the machine at the far end, as root where need be.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 
 use policy::{Nas, Place, Sudo};
 
+use super::shared::Shared;
 use crate::{Job, Program, Result, reveal};
 
 /// More than any listing there has, bytes.
@@ -16,6 +18,8 @@ pub(super) struct Shell {
     sudo: bool,
     /// For `sudo`, on its standard input.
     password: Option<String>,
+    /// The connection to another machine, once it was needed; `None`: there is none to share.
+    shared: OnceCell<Option<Shared>>,
 }
 
 impl Shell {
@@ -27,6 +31,7 @@ impl Shell {
                 Sudo::Password(secret) => Some(reveal(secret)?),
                 Sudo::No | Sudo::Free => None,
             },
+            shared: OnceCell::new(),
         })
     }
 
@@ -62,6 +67,10 @@ impl Shell {
     }
 
     fn run(&self, program: Program, job: &Job<'_>) -> Result<String> {
+        let program = match self.shared(job) {
+            Some(shared) => program.over(&shared.options()),
+            None => program,
+        };
         let mut ready = program.at(&self.place);
         if let Some(password) = &self.password {
             ready.input.extend_from_slice(password.as_bytes());
@@ -70,5 +79,17 @@ impl Shell {
         let answer = job.answer(&mut ready.command, &ready.input, ANSWER_MAX)?;
         // Names there need not be UTF-8; what is deleted is named by an id, or refused.
         Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    fn shared(&self, job: &Job<'_>) -> Option<&Shared> {
+        let Place::Ssh {
+            destination,
+            config,
+        } = &self.place
+        else {
+            return None;
+        };
+        let open = || Shared::open(destination, config.as_deref(), job);
+        self.shared.get_or_init(open).as_ref()
     }
 }

@@ -1,8 +1,8 @@
 //! ZFS datasets, by the command line of OpenZFS 2.1. ZFS has no retention of its own; what removes
 //! the snapshots (sanoid, zfs-auto-snapshot, a timer) is judged by what is there.
 //!
-//! **Not run where the gate runs**: no such kernel module is there. The tests are on written
-//! output.
+//! **Real ZFS was not run**: there is no such kernel module where the gate runs. The tests are on
+//! written output, and on a stand-in that answers as the manual has it (`tests/fixtures/zfs.sh`).
 
 use std::collections::BTreeMap;
 

@@ -45,7 +45,7 @@ struct Snapshots {
     definition: BTreeMap<&'static str, String>,
     /// What was not told, and why.
     unknown: Vec<String>,
-    /// Deleted from here, and not known to be free.
+    /// What was last deleted from here; its room is free since `freed_at`.
     deleted: Option<Deleted>,
     /// Whether what was deleted is free; null: it does not tell.
     reclaimed: Option<bool>,
@@ -152,7 +152,7 @@ fn report(engine: &Engine<'_>, spec: &StoreSpec) -> Result<Report> {
             remedy: finding.remedy,
         });
         report.drift = drift.collect();
-        let deleted = nas::deleted(engine, &spec.name);
+        let deleted = nas::deleted(engine, &spec.name, &standing);
         report.snapshots = Some(snapshots(nas, standing, deleted));
     }
     Ok(report)
@@ -189,8 +189,7 @@ fn snapshots(nas: &Nas, standing: Standing, deleted: Option<Deleted>) -> Snapsho
         list: list.map(|list| list.into_iter().map(line).collect()),
         definition: definition.unwrap_or_default(),
         unknown,
-        // What is free is nobody's question any more.
-        deleted: deleted.filter(|_| !reclaiming.is_some_and(Reclaiming::is_done)),
+        deleted,
         reclaimed: reclaiming.map(Reclaiming::is_done),
         reclaiming: reclaiming.map(|left| match left {
             Reclaiming::Bytes(left) => bytes(left),
@@ -250,29 +249,41 @@ fn snapshot_lines(snapshots: &Snapshots) -> String {
     for (fact, value) in &snapshots.definition {
         rows.push(vec![(*fact).into(), value.clone()]);
     }
-    let left = snapshots.reclaiming.as_deref().unwrap_or("not known");
-    match &snapshots.deleted {
-        Some(deleted) => {
-            let before = deleted.available_before.map(bytes);
-            let before = before.unwrap_or_else(|| "not known".into());
-            rows.push(vec![
-                "deleted, not yet free".into(),
-                format!(
-                    "{} snapshots, {} ago; still to be freed: {left}; available before: {before}",
-                    deleted.snapshots,
-                    age(session::now().as_second().saturating_sub(deleted.at)),
-                ),
-            ]);
-        }
-        None if snapshots.reclaimed == Some(false) => {
-            rows.push(vec!["deleted, not yet free".into(), left.into()]);
-        }
-        None => {}
-    }
+    rows.extend(deleted_row(snapshots));
     for what in &snapshots.unknown {
         rows.push(vec!["not known".into(), what.clone()]);
     }
     format!("\n{}", table(&["SNAPSHOTS OF", &snapshots.share], rows))
+}
+
+/// That it was deleted, and that it is free, are two moments.
+fn deleted_row(snapshots: &Snapshots) -> Option<Vec<String>> {
+    let left = snapshots.reclaiming.as_deref().unwrap_or("not known");
+    let Some(deleted) = &snapshots.deleted else {
+        // By others.
+        let is_left = snapshots.reclaimed == Some(false);
+        return is_left.then(|| vec!["deleted, not yet free".into(), left.into()]);
+    };
+    let ago = |at: i64| age(session::now().as_second().saturating_sub(at));
+    let before = deleted.available_before.map(bytes);
+    let before = before.unwrap_or_else(|| "not known".into());
+    let (count, when) = (deleted.snapshots, ago(deleted.at));
+    Some(match deleted.freed_at {
+        None => vec![
+            "deleted, not yet free".into(),
+            format!(
+                "{count} snapshots, {when} ago; still to be freed: {left}; available before: \
+                 {before}"
+            ),
+        ],
+        Some(freed) => vec![
+            "deleted, and free".into(),
+            format!(
+                "{count} snapshots, {when} ago; seen to be free {} ago; available before: {before}",
+                ago(freed)
+            ),
+        ],
+    })
 }
 
 /// How many, how old, and what they hold where the system tells.

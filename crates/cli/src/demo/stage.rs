@@ -103,7 +103,10 @@ impl<'a> Stage<'a> {
     fn announce(&mut self, arguments: &[&str]) -> Result<()> {
         ensure!(!self.is_interrupted(), "interrupted");
         self.commands += 1;
-        let words: Vec<String> = arguments.iter().map(|word| quote(word)).collect();
+        let words: Vec<String> = arguments
+            .iter()
+            .map(|word| tree::word(word.as_bytes()))
+            .collect();
         self.say(&format!("\n$ thrice {}", words.join(" ")))
     }
 
@@ -217,13 +220,4 @@ fn abridged(value: &Value) -> String {
         bytes(total("bytes_sent")),
         value["seconds"].as_f64().unwrap_or(0.0),
     )
-}
-
-/// A word for a POSIX shell.
-pub fn quote(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
 }

@@ -1,5 +1,6 @@
 //! The chapters: a first backup, a bad week, and the way back.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::compare::{Compared, Tree};
 use super::data::{self, PAGES, noise, write};
-use super::stage::{Stage, quote};
+use super::stage::Stage;
 use crate::printer::bytes;
 
 /// How often a run is killed before it counts as one that cannot be caught in mid-copy.
@@ -74,7 +75,7 @@ pub fn begin(stage: &mut Stage<'_>) -> Result<()> {
 /// The offsite store is behind a program, as it would be behind ssh; a file cuts the line.
 fn configure(stage: &mut Stage<'_>) -> Result<()> {
     let text = |path: &Path| serde_json::to_string(&path.to_string_lossy());
-    let program = quote(&stage.program.to_string_lossy());
+    let program = tree::word(stage.program.as_os_str().as_bytes());
     let script = format!(
         "# Stands for ssh: runs a real agent, unless the line is cut.\n\
          if [ -e \"$0.is-cut\" ]; then echo 'No route to host' >&2; exit 255; fi\n\

@@ -1,7 +1,7 @@
 //! The page that goes with a kit: what to do, in which order, with the exact commands. As text
 //! and as HTML for paper; both say the same.
 
-use tree::quote;
+use tree::word;
 
 use super::contents::{BundlePart, DatasetPart, FilePart, Kit, ProgramPart, StorePart, Way};
 
@@ -165,15 +165,6 @@ fn title(kit: &Kit) -> String {
     format!("Recovery of “{}”", tree::escape(kit.host.as_bytes()))
 }
 
-/// A word of a shell on one line; plain ones as they are.
-fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    String::from_utf8_lossy(&quote(text.as_bytes())).into_owned()
-}
-
 fn blocks(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
     let mut page = beginning(kit, cover);
     page.extend(steps(kit, cover));
@@ -232,7 +223,7 @@ fn steps(kit: &Kit, cover: &Cover<'_>) -> Vec<Block> {
                 .into(),
         ),
         Block::Commands(vec![
-            format!("KIT={}", word(&format!("./{}", cover.name))),
+            format!("KIT={}", word(format!("./{}", cover.name).as_bytes())),
             "DIR=/srv/recovery".into(),
         ]),
         Block::Text("The kit is whole if this says so:".into()),
@@ -349,7 +340,7 @@ fn restores(kit: &Kit) -> Vec<Block> {
             from.join(", ")
         )));
         let restore = |set: &&&DatasetPart| {
-            let name = word(&set.name);
+            let name = word(set.name.as_bytes());
             format!(
                 "thrice --config \"$DIR/thrice.toml\" restore {name} --to \"$DIR\"/restored/{name}"
             )
@@ -363,7 +354,7 @@ fn restores(kit: &Kit) -> Vec<Block> {
                 .into(),
         ));
         let restore = |bundle: &&BundlePart| {
-            let name = word(&bundle.name);
+            let name = word(bundle.name.as_bytes());
             format!(
                 "thrice --config \"$DIR/thrice.toml\" restore --bundle {name} --to \
                  \"$DIR\"/restored-bundles/{name}"
