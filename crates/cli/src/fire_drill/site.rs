@@ -48,7 +48,8 @@ pub struct Site {
 
 impl Site {
     /// Makes its folder, with a file to back up. In `configuration`, which goes on after [`HEAD`],
-    /// `DIR` stands for the folder, `THRICE` for this program, and `GATEWAY` for where it pushes to.
+    /// `DIR` stands for the folder, `THRICE` for this program, and `GATEWAY` for where it pushes
+    /// to.
     pub fn new(dir: &Path, host: &str, configuration: &str, gateway: &str) -> Result<Self> {
         let dir = dir.join(host);
         fs::create_dir_all(dir.join("live/media"))?;
