@@ -9,6 +9,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use blackbox::servers::Pushgateway;
 use blackbox::{Outcome, Running, World, skip};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -122,6 +123,53 @@ impl Prometheus {
     /// Reads its configuration and rules anew; it has when this returns.
     fn reload(&self) -> Result<()> {
         get(&format!("{}/-/reload", self.url), &["--request", "POST"]).map(drop)
+    }
+
+    /// What it answers at this path.
+    fn data(&self, path: &str, more: &[&str]) -> Result<Value> {
+        let answer = json(&get(&format!("{}{path}", self.url), more)?)?;
+        Ok(answer["data"].clone())
+    }
+
+    /// Waits until a scrape has brought what this query finds.
+    fn scrapes(&self, query: &str) -> Result<()> {
+        let query = format!("query={query}");
+        self.until(&query, || {
+            let found = self.data("/api/v1/query", &["--data-urlencode", &query])?;
+            let found = found["result"].as_array().context("no result")?;
+            Ok((!found.is_empty()).then_some(()))
+        })
+    }
+
+    /// The alerts that say that a host is not heard of, of those that fire at an evaluation which
+    /// begins after this.
+    fn silences(&self) -> Result<BTreeSet<String>> {
+        let begin = jiff::Timestamp::now();
+        self.until("an evaluation", || {
+            let rules = self.data("/api/v1/rules", &[])?;
+            let group = &rules["groups"][0];
+            let last = group["lastEvaluation"].as_str().context("no time")?;
+            if last.parse::<jiff::Timestamp>()? <= begin {
+                return Ok(None);
+            }
+            let rules = group["rules"].as_array().context("no rules")?;
+            ensure!(rules.iter().all(|rule| rule["health"] == "ok"), "{group}");
+            let firing = rules.iter().filter(|rule| rule["state"] == "firing");
+            let names = firing.filter_map(|rule| rule["name"].as_str());
+            let silences = names.filter(|name| name.starts_with("BackupMetrics"));
+            Ok(Some(silences.map(str::to_owned).collect()))
+        })
+    }
+
+    fn until<T>(&self, what: &str, seen: impl Fn() -> Result<Option<T>>) -> Result<T> {
+        let began = Instant::now();
+        loop {
+            if let Some(seen) = seen()? {
+                return Ok(seen);
+            }
+            ensure!(began.elapsed() < Duration::from_secs(30), "no {what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -334,6 +382,76 @@ fn r20_what_prometheus_has_loaded_is_compared_with_policy() -> Result<()> {
     Ok(())
 }
 
+/// A Prometheus with this world's rules, which has scraped `told` once a minute for an hour until
+/// so many minutes ago, and now scrapes this Pushgateway.
+fn that_remembers(
+    world: &World,
+    told: &str,
+    minutes: i64,
+    gateway: &Pushgateway,
+) -> Result<Prometheus> {
+    let dir = world.path(&format!("prometheus-{minutes}"));
+    fs::create_dir(&dir)?;
+    let end = jiff::Timestamp::now().as_second() - minutes * MINUTE;
+    let mut samples = String::new();
+    for line in told.lines() {
+        for minute in (0..60).rev() {
+            writeln!(samples, "{line} {}", end - minute * MINUTE)?;
+        }
+    }
+    backfill(&dir, &format!("{samples}# EOF\n"))?;
+    fs::write(
+        dir.join("thrice.rules.yml"),
+        world.expect(&["rules"], 0)?.stdout,
+    )?;
+    let gateway = gateway.url().replace("http://", "");
+    let often = "{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}";
+    let config = format!(
+        "global: {often}\nrule_files: ['*.rules.yml']\nscrape_configs:\n  \
+         - {{job_name: pushgateway, honor_labels: true, \
+         static_configs: [{{targets: ['{gateway}']}}]}}\n"
+    );
+    fs::write(dir.join("prometheus.yml"), config)?;
+    Prometheus::start(&dir)
+}
+
+/// A Pushgateway that was started again knows of nobody, and looks as well as one that knows all.
+#[test]
+fn r08_a_pushgateway_that_forgot_is_told_after_half_an_hour() -> Result<()> {
+    if !has("prometheus") || !has("promtool") {
+        return skip("no Prometheus here");
+    }
+    let mut gateway = match Pushgateway::start() {
+        Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
+        started => started?,
+    };
+    let world = world(&format!("pushgateway = \"{}\"\n", gateway.url()))?;
+    world.expect(&["run", "backup"], 0)?;
+    let told = get(&format!("{}/metrics", gateway.url()), &[])?;
+    let told = told.lines().filter(|line| line.starts_with("thrice_"));
+    let told: String = told.map(|line| format!("{line}\n")).collect();
+    ensure!(told.contains("thrice_exported_timestamp_seconds{"));
+    gateway.restart()?;
+    let silence = BTreeSet::from(["BackupMetricsAbsent".to_owned()]);
+    // Twenty minutes ago it knew: as after an update, nobody is called for that.
+    let prometheus = that_remembers(&world, &told, 20, &gateway)?;
+    prometheus.scrapes("up == 1")?;
+    ensure!(prometheus.silences()? == BTreeSet::new());
+    drop(prometheus);
+    let prometheus = that_remembers(&world, &told, 31, &gateway)?;
+    prometheus.scrapes("up == 1")?;
+    ensure!(prometheus.silences()? == silence);
+    // The next word of the host ends it.
+    world.expect(&["metrics", "--push"], 0)?;
+    prometheus.scrapes("thrice_exported_timestamp_seconds")?;
+    ensure!(prometheus.silences()? == BTreeSet::new());
+    // When it forgets again that is no silence yet, although nothing is there any more at once.
+    gateway.restart()?;
+    prometheus.scrapes("up == 1 unless on () thrice_exported_timestamp_seconds")?;
+    ensure!(prometheus.silences()? == BTreeSet::new());
+    Ok(())
+}
+
 /// A week of real runs at the test's clock, told every five minutes, in a real Prometheus.
 #[test]
 fn r20_a_week_in_which_all_is_well_fires_nothing() -> Result<()> {
@@ -355,13 +473,7 @@ fn r20_a_week_in_which_all_is_well_fires_nothing() -> Result<()> {
     }
     let dir = world.path("prometheus");
     fs::create_dir(&dir)?;
-    fs::write(dir.join("week"), week(&told)?)?;
-    let blocks = ["tsdb", "create-blocks-from", "openmetrics", "week", "tsdb"];
-    let output = Command::new("promtool")
-        .args(blocks)
-        .current_dir(&dir)
-        .output()?;
-    ensure!(output.status.success(), "{output:?}");
+    backfill(&dir, &week(&told)?)?;
     fs::write(dir.join("prometheus.yml"), "{}\n")?;
     let prometheus = Prometheus::start(&dir)?;
     let over = |expr: &str| -> Result<usize> {
@@ -388,6 +500,22 @@ fn r20_a_week_in_which_all_is_well_fires_nothing() -> Result<()> {
         ensure!(over(&expr)? == 0, "it fires: {expr}");
     }
     ensure!(rules_seen > 20);
+    Ok(())
+}
+
+/// A Prometheus in `dir` is going to remember these samples.
+fn backfill(dir: &Path, samples: &str) -> Result<()> {
+    fs::write(dir.join("samples"), samples)?;
+    let blocks = [
+        "tsdb",
+        "create-blocks-from",
+        "openmetrics",
+        "samples",
+        "tsdb",
+    ];
+    let mut promtool = Command::new("promtool");
+    let output = promtool.args(blocks).current_dir(dir).output()?;
+    ensure!(output.status.success(), "{output:?}");
     Ok(())
 }
 
