@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use blackbox::servers::{Pushgateway, output};
-use blackbox::{Sink, SinkMood, Systemd, World, quick_dir, skip};
+use blackbox::{Sink, SinkMood, Systemd, World, skip};
 use jiff::{Timestamp, ToSpan, Zoned, civil};
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ const SLOW: [&str; 3] = ["dataset=\"slow\"", "step=\"backup\"", "store=\"sda\""]
 /// `slow`, which takes until there is no file `hold`, and says in `begun` that it is at work. What
 /// systemd needs of it is installed.
 fn installed(more: &str) -> Result<World> {
-    let world = World::two_legs_in(&quick_dir(256 << 20))?;
+    let world = World::two_legs()?;
     let text = fs::read_to_string(world.path("thrice.toml"))?;
     let script = format!(
         "touch {}; while [ -e {} ]; do sleep 0.05; done; echo done",
