@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use blackbox::servers::{Pushgateway, output};
 use blackbox::{Sink, SinkMood, Systemd, World, skip};
 use jiff::{Timestamp, ToSpan, Zoned, civil};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const RUN: &str = "thrice-run.service";
@@ -258,6 +259,15 @@ fn what_tells_how_it_stands_can_do_so_under_its_restrictions() -> Result<()> {
 #[test]
 fn the_tracker_listens_and_a_reload_does_not_stop_it() -> Result<()> {
     let world = installed!("");
+    // Without restrictions, to compare with.
+    let free = world.spawn(&["watch"])?;
+    until("the tracker", || {
+        let status = world.run(&["status", "--json"])?.stdout;
+        let status: Value = serde_json::from_str(&status)?;
+        Ok(status["feed"]["watched"][0]["how"].is_string())
+    })?;
+    free.signal(Signal::TERM)?;
+    let free = free.wait()?.stdout;
     let systemd = Systemd::start(&world.path(""))?;
     systemd.ctl(&["start", WATCH])?;
     until("the tracker", || {
@@ -266,6 +276,15 @@ fn the_tracker_listens_and_a_reload_does_not_stop_it() -> Result<()> {
             .lines()
             .any(|line| line == "watching"))
     })?;
+    let watched = |said: &str| -> Vec<String> {
+        let lines = said.lines().filter(|line| line.contains("watched"));
+        lines.map(str::to_owned).collect()
+    };
+    let said = watched(&systemd.said("thrice-watch")?);
+    ensure!(
+        !said.is_empty() && said == watched(&free),
+        "{said:?}, not {free}"
+    );
     let first = systemd.property(WATCH, "MainPID")?;
     // As the unit has it, and told as JSON.
     let unit = fs::read_to_string(world.path(&format!("units/{RUN}")))?;
