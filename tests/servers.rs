@@ -452,6 +452,8 @@ impl Pushgateway {
         let server = server.context("prometheus-pushgateway is not installed")?;
         let mut command = Command::new(server);
         command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        // Debian's has a file by default, and all would share it.
+        command.arg("--persistence.file=");
         let ready = || TcpStream::connect(("127.0.0.1", port)).is_ok();
         let process = Process::start(folder("root")?, &mut command, Signal::TERM, ready)?;
         Ok(Self { process, port })
