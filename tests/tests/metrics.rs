@@ -665,6 +665,109 @@ fn r17_a_store_that_runs_out_of_inodes_is_full() -> Result<()> {
     after_an_hour(&world, (&rules, "BackupDiskFull"), &told, fires)
 }
 
+/// Whether an alert fires in a Prometheus that is told this so many hours from now.
+fn fires_after(world: &World, alert: &str, told: &str, hours: i64) -> Result<bool> {
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let now = jiff::Timestamp::now().as_second() + hours * 60 * MINUTE;
+    let dir = world.path("later");
+    fs::create_dir(&dir)?;
+    let mut samples = String::new();
+    for line in told.lines().filter(|line| !line.starts_with('#')) {
+        writeln!(samples, "{line} {now}")?;
+    }
+    backfill(&dir, &format!("{samples}# EOF\n"))?;
+    fs::write(dir.join("prometheus.yml"), "{}\n")?;
+    let prometheus = Prometheus::start(&dir)?;
+    let query = format!("query={}", expr(&rules, alert)?);
+    let at = format!("time={now}");
+    let more = ["--data-urlencode", &*query, "--data", &*at];
+    let found = prometheus.data("/api/v1/query", &more)?;
+    drop(prometheus);
+    fs::remove_dir_all(&dir)?;
+    Ok(!found["result"].as_array().context("no result")?.is_empty())
+}
+
+/// A tracker that is installed and never started is as silent as one that has died.
+#[test]
+fn r08_a_tracker_that_never_ran_is_told() -> Result<()> {
+    if !has("prometheus") || !has("promtool") {
+        return skip("no Prometheus here");
+    }
+    let world = world("")?;
+    let told = || Ok::<_, anyhow::Error>(world.expect(&["metrics"], 0)?.stdout);
+    // Where there is none nobody misses it.
+    ensure!(!fires_after(&world, "ChangeTrackerDown", &told()?, 1)?);
+    let units = world.path("units");
+    fs::create_dir(&units)?;
+    let units = units.display().to_string();
+    world.expect(&["install", "--to", &units], 0)?;
+    let installed = told()?;
+    ensure!(!fires_after(&world, "ChangeTrackerDown", &installed, 0)?);
+    ensure!(fires_after(&world, "ChangeTrackerDown", &installed, 1)?);
+    // Since when does not move when it is installed again.
+    let since = |told: &str| {
+        let mut lines = told.lines();
+        let name = "thrice_feed_expected_since_timestamp_seconds{";
+        lines.find(|line| line.starts_with(name)).map(str::to_owned)
+    };
+    world.expect(&["install", "--to", &units], 0)?;
+    ensure!(since(&installed).is_some() && since(&told()?) == since(&installed));
+    Ok(())
+}
+
+/// Trees of one root that take two ways have a marker on each, and both go to the first store.
+#[test]
+fn r08_a_marker_that_never_came_back_is_told_for_each_way() -> Result<()> {
+    if !has("prometheus") || !has("promtool") {
+        return skip("no Prometheus here");
+    }
+    let gateway = match Pushgateway::start() {
+        Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
+        started => started?,
+    };
+    let world = World::new()?;
+    let text = format!(
+        "{}[store.nas]\nkind = \"disk\"\npath = \"{}\"\n{}canary = true\n\
+         [dataset.near]\npath = \"{}\"\nroute = [\"sda\"]\n\
+         [metrics]\npushgateway = \"{}\"\n",
+        world.head(),
+        world.path("nas").display(),
+        world.root(&["sda", "nas"]).trim_end().to_owned() + "\n",
+        world.live().join("near").display(),
+        gateway.url()
+    );
+    world.configure(&text)?;
+    world.write("docs/a", "a")?;
+    world.write("near/a", "a")?;
+    let told = || Ok::<_, anyhow::Error>(world.expect(&["metrics"], 0)?.stdout);
+    let before = told()?;
+    ensure!(!fires_after(&world, "CanaryStale", &before, 24)?);
+    ensure!(fires_after(&world, "CanaryStale", &before, 26)?);
+    // A Pushgateway takes nothing at all where a series is there twice.
+    world.expect(&["run"], 0)?;
+    world.expect(&["metrics", "--push"], 0)?;
+    let after = told()?;
+    ensure!(!fires_after(&world, "CanaryStale", &after, 24)?);
+    ensure!(fires_after(&world, "CanaryStale", &after, 26)?);
+    // The newer of two ways does not hide that nothing came by the other.
+    let name = "thrice_canary_written_timestamp_seconds{";
+    let is_near = |line: &&str| line.starts_with(name) && line.contains("route=\"sda\"");
+    ensure!(after.lines().filter(is_near).count() == 1, "{after}");
+    let without: Vec<&str> = after.lines().filter(|line| !is_near(line)).collect();
+    let since = "thrice_canary_expected_since_timestamp_seconds{";
+    let long_ago = without.iter().map(|line| match line.rsplit_once(' ') {
+        Some((series, _)) if line.starts_with(since) => format!("{series} 0\n"),
+        _ => format!("{line}\n"),
+    });
+    ensure!(fires_after(
+        &world,
+        "CanaryStale",
+        &long_ago.collect::<String>(),
+        0
+    )?);
+    Ok(())
+}
+
 /// Whatever is compared with the time says nothing while it lies in the future.
 #[test]
 fn r08_every_time_in_the_future_is_told() -> Result<()> {
@@ -676,6 +779,7 @@ fn r08_every_time_in_the_future_is_told() -> Result<()> {
     let rule = (&*rules, "BackupClockWrong");
     for metric in [
         "exported",
+        "feed_heartbeat",
         "last_success",
         "last_verified",
         "canary_written",

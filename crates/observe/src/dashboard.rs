@@ -22,6 +22,7 @@ pub struct Panel {
 
 const EACH: &str = "{{host}} {{dataset}} → {{store}}";
 const STORE: &str = "{{host}} {{store}}";
+const MARKER: &str = "{{host}} {{root}} {{store}}";
 const HOST: &str = "{{host}}";
 
 const fn line(
@@ -165,7 +166,12 @@ const PROOF: [Panel; 7] = [
         "short",
         STORE,
     ),
-    line("Age of the canary", "thrice_canary_age_seconds", "s", STORE),
+    line(
+        "Age of the canary",
+        "thrice_canary_age_seconds",
+        "s",
+        MARKER,
+    ),
     line(
         "Restore drills: measured",
         "thrice_restore_drill_seconds",
