@@ -11,6 +11,7 @@ mod loopfs;
 pub mod servers;
 mod sinks;
 mod sshd;
+mod systemd;
 mod world;
 
 pub use base::{Base, read_base};
@@ -21,6 +22,7 @@ pub use kube_api::{KubeApi, has_kubectl};
 pub use loopfs::{FileSystem, LoopFs};
 pub use sinks::{Received, Sink, SinkMood};
 pub use sshd::{Sshd, find};
+pub use systemd::Systemd;
 pub use world::{Outcome, Running, World, is_root};
 
 /// Says that the calling test does not run, and why: `return skip("…")`.

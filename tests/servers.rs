@@ -1,5 +1,5 @@
-//! Throwaway database servers on loopback, each an ordinary process with its data in a folder of
-//! its own. All are killed and removed when dropped.
+//! Throwaway servers on loopback, databases and a Pushgateway, each an ordinary process with its
+//! data in a folder of its own. All are killed and removed when dropped.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -432,6 +432,46 @@ fn etcdctl(port: u16) -> Command {
     command.env("ETCDCTL_API", "3");
     command.arg(format!("--endpoints=http://127.0.0.1:{port}"));
     command
+}
+
+/// A Pushgateway on a free port, which keeps what it is told in memory alone.
+pub struct Pushgateway {
+    process: Process,
+    port: u16,
+}
+
+impl Pushgateway {
+    /// # Errors
+    /// When it is "not installed", or does not come up.
+    pub fn start() -> Result<Self> {
+        Self::start_at(free_port()?)
+    }
+
+    fn start_at(port: u16) -> Result<Self> {
+        let server = find("prometheus-pushgateway");
+        let server = server.context("prometheus-pushgateway is not installed")?;
+        let mut command = Command::new(server);
+        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        // Debian's has a file by default, and all would share it.
+        command.arg("--persistence.file=");
+        let ready = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+        let process = Process::start(folder("root")?, &mut command, Signal::TERM, ready)?;
+        Ok(Self { process, port })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// It dies, and another one begins in its place, which knows nothing.
+    ///
+    /// # Errors
+    /// When that does not come up.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        *self = Self::start_at(self.port)?;
+        Ok(())
+    }
 }
 
 /// A writer at full speed: a client that is told commands without end on its standard input.

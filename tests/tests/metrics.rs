@@ -10,6 +10,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use blackbox::servers::Pushgateway;
 use blackbox::{Outcome, Running, Sink, World, skip};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -146,6 +147,53 @@ impl Server {
     fn reload(&self) -> Result<()> {
         get(&format!("{}/-/reload", self.url), &["--request", "POST"]).map(drop)
     }
+
+    /// What it answers at this path.
+    fn data(&self, path: &str, more: &[&str]) -> Result<Value> {
+        let answer = json(&get(&format!("{}{path}", self.url), more)?)?;
+        Ok(answer["data"].clone())
+    }
+
+    /// Waits until a scrape has brought what this query finds.
+    fn scrapes(&self, query: &str) -> Result<()> {
+        let query = format!("query={query}");
+        self.until(&query, || {
+            let found = self.data("/api/v1/query", &["--data-urlencode", &query])?;
+            let found = found["result"].as_array().context("no result")?;
+            Ok((!found.is_empty()).then_some(()))
+        })
+    }
+
+    /// The alerts that say that a host is not heard of, of those that fire at an evaluation which
+    /// begins after this.
+    fn silences(&self) -> Result<BTreeSet<String>> {
+        let begin = jiff::Timestamp::now();
+        self.until("an evaluation", || {
+            let rules = self.data("/api/v1/rules", &[])?;
+            let group = &rules["groups"][0];
+            let last = group["lastEvaluation"].as_str().context("no time")?;
+            if last.parse::<jiff::Timestamp>()? <= begin {
+                return Ok(None);
+            }
+            let rules = group["rules"].as_array().context("no rules")?;
+            ensure!(rules.iter().all(|rule| rule["health"] == "ok"), "{group}");
+            let firing = rules.iter().filter(|rule| rule["state"] == "firing");
+            let names = firing.filter_map(|rule| rule["name"].as_str());
+            let silences = names.filter(|name| name.starts_with("BackupMetrics"));
+            Ok(Some(silences.map(str::to_owned).collect()))
+        })
+    }
+
+    fn until<T>(&self, what: &str, seen: impl Fn() -> Result<Option<T>>) -> Result<T> {
+        let began = Instant::now();
+        loop {
+            if let Some(seen) = seen()? {
+                return Ok(seen);
+            }
+            ensure!(began.elapsed() < Duration::from_secs(30), "no {what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
 impl Drop for Server {
@@ -230,8 +278,8 @@ fn r20_a_failure_is_told_once_through_alertmanager_and_so_is_its_end() -> Result
     }
     let (sink, servers) = (Sink::http()?, tempfile::tempdir()?);
     let dir = servers.path();
-    let gateway = Server::start(dir, "prometheus-pushgateway", &[])?;
-    let world = world(&format!("pushgateway = \"{}\"\n", gateway.url))?;
+    let gateway = Pushgateway::start()?.url();
+    let world = world(&format!("pushgateway = \"{gateway}\"\n"))?;
     let words = world.path("words");
     let text = fs::read_to_string(world.path("thrice.toml"))?;
     let made = format!("[\"cat\", \"{}\"]", words.display());
@@ -244,7 +292,7 @@ fn r20_a_failure_is_told_once_through_alertmanager_and_so_is_its_end() -> Result
     fs::write(dir.join("alertmanager.yml"), text)?;
     let alertmanager = Server::alertmanager(dir)?;
     let others = [
-        ("127.0.0.1:9091", &*gateway.address),
+        ("127.0.0.1:9091", gateway.trim_start_matches("http://")),
         ("127.0.0.1:9093", &*alertmanager.address),
     ];
     let text = documented("In Prometheus", &others)?;
@@ -253,15 +301,7 @@ fn r20_a_failure_is_told_once_through_alertmanager_and_so_is_its_end() -> Result
     world.expect(&["run", "backup"], 1)?;
     let prometheus = Server::prometheus(dir)?;
     // Before it has scraped, all would be absent.
-    let scraped = format!("{}/api/v1/query?query=thrice_run_status", prometheus.url);
-    let began = Instant::now();
-    while !get(&scraped, &[])?.contains("\"host\":\"box\"") {
-        ensure!(
-            began.elapsed() < Duration::from_secs(30),
-            "nothing is scraped"
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    prometheus.scrapes("thrice_run_status{host=\"box\"}")?;
     let rules = world.expect(&["rules"], 0)?.stdout;
     fs::write(dir.join("thrice.rules.yml"), &rules)?;
     prometheus.reload()?;
@@ -544,6 +584,76 @@ fn r20_what_prometheus_has_loaded_is_compared_with_policy() -> Result<()> {
     Ok(())
 }
 
+/// A Prometheus with this world's rules, which has scraped `told` once a minute for an hour until
+/// so many minutes ago, and now scrapes this Pushgateway.
+fn that_remembers(
+    world: &World,
+    told: &str,
+    minutes: i64,
+    gateway: &Pushgateway,
+) -> Result<Server> {
+    let dir = world.path(&format!("prometheus-{minutes}"));
+    fs::create_dir(&dir)?;
+    let end = jiff::Timestamp::now().as_second() - minutes * MINUTE;
+    let mut samples = String::new();
+    for line in told.lines() {
+        for minute in (0..60).rev() {
+            writeln!(samples, "{line} {}", end - minute * MINUTE)?;
+        }
+    }
+    backfill(&dir, &format!("{samples}# EOF\n"))?;
+    fs::write(
+        dir.join("thrice.rules.yml"),
+        world.expect(&["rules"], 0)?.stdout,
+    )?;
+    let gateway = gateway.url().replace("http://", "");
+    let often = "{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}";
+    let config = format!(
+        "global: {often}\nrule_files: ['*.rules.yml']\nscrape_configs:\n  \
+         - {{job_name: pushgateway, honor_labels: true, \
+         static_configs: [{{targets: ['{gateway}']}}]}}\n"
+    );
+    fs::write(dir.join("prometheus.yml"), config)?;
+    Server::prometheus(&dir)
+}
+
+/// A Pushgateway that was started again knows of nobody, and looks as well as one that knows all.
+#[test]
+fn r08_a_pushgateway_that_forgot_is_told_after_half_an_hour() -> Result<()> {
+    if !has("prometheus") || !has("promtool") {
+        return skip("no Prometheus here");
+    }
+    let mut gateway = match Pushgateway::start() {
+        Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
+        started => started?,
+    };
+    let world = world(&format!("pushgateway = \"{}\"\n", gateway.url()))?;
+    world.expect(&["run", "backup"], 0)?;
+    let told = get(&format!("{}/metrics", gateway.url()), &[])?;
+    let told = told.lines().filter(|line| line.starts_with("thrice_"));
+    let told: String = told.map(|line| format!("{line}\n")).collect();
+    ensure!(told.contains("thrice_exported_timestamp_seconds{"));
+    gateway.restart()?;
+    let silence = BTreeSet::from(["BackupMetricsAbsent".to_owned()]);
+    // Twenty minutes ago it knew: as after an update, nobody is called for that.
+    let prometheus = that_remembers(&world, &told, 20, &gateway)?;
+    prometheus.scrapes("up == 1")?;
+    ensure!(prometheus.silences()? == BTreeSet::new());
+    drop(prometheus);
+    let prometheus = that_remembers(&world, &told, 31, &gateway)?;
+    prometheus.scrapes("up == 1")?;
+    ensure!(prometheus.silences()? == silence);
+    // The next word of the host ends it.
+    world.expect(&["metrics", "--push"], 0)?;
+    prometheus.scrapes("thrice_exported_timestamp_seconds")?;
+    ensure!(prometheus.silences()? == BTreeSet::new());
+    // When it forgets again that is no silence yet, although nothing is there any more at once.
+    gateway.restart()?;
+    prometheus.scrapes("up == 1 unless on () thrice_exported_timestamp_seconds")?;
+    ensure!(prometheus.silences()? == BTreeSet::new());
+    Ok(())
+}
+
 /// A week of real runs at the test's clock, told every five minutes, in a real Prometheus.
 #[test]
 fn r20_a_week_in_which_all_is_well_fires_nothing() -> Result<()> {
@@ -702,15 +812,25 @@ fn shows(prometheus: &Server, panel: &Value, target: &Value) -> Result<()> {
 fn backfilled(world: &World, told: &[(i64, String)]) -> Result<Server> {
     let dir = world.path("prometheus");
     fs::create_dir(&dir)?;
-    fs::write(dir.join("week"), week(told)?)?;
-    let blocks = ["tsdb", "create-blocks-from", "openmetrics", "week", "tsdb"];
-    let output = Command::new("promtool")
-        .args(blocks)
-        .current_dir(&dir)
-        .output()?;
-    ensure!(output.status.success(), "{output:?}");
+    backfill(&dir, &week(told)?)?;
     fs::write(dir.join("prometheus.yml"), "{}\n")?;
     Server::prometheus(&dir)
+}
+
+/// A Prometheus in `dir` is going to remember these samples.
+fn backfill(dir: &Path, samples: &str) -> Result<()> {
+    fs::write(dir.join("samples"), samples)?;
+    let blocks = [
+        "tsdb",
+        "create-blocks-from",
+        "openmetrics",
+        "samples",
+        "tsdb",
+    ];
+    let mut promtool = Command::new("promtool");
+    let output = promtool.args(blocks).current_dir(dir).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
 }
 
 /// What is told between two runs differs from what the first of them told in the time alone.
@@ -909,6 +1029,109 @@ fn r17_a_store_that_runs_out_of_inodes_is_full() -> Result<()> {
     after_an_hour(&world, (&rules, "BackupDiskFull"), &told, fires)
 }
 
+/// Whether an alert fires in a Prometheus that is told this so many hours from now.
+fn fires_after(world: &World, alert: &str, told: &str, hours: i64) -> Result<bool> {
+    let rules = world.expect(&["rules"], 0)?.stdout;
+    let now = jiff::Timestamp::now().as_second() + hours * 60 * MINUTE;
+    let dir = world.path("later");
+    fs::create_dir(&dir)?;
+    let mut samples = String::new();
+    for line in told.lines().filter(|line| !line.starts_with('#')) {
+        writeln!(samples, "{line} {now}")?;
+    }
+    backfill(&dir, &format!("{samples}# EOF\n"))?;
+    fs::write(dir.join("prometheus.yml"), "{}\n")?;
+    let prometheus = Server::prometheus(&dir)?;
+    let query = format!("query={}", expr(&rules, alert)?);
+    let at = format!("time={now}");
+    let more = ["--data-urlencode", &*query, "--data", &*at];
+    let found = prometheus.data("/api/v1/query", &more)?;
+    drop(prometheus);
+    fs::remove_dir_all(&dir)?;
+    Ok(!found["result"].as_array().context("no result")?.is_empty())
+}
+
+/// A tracker that is installed and never started is as silent as one that has died.
+#[test]
+fn r08_a_tracker_that_never_ran_is_told() -> Result<()> {
+    if !has("prometheus") || !has("promtool") {
+        return skip("no Prometheus here");
+    }
+    let world = world("")?;
+    let told = || Ok::<_, anyhow::Error>(world.expect(&["metrics"], 0)?.stdout);
+    // Where there is none nobody misses it.
+    ensure!(!fires_after(&world, "ChangeTrackerDown", &told()?, 1)?);
+    let units = world.path("units");
+    fs::create_dir(&units)?;
+    let units = units.display().to_string();
+    world.expect(&["install", "--to", &units], 0)?;
+    let installed = told()?;
+    ensure!(!fires_after(&world, "ChangeTrackerDown", &installed, 0)?);
+    ensure!(fires_after(&world, "ChangeTrackerDown", &installed, 1)?);
+    // Since when does not move when it is installed again.
+    let since = |told: &str| {
+        let mut lines = told.lines();
+        let name = "thrice_feed_expected_since_timestamp_seconds{";
+        lines.find(|line| line.starts_with(name)).map(str::to_owned)
+    };
+    world.expect(&["install", "--to", &units], 0)?;
+    ensure!(since(&installed).is_some() && since(&told()?) == since(&installed));
+    Ok(())
+}
+
+/// Trees of one root that take two ways have a marker on each, and both go to the first store.
+#[test]
+fn r08_a_marker_that_never_came_back_is_told_for_each_way() -> Result<()> {
+    if !has("prometheus") || !has("promtool") {
+        return skip("no Prometheus here");
+    }
+    let gateway = match Pushgateway::start() {
+        Err(reason) if reason.to_string().contains("not installed") => return skip(reason),
+        started => started?,
+    };
+    let world = World::new()?;
+    let text = format!(
+        "{}[store.nas]\nkind = \"disk\"\npath = \"{}\"\n{}canary = true\n\
+         [dataset.near]\npath = \"{}\"\nroute = [\"sda\"]\n\
+         [metrics]\npushgateway = \"{}\"\n",
+        world.head(),
+        world.path("nas").display(),
+        world.root(&["sda", "nas"]).trim_end().to_owned() + "\n",
+        world.live().join("near").display(),
+        gateway.url()
+    );
+    world.configure(&text)?;
+    world.write("docs/a", "a")?;
+    world.write("near/a", "a")?;
+    let told = || Ok::<_, anyhow::Error>(world.expect(&["metrics"], 0)?.stdout);
+    let before = told()?;
+    ensure!(!fires_after(&world, "CanaryStale", &before, 24)?);
+    ensure!(fires_after(&world, "CanaryStale", &before, 26)?);
+    // A Pushgateway takes nothing at all where a series is there twice.
+    world.expect(&["run"], 0)?;
+    world.expect(&["metrics", "--push"], 0)?;
+    let after = told()?;
+    ensure!(!fires_after(&world, "CanaryStale", &after, 24)?);
+    ensure!(fires_after(&world, "CanaryStale", &after, 26)?);
+    // The newer of two ways does not hide that nothing came by the other.
+    let name = "thrice_canary_written_timestamp_seconds{";
+    let is_near = |line: &&str| line.starts_with(name) && line.contains("route=\"sda\"");
+    ensure!(after.lines().filter(is_near).count() == 1, "{after}");
+    let without: Vec<&str> = after.lines().filter(|line| !is_near(line)).collect();
+    let since = "thrice_canary_expected_since_timestamp_seconds{";
+    let long_ago = without.iter().map(|line| match line.rsplit_once(' ') {
+        Some((series, _)) if line.starts_with(since) => format!("{series} 0\n"),
+        _ => format!("{line}\n"),
+    });
+    ensure!(fires_after(
+        &world,
+        "CanaryStale",
+        &long_ago.collect::<String>(),
+        0
+    )?);
+    Ok(())
+}
+
 /// Whatever is compared with the time says nothing while it lies in the future.
 #[test]
 fn r08_every_time_in_the_future_is_told() -> Result<()> {
@@ -920,6 +1143,7 @@ fn r08_every_time_in_the_future_is_told() -> Result<()> {
     let rule = (&*rules, "BackupClockWrong");
     for metric in [
         "exported",
+        "feed_heartbeat",
         "last_success",
         "last_verified",
         "canary_written",

@@ -22,6 +22,7 @@ pub struct Panel {
 
 const EACH: &str = "{{host}} {{dataset}} → {{store}}";
 const STORE: &str = "{{host}} {{store}}";
+const MARKER: &str = "{{host}} {{root}} → {{store}}";
 const HOST: &str = "{{host}}";
 const ROOT: &str = "{{host}} {{root}}";
 
@@ -186,7 +187,7 @@ const PROOF: [Panel; 7] = [
         "Age of the canary",
         "thrice_canary_age_seconds",
         "s",
-        "{{host}} {{root}} → {{store}}",
+        MARKER,
     ),
     line(
         "Restore drills: measured",

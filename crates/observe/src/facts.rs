@@ -45,6 +45,8 @@ pub struct CanaryFacts {
     pub root: String,
     /// Whose tree it goes in; `None`: none was ever written.
     pub dataset: Option<String>,
+    /// The way that it takes: a root has one for each that its trees take.
+    pub route: Vec<String>,
     pub store: String,
     /// When the newest was written that came back: what is older than it is there, surely.
     pub written_at: Option<Timestamp>,
@@ -196,6 +198,7 @@ fn canaries(config: &Config, coverage: &Coverage) -> Result<Vec<CanaryFacts>> {
             facts.push(CanaryFacts {
                 root: root.clone(),
                 dataset: canary.and_then(|canary| canary.dataset.clone()),
+                route: spot.route.to_vec(),
                 store: store.clone(),
                 written_at: echo.written_at,
                 returned_at: echo.returned_at,

@@ -257,6 +257,7 @@ mod tests {
         facts.canaries.push(CanaryFacts {
             root: "/srv".into(),
             dataset: Some("docs".into()),
+            route: vec!["sda".into()],
             store: "sda".into(),
             written_at: at(60),
             returned_at: at(30),

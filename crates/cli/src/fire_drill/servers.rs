@@ -117,6 +117,8 @@ impl Pushgateway {
         let address = format!("127.0.0.1:{}", port()?);
         let mut command = program(&["prometheus-pushgateway", "pushgateway"])?;
         command.arg(format!("--web.listen-address={address}"));
+        // Debian's has a file by default, which is that of the machine's own one.
+        command.arg("--persistence.file=");
         let mut server = Server::start(dir, "prometheus-pushgateway", &mut command)?;
         let url = format!("http://{address}");
         server.answers(&format!("{url}/-/ready"), job)?;

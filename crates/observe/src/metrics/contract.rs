@@ -5,7 +5,7 @@ use engine::Drill;
 use engine::snapshots::Snapped;
 use jiff::Timestamp;
 
-use super::gather::{Measured, PoolFacts, RunFacts};
+use super::gather::{Measured, PoolFacts, RunFacts, awaited};
 use super::text::{Family, MetricKind, Series};
 use crate::facts::{CanaryFacts, DatasetFacts, ReplicaFacts, StoreFacts};
 use crate::judge::objective;
@@ -452,6 +452,8 @@ fn tracker(measured: &Measured) -> Vec<Family> {
     let facts = &measured.facts;
     let tell = Teller { host: &facts.host };
     let tracker = facts.tracker.iter();
+    let since = measured.tracker_since.iter();
+    let since = since.map(|since| tell.series(&[], seconds(*since)));
     let heartbeats = tracker
         .clone()
         .map(|tracker| tell.series(&[], seconds(tracker.heartbeat)));
@@ -461,6 +463,11 @@ fn tracker(measured: &Measured) -> Vec<Family> {
             "thrice_feed_heartbeat_timestamp_seconds",
             "The change tracker's last sign of life; absent while it has never run.",
             heartbeats.collect(),
+        ),
+        gauge(
+            "thrice_feed_expected_since_timestamp_seconds",
+            "Since when it is installed; absent where it is not.",
+            since.collect(),
         ),
         counter(
             "thrice_feed_overflows_total",
@@ -483,17 +490,22 @@ fn canaries(measured: &Measured, now: Timestamp) -> Vec<Family> {
         let values = facts.canaries.iter();
         let values = values.filter_map(|one| Some((one, value(one)?)));
         let series = values.map(|(one, value)| {
-            tell.series(&[("root", &*one.root), ("store", &*one.store)], value)
+            let route = one.route.join(",");
+            let labels = [
+                ("root", &*one.root),
+                ("route", &*route),
+                ("store", &*one.store),
+            ];
+            tell.series(&labels, value)
         });
         series.collect()
     };
     let interval = |one: &CanaryFacts| {
-        let dataset = facts.datasets.iter();
-        let mut dataset = dataset.filter(|dataset| Some(&dataset.name) == one.dataset.as_ref());
-        let is_first = dataset.next()?.route.first() == Some(&one.store);
+        let is_first = one.route.first() == Some(&one.store);
         let step = if is_first { STEP_BACKUP } else { STEP_OFFSITE };
         Some(objective(&facts.schedule, step) as f64)
     };
+    let since = |one: &CanaryFacts| measured.canaries.get(&awaited(one)).map(|at| seconds(*at));
     vec![
         gauge(
             "thrice_canary_age_seconds",
@@ -509,6 +521,11 @@ fn canaries(measured: &Measured, now: Timestamp) -> Vec<Family> {
             "thrice_canary_expected_interval_seconds",
             "How old it may become.",
             of(&interval),
+        ),
+        gauge(
+            "thrice_canary_expected_since_timestamp_seconds",
+            "Since when one is expected to come back.",
+            of(&since),
         ),
     ]
 }

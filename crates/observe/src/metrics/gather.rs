@@ -11,7 +11,7 @@ use policy::Config;
 use serde::{Deserialize, Serialize};
 
 use super::contract::STEP_SNAPSHOT;
-use crate::facts::{Facts, gather};
+use crate::facts::{CanaryFacts, Facts, gather};
 use crate::gate::gate;
 
 /// How long pools may take to be asked; a scrape waits ten seconds by default.
@@ -20,15 +20,24 @@ const POOLS: Duration = Duration::from_secs(8);
 const NOTES: &str = "metrics";
 const EXPECTED: &str = "expected";
 const EXPECTED_SNAPSHOTS: &str = "expected-snapshots";
+const CANARIES: &str = "canaries";
+const TRACKER: &str = "tracker";
+
+/// What is expected, by two names, and since when.
+type Since = BTreeMap<(String, String), Timestamp>;
 
 /// All that is measured.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
     pub facts: Facts,
     /// Since when a dataset is expected in a store: `(dataset, store)`.
-    pub expected: BTreeMap<(String, String), Timestamp>,
+    pub expected: Since,
     /// Since when snapshots of a root are, where they are scheduled: `(root, step)`.
-    pub expected_snapshots: BTreeMap<(String, String), Timestamp>,
+    pub expected_snapshots: Since,
+    /// Since when a marker is expected back: by what [`awaited`] makes of it.
+    pub canaries: Since,
+    /// Since when a change tracker is installed.
+    pub tracker_since: Option<Timestamp>,
     pub pools: Vec<PoolFacts>,
     /// The newest.
     pub run: Option<RunFacts>,
@@ -76,8 +85,12 @@ pub fn measure(
     let corrupt = catalog.findings(false)?.into_iter();
     let corrupt = corrupt.filter(|row| engine::CORRUPT_KINDS.contains(&row.finding.kind.as_str()));
     Ok(Measured {
-        expected: expected(config, &facts, now)?,
-        expected_snapshots: expected_snapshots(config, &facts, now)?,
+        expected: since(config, EXPECTED, replicas(&facts), now)?,
+        expected_snapshots: since(config, EXPECTED_SNAPSHOTS, kept(&facts), now)?,
+        canaries: since(config, CANARIES, facts.canaries.iter().map(awaited), now)?,
+        tracker_since: notes(config)
+            .read(TRACKER)?
+            .map(|since: Timestamp| since.min(now)),
         pools: pools(config, job),
         run: catalog.runs(1)?.first().map(run),
         corrupt: corrupt.count() as u64,
@@ -126,54 +139,64 @@ fn pools(config: &Config, job: &Job<'_>) -> Vec<PoolFacts> {
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted(Vec<(String, String, Timestamp)>);
 
-/// Since when each replica is expected; what is new is so since now, and noted.
-fn expected(
-    config: &Config,
-    facts: &Facts,
-    now: Timestamp,
-) -> Result<BTreeMap<(String, String), Timestamp>> {
-    let datasets = facts.datasets.iter();
-    let keys = datasets.flat_map(|dataset| {
+fn notes(config: &Config) -> Notes {
+    Notes::new(&config.host.state, NOTES)
+}
+
+/// A change tracker is expected from now on, if it was not before.
+///
+/// # Errors
+/// When that cannot be noted.
+pub fn expect_tracker(config: &Config, now: Timestamp) -> Result<()> {
+    let notes = notes(config);
+    if notes.read::<Timestamp>(TRACKER)?.is_none() {
+        notes.write(TRACKER, &now)?;
+    }
+    Ok(())
+}
+
+fn replicas(facts: &Facts) -> impl Iterator<Item = (String, String)> {
+    facts.datasets.iter().flat_map(|dataset| {
         let stores = dataset.route.iter();
         stores.map(|store| (dataset.name.clone(), store.clone()))
-    });
-    since(config, EXPECTED, keys, now)
+    })
 }
 
-/// The same of snapshots, which are expected where they are scheduled.
-fn expected_snapshots(
-    config: &Config,
-    facts: &Facts,
-    now: Timestamp,
-) -> Result<BTreeMap<(String, String), Timestamp>> {
+/// Roots of which snapshots are expected: where they are scheduled.
+fn kept(facts: &Facts) -> impl Iterator<Item = (String, String)> {
     let is_scheduled = facts.schedule.when(STEP_SNAPSHOT).is_some();
-    let roots = facts.snapshots.iter().filter(|_| is_scheduled);
-    let keys = roots.map(|(root, _)| (root.clone(), STEP_SNAPSHOT.to_owned()));
-    since(config, EXPECTED_SNAPSHOTS, keys, now)
+    let roots = facts.snapshots.iter().filter(move |_| is_scheduled);
+    roots.map(|(root, _)| (root.clone(), STEP_SNAPSHOT.to_owned()))
 }
 
-/// Since when each is expected, as a note of this name has it.
+/// By which names it is noted since when a marker is expected: its root, and its way to a store.
+pub fn awaited(canary: &CanaryFacts) -> (String, String) {
+    let way = format!("{} of {}", canary.store, canary.route.join(","));
+    (canary.root.clone(), way)
+}
+
+/// Since when each of these is expected; what is new is so since now, and noted.
 fn since(
     config: &Config,
     note: &str,
     keys: impl Iterator<Item = (String, String)>,
     now: Timestamp,
-) -> Result<BTreeMap<(String, String), Timestamp>> {
-    let notes = Notes::new(&config.host.state, NOTES);
+) -> Result<Since> {
+    let notes = notes(config);
     let Noted(before) = notes.read(note)?.unwrap_or_default();
-    let before: BTreeMap<_, _> = before
-        .into_iter()
-        .map(|(one, other, since)| ((one, other), since))
+    let before = before.into_iter();
+    let before: Since = before
+        .map(|(one, two, since)| ((one, two), since))
         .collect();
-    let mut known = BTreeMap::new();
-    for key in keys {
+    let known = keys.map(|key| {
         // A clock that went back makes nothing expected in the future.
         let since = before.get(&key).map_or(now, |since| *since.min(&now));
-        known.insert(key, since);
-    }
+        (key, since)
+    });
+    let known: Since = known.collect();
     if known != before {
         let rows = known.iter();
-        let rows = rows.map(|((one, other), since)| (one.clone(), other.clone(), *since));
+        let rows = rows.map(|((one, two), since)| (one.clone(), two.clone(), *since));
         notes.write(note, &Noted(rows.collect()))?;
     }
     Ok(known)
@@ -210,7 +233,7 @@ mod tests {
         };
         let at = |second| Timestamp::from_second(second).unwrap();
         let seen = |names: &[&str], now| -> Vec<(String, i64)> {
-            let known = expected(&config, &facts(names), at(now))
+            let known = since(&config, EXPECTED, replicas(&facts(names)), at(now))
                 .unwrap()
                 .into_iter();
             known

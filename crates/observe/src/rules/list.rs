@@ -24,8 +24,9 @@ const POOL_MARGIN: i64 = 5;
 const TRACKER_SILENCE: i64 = 15 * MINUTE;
 
 /// Times of this host's clock that an alert would wait for, were they in the future.
-const CLOCKS: [&str; 4] = [
+const CLOCKS: [&str; 5] = [
     "thrice_exported_timestamp_seconds",
+    "thrice_feed_heartbeat_timestamp_seconds",
     "thrice_last_success_timestamp_seconds",
     "thrice_last_verified_timestamp_seconds",
     "thrice_canary_written_timestamp_seconds",
@@ -555,6 +556,9 @@ impl Maker<'_> {
 
     fn tracker(&self) -> Vec<Rule> {
         let heartbeat = "thrice_feed_heartbeat_timestamp_seconds";
+        let expected = "thrice_feed_expected_since_timestamp_seconds";
+        let alive = self.max("host", heartbeat, &[]);
+        let since = self.max("host", expected, &[]);
         let missed = "thrice_feed_missed_total";
         let told = |values: &str| Case {
             series: vec![(self.of(missed, &[]), values.to_owned())],
@@ -565,17 +569,24 @@ impl Maker<'_> {
             self.rule(
                 ("ChangeTrackerDown", Level::Warning),
                 format!(
-                    "time() - {} > {TRACKER_SILENCE}",
-                    self.max("host", heartbeat, &[])
+                    "(time() - {alive} > {TRACKER_SILENCE}) or \
+                     ((time() - {since} > {TRACKER_SILENCE}) unless {alive})"
                 ),
                 Words {
                     summary: "the change tracker of {{ $labels.host }} is silent",
                     meaning: "Nothing is lost: runs look at everything, which takes longer.",
-                    remedy: "systemctl restart thrice-watch; journalctl -u thrice-watch",
+                    remedy: "systemctl enable thrice-watch; systemctl restart thrice-watch; \
+                             journalctl -u thrice-watch",
                 },
                 (
-                    self.one(heartbeat, &[], 0),
-                    quiet(self.one(heartbeat, &[], HOUR - MINUTE)),
+                    // Installed, and never started.
+                    self.one(expected, &[], 0),
+                    quiet(Case {
+                        series: [(expected, 0), (heartbeat, HOUR - MINUTE)]
+                            .map(|(metric, value)| (self.of(metric, &[]), constant(value, HOUR)))
+                            .to_vec(),
+                        ..self.one(heartbeat, &[], 0)
+                    }),
                 ),
             ),
             self.rule(
@@ -611,17 +622,26 @@ impl Maker<'_> {
     }
 
     fn canaries(&self) -> Vec<Rule> {
-        let by = "host, root, store";
+        let by = "host, root, route, store";
         let written = "thrice_canary_written_timestamp_seconds";
         let within = "thrice_canary_expected_interval_seconds";
+        let expected = "thrice_canary_expected_since_timestamp_seconds";
         let (marker, interval) = (self.max(by, written, &[]), self.max(by, within, &[]));
-        let case = |at| {
-            let labels = [("root", "/srv"), ("store", "one")];
+        let since = self.max(by, expected, &[]);
+        let case = |written_at: Option<i64>| {
+            let labels = [("root", "/srv"), ("route", "one"), ("store", "one")];
+            let at = 26 * HOUR;
+            let values = [
+                (expected, Some(0)),
+                (within, Some(25 * HOUR)),
+                (written, written_at),
+            ];
+            let values = values
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?)));
+            let series = values.map(|(name, value)| (self.of(name, &labels), constant(value, at)));
             Case {
-                series: vec![
-                    (self.of(written, &labels), constant(0, at)),
-                    (self.of(within, &labels), constant(25 * HOUR, at)),
-                ],
+                series: series.collect(),
                 at,
                 labels: self.labels(&labels),
             }
@@ -630,15 +650,19 @@ impl Maker<'_> {
         vec![
             self.rule(
                 ("CanaryStale", Level::Critical),
-                format!("time() - {marker} > {interval}"),
+                format!(
+                    "(time() - {marker} > {interval}) or \
+                     ((time() - {since} > {interval}) unless {marker})"
+                ),
                 Words {
                     summary: "no new marker of {{ $labels.root }} came back from \
                               {{ $labels.store }}",
                     meaning: "What was written there since the last one that did is not proved to \
-                              be in {{ $labels.store }}, whatever else is green.",
+                              be in {{ $labels.store }}, whatever else is green. Where none ever \
+                              did, nothing is.",
                     remedy: "thrice status says why; thrice run",
                 },
-                (case(26 * HOUR), quiet(case(24 * HOUR))),
+                (case(None), quiet(case(Some(2 * HOUR)))),
             ),
             self.rule(
                 ("CanaryFailing", Level::Warning),
