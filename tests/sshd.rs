@@ -115,10 +115,13 @@ impl Sshd {
 
     fn write_configuration(&self) -> Result<()> {
         let (dir, port) = (self.dir.display(), self.port);
+        // bash reads the start files of whoever runs the tests where `sshd` begins it as the first
+        // shell: they may take longer than all the rest, and say things.
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {dir}/host_key\nPidFile none\n\
              AuthorizedKeysFile {dir}/authorized_keys\nStrictModes no\nUsePAM no\n\
-             PasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\n"
+             PasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\n\
+             SetEnv SHLVL=1\n"
         );
         let client = format!(
             "Host {}\n  HostName 127.0.0.1\n  Port {port}\n  IdentityFile {dir}/id\n  \

@@ -55,7 +55,7 @@ impl Ground {
 
     /// What is free for everybody: bytes and inodes.
     fn free(&self) -> Result<(u64, u64)> {
-        let stat = statvfs(&self.fs.path())?;
+        let stat = statvfs(self.fs.path())?;
         Ok((stat.f_bavail * stat.f_frsize, stat.f_favail))
     }
 

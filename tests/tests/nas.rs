@@ -35,11 +35,9 @@ fn far_programs(world: &mut World, name: &str, script: &str, programs: &[&str]) 
     let configuration = sshd.client_config().with_file_name("sshd_config");
     let path = format!("{}/bin:/usr/sbin:/usr/bin:/sbin:/bin", root.display());
     let said = fs::read_to_string(&configuration)?;
-    // Each connection is in its log.
-    fs::write(
-        &configuration,
-        format!("{said}SetEnv PATH={path}\nLogLevel VERBOSE\n"),
-    )?;
+    // Only the first line that sets something counts. Each connection is in its log.
+    let said = said.replace("SetEnv ", &format!("SetEnv PATH={path} "));
+    fs::write(&configuration, format!("{said}LogLevel VERBOSE\n"))?;
     sshd.down();
     sshd.up()?;
     Ok(root)

@@ -15,7 +15,7 @@ use crate::place::{CONNECT, ssh_with};
 
 /// Begins the connection, notes its end, and ends it with all of its group once nobody holds the
 /// other end of its standard input: also where this process is killed.
-const KEEPER: &str = r#"{ "$@" </dev/null; : >"$0"; } & read -r _; kill 0"#;
+const KEEPER: &str = r#"{ "$@" </dev/null; : >"$0"; } & read -r _; rm -rf "${0%/*}"; kill 0"#;
 /// How often to look whether the connection is made.
 const TICK: Duration = Duration::from_millis(5);
 /// A socket's path is short, and ssh makes a longer one beside it for a moment (unix(7)).
