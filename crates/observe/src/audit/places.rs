@@ -47,8 +47,9 @@ pub(super) fn unseen(spec: &StoreSpec, why: &str) -> Unseen {
     let remedy = match spec.kind {
         StoreKind::Disk => format!("see that it is mounted at `{path}`; the first run makes it"),
         _ => format!(
-            "thrice run --store {}; or there: ls -A {path} {path}/.thrice/log; what the first names, and neither the second \
-             nor Thrice itself (`.thrice`, `HOW-TO-RESTORE.txt`), is nobody's",
+            "thrice run --store {}; or there: ls -A {path} {path}/.thrice/log; what the first \
+             names, and neither the second nor Thrice itself (`.thrice`, `HOW-TO-RESTORE.txt`), \
+             is nobody's",
             spec.name
         ),
     };
