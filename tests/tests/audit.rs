@@ -543,7 +543,54 @@ fn copies_that_are_fewer_or_older_than_declared() -> Result<()> {
         },
         |stage, _| stage.run(&["verify"], 0).map(drop),
     )?;
-    stage.lived(&["copies-missing", "stale", "never-verified"])
+    // Read back once, and then for years not again.
+    let case = Case {
+        kind: "stale-verify",
+        subject: "docs → sdb",
+    };
+    stage.cycle(
+        case,
+        |stage| {
+            stage.days = 40 + 33;
+            Ok(())
+        },
+        |stage, _| stage.run(&["verify"], 0).map(drop),
+    )?;
+    stage.lived(&["copies-missing", "stale", "never-verified", "stale-verify"])
+}
+
+/// A clock that was far ahead once: for years all that succeeded then would look new.
+#[test]
+fn r08_what_succeeded_in_the_future_is_not_new() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let jumped = |words: &'static [&'static str]| {
+        move |stage: &mut Stage| -> Result<()> {
+            stage.days = 400;
+            stage.run(words, 0)?;
+            stage.days = 0;
+            Ok(())
+        }
+    };
+    let case = |kind| Case {
+        kind,
+        subject: "docs → sda",
+    };
+    stage.cycle(
+        case("stale"),
+        |stage| {
+            stage.world.write("docs/b", "more")?;
+            jumped(&["run"])(stage)
+        },
+        |stage, seen| {
+            let evidence = seen["evidence"][0].as_str().unwrap_or_default();
+            ensure!(evidence.contains("in the future"), "{seen:#}");
+            stage.run(&["run"], 0).map(drop)
+        },
+    )?;
+    stage.cycle(case("stale-verify"), jumped(&["verify"]), |stage, _| {
+        stage.run(&["verify"], 0).map(drop)
+    })?;
+    stage.lived(&["stale", "stale-verify"])
 }
 
 #[test]
@@ -715,6 +762,48 @@ fn r16_keys_and_tools_that_a_recovery_needs() -> Result<()> {
         |_| Ok(std::fs::remove_file(bin.join("pg_restore"))?),
         |_, _| tool("pg_restore"),
     )?;
+    stage.path = None;
+    // What notifiers, the machine that a store lies on and the kit need is as secret; that one of
+    // these is not there keeps nobody from restoring.
+    let (url, sudo) = (secret.join("url"), secret.join("sudo"));
+    let words = secret.join("words");
+    for file in [&url, &sudo, &words] {
+        std::fs::write(file, "a passphrase of several words\n")?;
+        set_mode(file, 0o600)?;
+    }
+    let nas = format!(
+        "[store.sda.snapshots]\ndriver = \"btrfs\"\nshare = \"/x\"\nkeep = {{ daily = 7 }}\n\
+         sudo_password_file = \"{}\"\n",
+        sudo.display()
+    );
+    let notify = format!(
+        "[notify.chat]\nkind = \"slack\"\nurl_file = \"{}\"\n",
+        url.display()
+    );
+    stage.configure(&format!("{nas}{notify}"))?;
+    let kit = stage.world.path("box.kit").display().to_string();
+    let words_file = words.display().to_string();
+    stage.run_to(&["kit", &kit, "--passphrase-file", &words_file], &[0, 1])?;
+    for file in [&url, &sudo, &words] {
+        let case = Case {
+            kind: "secret-readable",
+            subject: &file.to_string_lossy(),
+        };
+        stage.cycle(
+            case,
+            |_| set_mode(file, 0o644),
+            |_, _| set_mode(file, 0o600),
+        )?;
+        let missing = Case {
+            kind: "recovery-key-missing",
+            subject: &file.to_string_lossy(),
+        };
+        let away = secret.join("away");
+        std::fs::rename(file, &away)?;
+        let (found, report) = stage.find(&missing)?;
+        ensure!(found.is_none(), "{report:#}");
+        std::fs::rename(&away, file)?;
+    }
     stage.lived(&[
         "secret-readable",
         "recovery-key-missing",
@@ -937,10 +1026,11 @@ fn r16_a_recovery_kit_that_is_of_what_was() -> Result<()> {
 
 #[test]
 fn r07_what_was_not_looked_at_is_said_to_be_so() -> Result<()> {
-    let (stage, _) = far()?;
-    stage.run(&["run"], 0)?;
-    let stray = stage.world.path("nas/old-backups");
-    std::fs::create_dir(&stray)?;
+    let (mut stage, _) = far()?;
+    // What lay there before, and is a dataset's from the first run on.
+    let adopted = stage.world.path("nas/docs");
+    std::fs::create_dir_all(&adopted)?;
+    std::fs::write(adopted.join("a"), "hello")?;
     let unseen = |stage: &Stage| -> Result<Vec<String>> {
         let report = stage.audit()?;
         let unseen = list(&report["unseen"]).iter().map(|one| {
@@ -953,14 +1043,43 @@ fn r07_what_was_not_looked_at_is_said_to_be_so() -> Result<()> {
         });
         unseen.collect()
     };
-    assert_eq!(unseen(&stage)?, ["nas"]);
+    assert_eq!(unseen(&stage)?, ["sda", "nas"]);
     let said = stage.run_to(&["audit"], &[0, 3])?;
-    let line = "not looked at: unowned-in-store nas: it lies on another machine";
+    let line = "not looked at: unowned-in-store nas: no run has met it yet";
     ensure!(said.contains(line), "{said}");
+    stage.run(&["run"], 0)?;
+    ensure!(unseen(&stage)?.is_empty());
+    // Each run that meets the store hears what lies there; a run that has nothing to bring does
+    // not meet it.
+    let case = Case {
+        kind: "unowned-in-store",
+        subject: "nas",
+    };
+    let stray = stage.world.path("nas/old-backups");
+    stage.cycle(
+        case,
+        |stage| {
+            std::fs::create_dir(&stray)?;
+            stage.world.write("docs/b", "more")?;
+            stage.run(&["run"], 0).map(drop)
+        },
+        |stage, seen| {
+            let evidence = seen["evidence"].to_string();
+            ensure!(evidence.contains("old-backups"), "{seen:#}");
+            ensure!(!evidence.contains("docs"), "{seen:#}");
+            std::fs::remove_dir(&stray)?;
+            stage.world.write("docs/c", "more")?;
+            stage.run(&["run"], 0).map(drop)
+        },
+    )?;
+    // A program that is older does not say.
+    let note = stage.world.path("state/deployed/run.json");
+    renote(&note, |note| note["tops"] = serde_json::json!({}))?;
+    assert_eq!(unseen(&stage)?, ["nas"]);
     // A disk that is not there has nothing strange on it, for all that anybody knows.
     std::fs::rename(stage.world.path("sda"), stage.world.path("away"))?;
     assert_eq!(unseen(&stage)?, ["sda", "nas"]);
-    Ok(())
+    stage.lived(&["unowned-in-store"])
 }
 
 #[test]
@@ -983,6 +1102,20 @@ fn r17_room_that_is_short() -> Result<()> {
         |stage| with(stage, "full = { warn = \"0.001%\", stop = \"100%\" }"),
         |stage, _| with(stage, "full = { warn = \"100%\", stop = \"100%\" }"),
     )?;
+    // What a run has found of it too is the same, and said once.
+    with(&stage, "full = { warn = \"0.001%\", stop = \"100%\" }")?;
+    stage.run(&["run"], 0)?;
+    let status = stage.run_to(&["status", "--json"], &[0, 3])?;
+    ensure!(status.contains("store-filling") || status.contains("above its warn mark"));
+    let report = stage.audit()?;
+    let full = list(&report["findings"]).iter();
+    let full: Vec<_> = full.filter(|one| one["subject"] == "sda").collect();
+    ensure!(
+        full.len() == 1 && full[0]["kind"] == "capacity",
+        "{report:#}"
+    );
+    with(&stage, "full = { warn = \"100%\", stop = \"100%\" }")?;
+    stage.run(&["run"], 0)?;
     // Full in twenty days, at the rate of the last four.
     let history = |stage: &Stage, a_day: u64| {
         let now = jiff::Timestamp::now().as_second();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use blackbox::servers::Pushgateway;
-use blackbox::{Outcome, Running, Sink, World, skip};
+use blackbox::{FileSystem, LoopFs, Outcome, Running, Sink, World, quick_dir, skip};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -278,7 +278,8 @@ fn r20_a_failure_is_told_once_through_alertmanager_and_so_is_its_end() -> Result
     }
     let (sink, servers) = (Sink::http()?, tempfile::tempdir()?);
     let dir = servers.path();
-    let gateway = Pushgateway::start()?.url();
+    let pushgateway = Pushgateway::start()?;
+    let gateway = pushgateway.url();
     let world = world(&format!("pushgateway = \"{gateway}\"\n"))?;
     let words = world.path("words");
     let text = fs::read_to_string(world.path("thrice.toml"))?;
@@ -360,6 +361,31 @@ fn r20_the_rules_pass_their_own_tests_and_changed_ones_do_not() -> Result<()> {
     let test = ["test", "rules", "thrice.tests.yml"];
     let (ok, said) = promtool(&world, &test, None)?;
     ensure!(ok, "{said}");
+    // Of a rule that is changed its own tests alone are asked.
+    let all = fs::read_to_string(&tests)?;
+    let passes = |at: usize, changed: &str| -> Result<bool> {
+        let alert = rules[..at].rsplit("- alert: ").next();
+        let alert = alert.and_then(|text| text.lines().next());
+        let named = format!("\"{} ", alert.context("a rule has a name")?);
+        let mut parts = all.split_inclusive("  - name: ");
+        let head = parts
+            .next()
+            .context("a head")?
+            .trim_end_matches("  - name: ");
+        let own = parts.filter(|part| part.starts_with(&named));
+        let own: Vec<_> = own
+            .map(|part| part.trim_end_matches("  - name: "))
+            .collect();
+        ensure!(own.len() > 1, "{named}");
+        let own: String = own.iter().map(|part| format!("  - name: {part}")).collect();
+        fs::write(&tests, format!("{head}{own}"))?;
+        fs::write(&file, changed)?;
+        // What is no query any more would fail whatever the tests are.
+        let (ok, said) = promtool(&world, &check, None)?;
+        ensure!(ok, "{said}");
+        Ok(promtool(&world, &test, None)?.0)
+    };
+    ensure!(passes(rules.len(), &rules)?, "alone they pass too");
     // Each comparison matters: turned round, a test fails.
     let mut turned = 0;
     for (at, _) in rules.match_indices(" > ") {
@@ -368,15 +394,38 @@ fn r20_the_rules_pass_their_own_tests_and_changed_ones_do_not() -> Result<()> {
             break;
         }
         turned += 1;
-        fs::write(&file, changed)?;
-        let (ok, _) = promtool(&world, &test, None)?;
         let line = rules[at..].lines().next();
         ensure!(
-            !ok,
+            !passes(at, &changed)?,
             "no test saw that a comparison was turned round: {line:?}"
         );
     }
     ensure!(turned > 3);
+    // Each side of each `or` has what fires by it alone: without it, a test fails.
+    let mut sides = 0;
+    for (at, or) in rules.match_indices(" or ") {
+        // In what is said in words there are others.
+        let is_query = rules[..at]
+            .lines()
+            .last()
+            .is_some_and(|line| line.contains("expr: "));
+        if !is_query {
+            continue;
+        }
+        let (left, right) = (&rules[..at], &rules[at + or.len()..]);
+        for without in [
+            format!("{left} * 0 > 1 or {right}"),
+            format!("{left} unless {right}"),
+        ] {
+            sides += 1;
+            let line = rules[at..].lines().next();
+            ensure!(
+                !passes(at, &without)?,
+                "no test needs a side of an `or`: {line:?}"
+            );
+        }
+    }
+    ensure!(sides >= 2 * 8, "{sides}");
     Ok(())
 }
 
@@ -1129,6 +1178,210 @@ fn r08_a_marker_that_never_came_back_is_told_for_each_way() -> Result<()> {
         &long_ago.collect::<String>(),
         0
     )?);
+    Ok(())
+}
+
+/// Whoever reads what is written is another user, whatever the umask of whoever writes.
+#[test]
+fn what_is_told_can_be_read_by_others_under_any_umask() -> Result<()> {
+    let world = world("")?;
+    let tests = world.path("thrice.tests.yml").display().to_string();
+    for words in [&["metrics", "--push"][..], &["rules", "--tests", &tests]] {
+        let mut command = Command::new("sh");
+        world.freeze(&mut command);
+        command.args(["-c", "umask 077; exec \"$0\" \"$@\""]);
+        let done = Running::spawn(command.arg(world.program()).args(words))?.wait()?;
+        ensure!(done.code == Some(0), "{done}");
+    }
+    for name in ["thrice.prom", "thrice.tests.yml"] {
+        let mode = fs::metadata(world.path(name))?.permissions().mode() & 0o7777;
+        ensure!(mode == 0o644, "{name}: {mode:04o}");
+    }
+    Ok(())
+}
+
+#[test]
+fn r02_tests_are_written_over_nobodys_file() -> Result<()> {
+    let world = world("")?;
+    let file = world.path("out/mine.yml");
+    for theirs in ["groups: []\n", "# Written by me"] {
+        fs::write(&file, theirs)?;
+        let refused = world.expect(&["rules", "--tests", "mine.yml"], 4)?;
+        ensure!(refused.stderr.contains("`mine.yml` was not written by"));
+        ensure!(
+            refused
+                .stderr
+                .contains("name another file, or move it away")
+        );
+        ensure!(fs::read_to_string(&file)? == theirs, "{refused}");
+    }
+    // What is its own, or holds nothing, is replaced.
+    for _ in 0..2 {
+        fs::write(&file, "")?;
+        world.expect(&["rules", "--tests", "mine.yml"], 0)?;
+        world.expect(&["rules", "--tests", "mine.yml"], 0)?;
+        ensure!(fs::read_to_string(&file)?.contains("alert_rule_test"));
+    }
+    Ok(())
+}
+
+/// More than any command here has such calls.
+const CUTS_MAX: u32 = 500;
+
+/// The power is cut all along what writes a file for others, and a note of what is expected. Each
+/// is the old one or the new one then, whole, and whoever writes next leaves nothing else.
+fn cut_all_along(kind: FileSystem) -> Result<()> {
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        return skip("the cutter does not know this machine's system calls");
+    }
+    let parent = quick_dir(1 << 30);
+    let mut disk = match LoopFs::new_in(kind, 320 << 20, &parent) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(format!("{reason:#}")),
+    };
+    let world = World::new_in(&parent)?;
+    let (state, told) = (disk.path().join("state"), disk.path().join("told"));
+    for dir in [&state, &told] {
+        fs::create_dir(dir)?;
+    }
+    let prom = told.join("thrice.prom");
+    let tests = told.join("thrice.tests.yml");
+    let expected = state.join("metrics/expected.json");
+    let text = format!(
+        "{}{}[metrics]\ntextfile = \"{}\"\n",
+        world.head_at(&state, &world.path("sda")),
+        world.root(&["sda"]),
+        prom.display()
+    );
+    world.configure(&text)?;
+    world.write("docs/a", "a")?;
+    world.expect(&["run"], 0)?;
+    let tests_word = tests.display().to_string();
+    let push: (&[&str], &[&Path]) = (&["metrics", "--push"], &[&prom, &expected]);
+    let write: (&[&str], &[&Path]) = (&["rules", "--tests", &tests_word], &[&tests]);
+    let mark = world.path("cut");
+    for (words, files) in [push, write] {
+        let (mut cuts, mut new) = (0, 0);
+        world.expect(words, 0)?;
+        for nth in 1..CUTS_MAX {
+            // Something else has to be told each time: one dataset more, or one less.
+            let more = "[dataset.more]\ncommand = [\"echo\", \"more\"]\nroute = [\"sda\"]\n";
+            let more = if nth % 2 == 1 { more } else { "" };
+            world.configure(&format!("{text}{more}"))?;
+            let read = || -> Result<Vec<Vec<u8>>> {
+                files.iter().map(|file| Ok(fs::read(file)?)).collect()
+            };
+            let old = read()?;
+            let now = jiff::Timestamp::from_second(MONDAY + i64::from(nth) * MINUTE)?;
+            let mut command = Command::new(env!("CARGO_BIN_EXE_cutter"));
+            world.freeze(&mut command);
+            command.env("THRICE_NOW", now.to_string());
+            command.arg(disk.path()).arg(&mark).arg(nth.to_string());
+            let done = Running::spawn(command.arg(world.program()).args(words))?.wait()?;
+            if !mark.exists() {
+                ensure!(done.code == Some(0), "not cut, and yet\n{done}");
+                break;
+            }
+            cuts += 1;
+            fs::remove_file(&mark)?;
+            let patience = Instant::now() + Duration::from_secs(30);
+            while let Err(error) = disk.umount() {
+                ensure!(Instant::now() < patience, "{error:#}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            disk.mount()?;
+            let seen = read()?;
+            // At the same moment the same is told.
+            let mended = at(&world, now.as_second(), words)?;
+            ensure!(mended.code == Some(0), "cut {nth}: {mended}");
+            for (file, ((old, seen), whole)) in files.iter().zip(old.iter().zip(&seen).zip(read()?))
+            {
+                let shown = String::from_utf8_lossy(seen);
+                let shown = format!("cut {nth}: {}:\n{shown}", file.display());
+                ensure!(*old != whole, "nothing new: {shown}");
+                ensure!(seen == old || *seen == whole, "{shown}");
+                new += usize::from(seen != old);
+                let left = fs::read_dir(file.parent().context("a folder")?)?;
+                for entry in left {
+                    let name = entry?.file_name();
+                    let name = name.to_string_lossy();
+                    ensure!(!name.ends_with(".next"), "cut {nth}: {name} is left");
+                }
+            }
+        }
+        eprintln!("{kind:?}, {words:?}: {cuts} cuts, {new} times a file was new");
+        ensure!(cuts > 4 && new > 0, "{words:?}: {cuts} cuts, {new} new");
+    }
+    Ok(())
+}
+
+#[test]
+fn r03_power_cuts_leave_what_is_told_whole_ext4() -> Result<()> {
+    cut_all_along(FileSystem::Ext4)
+}
+
+#[test]
+fn r03_power_cuts_leave_what_is_told_whole_xfs() -> Result<()> {
+    cut_all_along(FileSystem::Xfs)
+}
+
+/// What a person would paste into a ticket: every message, and every document.
+#[test]
+fn r07_what_is_secret_in_a_url_is_nowhere_shown() -> Result<()> {
+    let url = "http://me:hunter2@127.0.0.1:1/hunter2";
+    let world = world(&format!(
+        "pushgateway = \"{url}\"\nprometheus = \"{url}\"\n\
+         [notify.chat]\nkind = \"slack\"\nurl = \"{url}\"\n\
+         [notify.alive]\nkind = \"ping\"\nurl = \"{url}\"\n"
+    ))?;
+    let mut said = String::new();
+    for (words, shows) in [
+        ("run backup", "pushing metrics to http://…@127.0.0.1:1/…"),
+        (
+            "metrics --push",
+            "pushing metrics to http://…@127.0.0.1:1/…",
+        ),
+        ("rules --check", "asking http://…@127.0.0.1:1/…"),
+        ("notify --test chat", "127.0.0.1 port 1"),
+        ("notify", ""),
+        ("check", ""),
+        ("plan", ""),
+        ("status", ""),
+        ("audit", ""),
+        ("gate", ""),
+        ("metrics", ""),
+        ("rules", ""),
+        ("rules --tests told.yml", ""),
+        ("dashboard", ""),
+        ("docs docs", ""),
+        ("kit box.kit --generate", ""),
+    ] {
+        for json in [&[][..], &["--json"]] {
+            let words: Vec<&str> = words.split(' ').chain(json.iter().copied()).collect();
+            let done = world.run(&words)?;
+            let text = format!("{}{}", done.stdout, done.stderr);
+            ensure!(text.contains(shows), "{words:?}: {done}");
+            said.push_str(&text);
+        }
+    }
+    let mut folders = vec![world.path("out")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => {
+                    files += 1;
+                    said.push_str(&String::from_utf8_lossy(&fs::read(path)?));
+                }
+            }
+        }
+    }
+    ensure!(files > 5, "{files}");
+    said.push_str(&fs::read_to_string(world.path("thrice.prom"))?);
+    let shown = said.lines().find(|line| line.contains("hunter2"));
+    ensure!(shown.is_none(), "{shown:?}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use catalog::{Catalog, Mode, RunStatus};
-use engine::Expectation;
+use engine::{Engine, Expectation, Observer};
 use jiff::Timestamp;
 use policy::Config;
 
@@ -91,6 +91,22 @@ pub fn is_absent(error: &anyhow::Error) -> bool {
 pub fn expectation(config: &Config) -> Result<Expectation> {
     let catalog = or_nothing(config, |_| ())?;
     Ok(Expectation::of(config, &catalog)?)
+}
+
+/// What does a command's work, at the wall clock's time, until Ctrl-C.
+pub fn engine<'a>(
+    config: &'a Config,
+    catalog: &'a Catalog,
+    observer: &'a dyn Observer,
+    interrupt: &'a Interrupt,
+) -> Engine<'a> {
+    Engine {
+        config,
+        catalog,
+        observer,
+        cancel: interrupt.flag(),
+        now: &now,
+    }
 }
 
 /// Lets others' I/O go first, as the configuration says; before any thread is begun.

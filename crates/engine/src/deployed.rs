@@ -1,5 +1,6 @@
-//! Which program and which configuration the last run had, here and in the stores: what is deployed
-//! shows itself only by what it says when it works (R14).
+//! Which program and which configuration the last run had, here and in the stores, and what lay in
+//! those that nobody put there: what is deployed shows itself only by what it says when it works
+//! (R14).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,6 +8,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use store::Unowned;
 
 use crate::error::{Error, Result};
 use crate::note::Notes;
@@ -29,6 +31,17 @@ pub struct Deployed {
     pub config: Option<String>,
     /// By store: program and version of the far side, as it last said.
     pub far: BTreeMap<String, String>,
+    /// By store on another machine: what lay at its top and is nobody's.
+    #[serde(default)]
+    pub tops: BTreeMap<String, Top>,
+}
+
+/// What lay at the top of a store, when a run last met it, and is nobody's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Top {
+    pub at: Timestamp,
+    /// As people read them, in order, and how many there are more; or why that is not known.
+    pub unowned: std::result::Result<(Vec<String>, u64), String>,
 }
 
 /// What the last run was; `None`: there was none.
@@ -54,18 +67,55 @@ pub fn config_digest(file: &Path) -> Result<Option<String>> {
 /// Notes what this run is. Stores that it had no need of stay as they were.
 pub(crate) fn note(engine: &Engine<'_>, pool: &Pool) -> Result<()> {
     let config = engine.config;
-    let mut far = deployed(&config.host.state)?.map_or_else(BTreeMap::new, |last| last.far);
-    far.retain(|name, _| config.stores.iter().any(|spec| spec.name == *name));
+    let last = deployed(&config.host.state)?;
+    let (mut far, mut tops) = last.map_or_else(Default::default, |last| (last.far, last.tops));
+    let is_declared = |name: &String| config.stores.iter().any(|spec| spec.name == *name);
+    far.retain(|name, _| is_declared(name));
+    tops.retain(|name, _| is_declared(name));
+    let at = (engine.now)();
     for (name, opened) in pool.opened() {
-        if let Some(program) = opened.program() {
-            far.insert(name.clone(), program.to_owned());
-        }
+        let Some(program) = opened.program() else {
+            continue;
+        };
+        far.insert(name.clone(), program.to_owned());
+        let unowned = match opened.store().unowned() {
+            // It is older than that: what another one said there before is not so any more.
+            Ok(None) => {
+                tops.remove(name);
+                continue;
+            }
+            Ok(Some(unowned)) => Ok(strangers(engine, name, unowned)?),
+            Err(error) => Err(error.to_string()),
+        };
+        tops.insert(name.clone(), Top { at, unowned });
     }
     let note = Deployed {
-        at: (engine.now)(),
+        at,
         program: PROGRAM.into(),
         config: config_digest(&config.file)?,
         far,
+        tops,
     };
     Ok(Notes::new(&config.host.state, KIND).write(NAME, &note)?)
+}
+
+/// Those of the names that are nobody's still. What lay there before the run may be a dataset's
+/// now: data that was adopted.
+fn strangers(engine: &Engine<'_>, store: &str, unowned: Unowned) -> Result<(Vec<String>, u64)> {
+    let more = unowned.count.saturating_sub(unowned.names.len() as u64);
+    let mut names = Vec::new();
+    for name in unowned.names {
+        let owner = match std::str::from_utf8(&name) {
+            Ok(name) => engine.catalog.find_dataset(name)?,
+            Err(_) => None,
+        };
+        let replicas = match owner {
+            Some(row) => engine.catalog.replicas(row.id)?,
+            None => Vec::new(),
+        };
+        if replicas.iter().all(|replica| replica.store_name != store) {
+            names.push(tree::escape(&name).into_owned());
+        }
+    }
+    Ok((names, more))
 }

@@ -55,7 +55,7 @@ mod window;
 mod workload;
 
 pub use canary::{Canary, Echo, FAILING, MARKER, NEVER, canaries};
-pub use deployed::{Deployed, PROGRAM, config_digest, deployed};
+pub use deployed::{Deployed, PROGRAM, Top, config_digest, deployed};
 pub use drill::{DRILL_FAILED, Drill, DrillOptions, Drilled, Sampled, drill, drills};
 pub use due::{Due, DueLeg, DueLegs, DueStep, Why, due, pruned};
 pub use error::{Error, Result};
@@ -77,7 +77,7 @@ pub use report::{
 };
 pub use restore::{RestoreOptions, Restored, level, restore};
 pub use retire::{Leaving, RetireOptions, retire};
-pub use room::fill_rate;
+pub use room::{FILLING, fill_rate};
 pub use run::{Engine, OUTBOX_ROWS_MAX, RunOptions};
 pub use source::At;
 pub use stores::{Opened, Purpose, check_store, open};

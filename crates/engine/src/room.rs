@@ -13,7 +13,7 @@ use crate::plan::growth;
 use crate::run::Engine;
 
 /// A store is filling up.
-pub(crate) const FILLING: &str = "store-filling";
+pub const FILLING: &str = "store-filling";
 
 /// Days that are remembered.
 const POINTS: usize = 60;

@@ -72,9 +72,7 @@ impl Schedule {
 
     /// The last moment at or before `now` when the step was to begin.
     pub fn latest(&self, step: &str, now: Timestamp) -> Option<Timestamp> {
-        let zone = self.time_zone();
-        let mut moments = self.when(step)?.moments(&zone, now, -1);
-        moments.find(|at| *at <= now)
+        self.when(step)?.latest(&self.time_zone(), now)
     }
 
     /// The first moment after `now` when the step is to begin.
@@ -97,6 +95,13 @@ impl Schedule {
 }
 
 impl When {
+    /// The last of its moments in `zone` at or before `now`; none of [`When::After`]. A time that
+    /// the clocks skip is as much later; of one that comes twice it is the first.
+    pub fn latest(&self, zone: &TimeZone, now: Timestamp) -> Option<Timestamp> {
+        let mut moments = self.moments(zone, now, -1);
+        moments.find(|at| *at <= now)
+    }
+
     /// In systemd's words, in `zone` (`None`: the machine's own). Empty for [`When::After`].
     pub fn on_calendar(&self, zone: Option<&str>) -> String {
         let (days, TimeOfDay { hour, minute }) = match self {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet, normalize_untrusted_str};
 
+use crate::unseen::unseen;
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -108,18 +110,16 @@ impl Report {
     pub fn new(file: &Path, text: &str, mut diagnostics: Vec<Diagnostic>) -> Self {
         diagnostics.sort_by_key(|d| d.at.as_ref().map_or(usize::MAX, |mark| mark.span.start));
         let mut text = text.to_owned();
-        for diagnostic in diagnostics.iter().filter(|d| d.unseen) {
-            if let Some(mark) = &diagnostic.at {
-                let hidden = |c: char| {
-                    if c == '\n' {
-                        "\n".into()
-                    } else {
-                        "*".repeat(c.len_utf8())
-                    }
-                };
-                let stars: String = text[mark.span.clone()].chars().map(hidden).collect();
-                text.replace_range(mark.span.clone(), &stars);
-            }
+        let told = diagnostics.iter().filter(|d| d.unseen);
+        let told = told.filter_map(|d| d.at.as_ref().map(|mark| mark.span.clone()));
+        // Any line may be shown, also for what is wrong beside a URL.
+        for hidden in told.chain(unseen(&text)).collect::<Vec<_>>() {
+            let star = |c: char| match c {
+                '\n' => "\n".into(),
+                c => "*".repeat(c.len_utf8()),
+            };
+            let stars: String = text[hidden.clone()].chars().map(star).collect();
+            text.replace_range(hidden, &stars);
         }
         Self {
             file: file.into(),

@@ -25,6 +25,7 @@ mod pattern;
 mod retain;
 mod scope;
 mod units;
+mod unseen;
 mod volume;
 mod written;
 
@@ -55,4 +56,5 @@ pub use scope::{BadPattern, ExcludeSet, Scope, Verdict};
 pub use units::{
     STEPS, TimeOfDay, When, parse_duration, parse_percent, parse_rate, parse_size, parse_when,
 };
+pub use unseen::shown_url;
 pub use volume::{Floor, Images, SNAPSHOT_KEEP, VolumeGroup, VolumeSeen, VolumeSpec};

@@ -242,7 +242,7 @@ fn check_url(engine: DatabaseEngine, text: &str) -> Result<String, String> {
 
 /// Whether there is a password in what follows the scheme of a URL; also in one that should have
 /// been written with percent signs, whose `/` would end the host.
-fn has_password(rest: &str) -> bool {
+pub(crate) fn has_password(rest: &str) -> bool {
     let asked = rest.split_once('?').map_or("", |(_, asked)| asked);
     let by_name = asked
         .split('&')

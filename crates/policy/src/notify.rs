@@ -5,6 +5,7 @@ use crate::fields::{At, Fields, Sink};
 use crate::made::Secret;
 use crate::making::read_secret;
 use crate::units::{TimeOfDay, When, parse_time, parse_when};
+use crate::unseen::shown_url;
 use crate::written::report_name;
 
 /// Somebody who is told.
@@ -291,7 +292,7 @@ fn check_address(text: &str) -> Result<String, String> {
         true => Ok(text.into()),
         false => Err(format!(
             "`{}` is not an address; write it like `you@example.org`",
-            tree::escape(text.as_bytes())
+            tree::escape(shown_url(text).as_bytes())
         )),
     }
 }

@@ -14,7 +14,7 @@ use crate::fields::{At, Fields, Sink};
 use crate::gate::{self, Gate};
 use crate::made::Made;
 pub(crate) use crate::making::Refetch;
-use crate::making::{self, Found};
+use crate::making::{self, Found, has_password};
 use crate::meant::{
     IoClass, Keep, Metrics, Pace, RootEach, Schedule, Snapshot, StoreKind, StoreSpec,
 };
@@ -833,16 +833,23 @@ fn name_of_folder(name: &str, what: Option<&WrittenSource>) -> bool {
 }
 
 fn read_metrics(mut fields: Fields<'_, '_>) -> Metrics {
+    // Not repeated when it is wrong: a password may be in it.
     let url = |text: &str| match text.split_once("://") {
         Some(("http" | "https", rest)) if !rest.is_empty() => Ok(text.to_string()),
-        _ => Err(format!(
-            "`{text}` is not a URL; write it like `http://127.0.0.1:9091`"
-        )),
+        _ => Err("this is not a URL; write it like `http://127.0.0.1:9091`".to_owned()),
     };
-    let pushgateway = fields.parsed("pushgateway", url);
+    let public = |text: &str| match text.split_once("://") {
+        Some((_, rest)) if has_password(rest) => Err(
+            "the URL has a password in it, which every alert would show; write it without, and \
+             let who opens the page say who they are"
+                .into(),
+        ),
+        _ => url(text),
+    };
+    let pushgateway = fields.parsed_unseen("pushgateway", url);
     let textfile = fields.parsed("textfile", clean_path);
-    let prometheus = fields.parsed("prometheus", url);
-    let runbooks = fields.parsed("runbooks", url);
+    let prometheus = fields.parsed_unseen("prometheus", url);
+    let runbooks = fields.parsed_unseen("runbooks", public);
     fields.finish();
     Metrics {
         pushgateway: pushgateway.map(|url| url.value),

@@ -848,10 +848,10 @@ prune = "after capture"
 bakcup = "05:00"
 "#;
     assert_snapshot!(said(text), @r#"
-    error: `localhost:9091` is not a URL; write it like `http://127.0.0.1:9091`
+    error: this is not a URL; write it like `http://127.0.0.1:9091`
       --> thrice.toml:14:15
        |
-    14 | pushgateway = "localhost:9091"
+    14 | pushgateway = ****************
        |               ^^^^^^^^^^^^^^^^
 
     error: the path `thrice.prom` must be absolute
@@ -1102,6 +1102,45 @@ fn the_documented_example_means_what_it_says() {
         config.metrics.pushgateway.as_deref(),
         Some("http://127.0.0.1:9091")
     );
+}
+
+/// Whatever is wrong beside it: a misspelt key, a wrong type, one that stands there twice, a
+/// quote that is missing.
+#[test]
+fn r07_no_message_shows_what_is_secret_in_a_url() {
+    let secrets = [
+        "http://me:hunter2@h:9091",
+        "https://h/hunter2/x",
+        "http://me:a/hunter2@h",
+    ];
+    for (table, lines) in [
+        ("metrics", "pushgatewai = \"URL\"\n"),
+        ("metrics", "pushgateway = [\"URL\"]\n"),
+        ("metrics", "pushgateway = \"URL\"\npushgateway = \"URL\"\n"),
+        ("metrics", "prometheus = \"URL\n"),
+        ("metrics", "prometheus = URL\n"),
+        ("metrics", "prometheus = \"x URL\"\n"),
+        ("notify.a", "kind = \"slack\"\nurll = \"URL\"\n"),
+        ("notify.a", "kind = \"mail\"\nurl = \"URL\"\n"),
+        ("notify.a", "kind = \"slack\"\nurl = [\"URL\"]\n"),
+        (
+            "notify.a",
+            "kind = \"slack\"\nurl = \"URL\"\nurl_file = \"/x\"\n",
+        ),
+        ("notify.a", "kind = \"mail\"\nto = \"URL\"\n"),
+    ] {
+        for secret in secrets {
+            let text = format!("{TEN_LINES}[{table}]\n{}", lines.replace("URL", secret));
+            let said = said(&text);
+            assert!(!said.is_empty() && !said.contains("hunter2"), "{said}");
+        }
+    }
+    // What every alert shows has none in it.
+    let runbooks = |url: &str| said(&format!("{TEN_LINES}[metrics]\nrunbooks = \"{url}\"\n"));
+    let refused = runbooks(secrets[0]);
+    assert!(refused.contains("every alert would show"), "{refused}");
+    assert!(!refused.contains("hunter2"), "{refused}");
+    assert_eq!(runbooks(secrets[1]), "");
 }
 
 #[test]

@@ -109,11 +109,13 @@ pub fn serve(
     });
     let served = match served {
         Ok((store, info)) => {
-            welcome(&out, &Ok((version, info)))?;
+            let unowned = store.unowned().map(Option::unwrap_or_default);
+            let unowned = unowned.map_err(|error| Failure::from(&error));
+            welcome(&out, &Ok((version, info)), Some(&unowned))?;
             inbox.packs_for(&out);
             connected(&mut inbox, &out, store.into(), options)
         }
-        Err(error) => welcome(&out, &Err(Failure::from(&error))).and(Err(error)),
+        Err(error) => welcome(&out, &Err(Failure::from(&error)), None).and(Err(error)),
     };
     out.close();
     let late = all_written.recv_timeout(PARTING) == Err(RecvTimeoutError::Timeout);
@@ -123,12 +125,14 @@ pub fn serve(
     served
 }
 
-fn welcome(out: &Outbox, reply: &Welcome) -> Result<()> {
+/// With what lies at the top of the store that is welcome.
+fn welcome(out: &Outbox, reply: &Welcome, unowned: Option<&Top>) -> Result<()> {
     let mut payload = Vec::new();
     wire::encode(&mut payload, reply)?;
-    // After all that hosts of every age read.
-    if reply.is_ok() {
+    // After all that hosts of every age read, in the order in which hosts have learned it.
+    if let Some(unowned) = unowned {
         wire::encode(&mut payload, &wire::PROGRAM)?;
+        wire::encode(&mut payload, unowned)?;
     }
     out.send_frame(Kind::Welcome, &[&payload])
 }

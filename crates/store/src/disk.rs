@@ -19,8 +19,8 @@ use crate::place::{CONTROL, HOW_TO, check_dataset, io_error, is, is_absent, now,
 use crate::recover::recover;
 use crate::session::DiskSession;
 use crate::{
-    Check, Checked, Error, LogRecord, Place, Result, Seal, Session, Space, Store, StoreInfo, Want,
-    howto, names, prune, read,
+    Check, Checked, Error, LogRecord, Place, Result, Seal, Session, Space, Store, StoreInfo,
+    Unowned, Want, howto, names, prune, read,
 };
 
 /// The format that this code writes, and the newest that it reads.
@@ -425,6 +425,12 @@ fn command() -> String {
 }
 
 impl Store for Disk {
+    fn unowned(&self) -> Result<Option<Unowned>> {
+        let path = &self.inner.path;
+        let names = crate::unowned(path).map_err(io_error(path.display()))?;
+        Ok(names.map(Unowned::from))
+    }
+
     fn info(&self) -> Result<StoreInfo> {
         let Inner {
             root,

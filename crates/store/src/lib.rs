@@ -51,4 +51,4 @@ pub use store::{
     Begun, Check, Checked, Error, Event, Place, Result, Seal, SealStatus, Session, Source, Space,
     StageJob, Staged, Store, StoreInfo, Want,
 };
-pub use unowned::unowned;
+pub use unowned::{Unowned, unowned};

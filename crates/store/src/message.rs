@@ -9,7 +9,7 @@ use tree::{Content, Digest, Extent, Kind, Node, RelPath};
 use crate::place::check_version;
 use crate::{
     Begun, Check, Checked, Error, LogRecord, Op, Place, Result, Seal, Source, StageJob, StoreInfo,
-    Want,
+    Unowned, Want,
 };
 
 /// Contents of at most so many data bytes travel inside the operation that needs them.
@@ -63,6 +63,9 @@ pub struct Hello {
 
 /// The agent's reply to [`Hello`]: the version of all that follows, and the store.
 pub(crate) type Welcome = Result<(u16, StoreInfo), Failure>;
+
+/// What lies at the top of the store and is nobody's, or why it cannot be listed.
+pub(crate) type Top = Result<Unowned, Failure>;
 
 /// An [`Error`] on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

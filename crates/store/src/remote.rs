@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use serde::de::DeserializeOwned;
 use tree::{Content, ContentHasher, Delta, Digest, Extent, Node, Part, RelPath, Signature};
 
 use crate::agent::read_full;
@@ -21,7 +22,7 @@ use crate::transport::{Link, Program, Transport};
 use crate::wire::{self, Inbox, Incoming, Kind, Outbox, Packing, Urgency, lock, wait, wait_for};
 use crate::{
     Begun, Check, Checked, Error, Event, LogRecord, Op, Place, Result, Seal, Session, Source,
-    StageJob, Staged, Store, StoreInfo, Want,
+    StageJob, Staged, Store, StoreInfo, Unowned, Want,
 };
 
 /// Inline contents staged and not yet submitted; what is staged beyond becomes a stream, bytes.
@@ -85,6 +86,7 @@ pub struct Remote {
     /// The protocol that both sides speak.
     version: u16,
     program: Option<String>,
+    top: Option<Top>,
     calls: AtomicU32,
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
@@ -180,8 +182,8 @@ impl Remote {
         });
         let mut inbox = Inbox::new(File::from(input), options.silence_limit);
         inbox.cancel = options.cancel.clone();
-        let (version, info, program_there) = match introduce(&shared.out, &mut inbox, options) {
-            Ok(introduced) => introduced,
+        let there = match introduce(&shared.out, &mut inbox, options) {
+            Ok(there) => there,
             Err(error) => {
                 shared.out.close();
                 let error = explained(&shared.name, error, program.as_mut());
@@ -189,7 +191,7 @@ impl Remote {
                 return Err(error);
             }
         };
-        if options.network && version >= wire::PACKED_SINCE {
+        if options.network && there.version >= wire::PACKED_SINCE {
             shared.out.send_frame(Kind::Packed, &[])?;
             shared.out.set_packing(Packing::WhenSlow);
         }
@@ -206,9 +208,10 @@ impl Remote {
         });
         Ok(Self {
             shared,
-            info,
-            version,
-            program: program_there,
+            info: there.info,
+            version: there.version,
+            program: there.program,
+            top: there.top,
             calls: AtomicU32::new(0),
             stop,
             received,
@@ -307,12 +310,26 @@ impl Drop for Remote {
     }
 }
 
+/// What an agent says of itself and its store.
+struct There {
+    version: u16,
+    info: StoreInfo,
+    program: Option<String>,
+    top: Option<Top>,
+}
+
+/// The next thing behind a welcome; `None`: the agent is older than that.
+fn tail<T: DeserializeOwned>(rest: &mut &[u8]) -> Result<Option<T>> {
+    if rest.is_empty() {
+        return Ok(None);
+    }
+    let (value, more) = wire::decode(rest)?;
+    *rest = more;
+    Ok(Some(value))
+}
+
 /// Introduces this host, and hears what the agent says to it.
-fn introduce(
-    out: &Outbox,
-    inbox: &mut Inbox<File>,
-    options: &RemoteOptions,
-) -> Result<(u16, StoreInfo, Option<String>)> {
+fn introduce(out: &Outbox, inbox: &mut Inbox<File>, options: &RemoteOptions) -> Result<There> {
     let hello = Hello {
         program: wire::PROGRAM.into(),
         host: options.host.clone(),
@@ -329,18 +346,18 @@ fn introduce(
     inbox.expect_magic()?;
     match inbox.next()? {
         Incoming::Welcome(bytes) => {
-            let (welcome, rest) = wire::decode::<Welcome>(bytes)?;
+            let (welcome, mut rest) = wire::decode::<Welcome>(bytes)?;
             let (version, info) = welcome?;
             if !wire::VERSIONS.contains(&version) {
                 let text = format!("the agent chose protocol {version}, which was not offered");
                 return Err(Error::Wire(text));
             }
-            // An older agent does not say.
-            let program = match rest {
-                [] => None,
-                rest => Some(wire::decode(rest)?.0),
-            };
-            Ok((version, info, program))
+            Ok(There {
+                version,
+                info,
+                program: tail(&mut rest)?,
+                top: tail(&mut rest)?,
+            })
         }
         Incoming::End => Err(Error::Wire(
             "the agent ended before it said anything".into(),
@@ -574,6 +591,10 @@ impl Drop for Calling<'_> {
 }
 
 impl Store for Remote {
+    fn unowned(&self) -> Result<Option<Unowned>> {
+        Ok(self.top.clone().transpose()?)
+    }
+
     fn info(&self) -> Result<StoreInfo> {
         match self.call(Call::Info)?.answer()? {
             Answer::Info(info) => Ok(info),

@@ -6,7 +6,7 @@ use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
 use tree::{Content, Delta, Digest, Extent, Node, RelPath, Signature};
 
-use crate::{LogRecord, Op};
+use crate::{LogRecord, Op, Unowned};
 
 /// What can go wrong at a store. Each message says where and, where there is one, the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -227,6 +227,10 @@ pub struct Begun {
 pub trait Store: Send + Sync {
     /// Identity and room, read afresh.
     fn info(&self) -> Result<StoreInfo>;
+
+    /// What lies at its top that no dataset put there, as it was no earlier than when the store was
+    /// opened; `None`: an agent that does not say.
+    fn unowned(&self) -> Result<Option<Unowned>>;
 
     /// Opens a dataset for writing; recovers first what an earlier session left. One
     /// session at a time. `number` is that of the version to be built.

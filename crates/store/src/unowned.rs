@@ -3,9 +3,35 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::place::{CONTROL, HOW_TO};
+
+/// Names that one side tells the other.
+const TOLD_MAX: usize = 256;
+
+/// What lies at the top of a store and is nobody's, as one side tells the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unowned {
+    /// How many there are.
+    pub count: u64,
+    /// The first of them, in order.
+    pub names: Vec<Vec<u8>>,
+}
+
+impl From<Vec<OsString>> for Unowned {
+    fn from(names: Vec<OsString>) -> Self {
+        let count = names.len() as u64;
+        let told = names.into_iter().take(TOLD_MAX).map(OsString::into_vec);
+        Self {
+            count,
+            names: told.collect(),
+        }
+    }
+}
 
 /// What file systems put at their own top.
 const LOST: &str = "lost+found";

@@ -27,13 +27,7 @@ pub fn prune(global: &Global, printer: &Printer, args: &PruneArgs) -> Result<u8>
     let config = session::config(global, printer)?;
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_write(&config)?;
-    let engine = Engine {
-        config: &config,
-        catalog: &catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(&config, &catalog, printer, &interrupt);
     for name in &args.dataset {
         target::dataset(&catalog, name)?;
     }
@@ -279,13 +273,7 @@ pub fn catalog(global: &Global, printer: &Printer, command: &CatalogCommand) -> 
 fn rebuild(config: &policy::Config, printer: &Printer) -> Result<u8> {
     let interrupt = Interrupt::watch()?;
     let catalog = Catalog::open_afresh(&config.host.state)?;
-    let engine = Engine {
-        config,
-        catalog: &catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(config, &catalog, printer, &interrupt);
     let mut errors = Vec::new();
     let replicas = engine::rebuild(&engine, &mut errors)?;
     for error in &errors {

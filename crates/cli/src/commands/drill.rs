@@ -1,7 +1,7 @@
 //! `thrice drill`.
 
 use anyhow::Result;
-use engine::{Drill, DrillOptions, Drilled, Engine, Status};
+use engine::{Drill, DrillOptions, Drilled, Status};
 
 use super::metrics;
 use super::run::finished;
@@ -16,13 +16,7 @@ pub fn drill(global: &Global, printer: &Printer, args: &DrillArgs) -> Result<u8>
     session::give_way(&config, printer);
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_write(&config)?;
-    let engine = Engine {
-        config: &config,
-        catalog: &catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(&config, &catalog, printer, &interrupt);
     let mut options = DrillOptions {
         datasets: args.dataset.clone(),
         stores: args.from.iter().cloned().collect(),

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use catalog::Catalog;
-use engine::{Engine, Expectation, Observer, RunOptions, Silent};
+use engine::{Expectation, Observer, RunOptions, Silent};
 use observe::Gate;
 use policy::Config;
 
@@ -68,13 +68,7 @@ fn take(
         true => &Silent,
         false => printer,
     };
-    let engine = Engine {
-        config,
-        catalog: &catalog,
-        observer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(config, &catalog, observer, interrupt);
     let deadline = args.deadline.unwrap_or(config.gate.deadline);
     engine.run(&RunOptions {
         steps: vec!["backup".into(), "offsite".into()],

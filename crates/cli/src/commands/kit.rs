@@ -114,7 +114,7 @@ fn make(global: &Global, printer: &Printer, args: &KitArgs) -> Result<u8> {
     ] {
         write(file, content, args.overwrite)?;
     }
-    let noted = noted(&config, printer, &made);
+    let noted = noted(&config, printer, &made, args.passphrase_file.as_deref());
     let complete = made.unmeant().next().is_none();
     let code = if complete && noted {
         exit::OK
@@ -156,11 +156,14 @@ fn conclude(printer: &Printer, made: &Kit, files: &[PathBuf], generated: Option<
 }
 
 /// Has `thrice audit` know of a kit that is there; whether it does.
-fn noted(config: &policy::Config, printer: &Printer, kit: &Kit) -> bool {
+fn noted(config: &policy::Config, printer: &Printer, kit: &Kit, secret: Option<&Path>) -> bool {
     let state = &config.host.state;
-    let noted = std::fs::create_dir_all(state)
-        .with_context(|| state.display().to_string())
-        .and_then(|()| Ok(kit::remember_kit(state, kit)?));
+    let note = || -> Result<()> {
+        std::fs::create_dir_all(state).with_context(|| state.display().to_string())?;
+        let secret = secret.map(std::path::absolute).transpose()?;
+        Ok(kit::remember_kit(state, kit, secret.as_deref())?)
+    };
+    let noted = note();
     if let Err(error) = &noted {
         printer.error(&format!(
             "thrice audit will not know of this kit: {error:#}"
@@ -339,7 +342,7 @@ fn check(global: &Global, printer: &Printer, args: &KitCheckArgs) -> Result<u8> 
     let differences = kit::kit_differs(&then, &now);
     let ok = differences.is_empty();
     // One that is still true is one to rely on, wherever it was made.
-    let noted = !ok || noted(&config, printer, &then);
+    let noted = !ok || noted(&config, printer, &then, args.passphrase_file.as_deref());
     let code = match (ok, noted) {
         (true, true) => exit::OK,
         (true, false) => exit::PARTIAL,

@@ -68,7 +68,7 @@ fn deliver(config: &Config, catalog: &Catalog, cancel: &AtomicBool) -> Result<()
     };
     if let Some(gateway) = &config.metrics.pushgateway {
         metrics::push(&families, gateway, &config.host.name, &job)
-            .with_context(|| format!("pushing metrics to {gateway}"))?;
+            .with_context(|| format!("pushing metrics to {}", policy::shown_url(gateway)))?;
     }
     Ok(written?)
 }

@@ -1,7 +1,7 @@
 //! `thrice plan`.
 
 use anyhow::Result;
-use engine::{Engine, LegPlan, Silent, StorePlan};
+use engine::{LegPlan, Silent, StorePlan};
 
 use crate::args::{Global, PlanArgs};
 use crate::exit;
@@ -13,13 +13,7 @@ pub fn plan(global: &Global, printer: &Printer, args: &PlanArgs) -> Result<u8> {
     let config = session::config(global, printer)?;
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_or_nothing(&config, printer)?;
-    let engine = Engine {
-        config: &config,
-        catalog: &catalog,
-        observer: &Silent,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(&config, &catalog, &Silent, &interrupt);
     let forecast = engine::forecast(&engine, &args.dataset)?;
     if printer.is_json() {
         printer.json(&forecast);

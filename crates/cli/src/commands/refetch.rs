@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use catalog::Catalog;
-use engine::{At, Engine, Refetched};
+use engine::{At, Refetched};
 use policy::Config;
 use tree::RelPath;
 
@@ -25,13 +25,7 @@ pub fn check(
     args: &RestoreArgs,
     name: &str,
 ) -> Result<u8> {
-    let engine = Engine {
-        config,
-        catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(config, catalog, printer, interrupt);
     let at = match args.at.as_deref() {
         None => At::Newest,
         asked => target::at(

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use catalog::Catalog;
-use engine::{At, BundleOptions, Engine, RestoreOptions, Restored, Status};
+use engine::{At, BundleOptions, RestoreOptions, Restored, Status};
 use policy::Config;
 use serde::Serialize;
 
@@ -28,13 +28,7 @@ pub fn restore(global: &Global, printer: &Printer, args: &RestoreArgs) -> Result
         return refetch::check(&config, &catalog, printer, &interrupt, args, name);
     }
     let Target { dataset, path } = Target::parse(&catalog, asked)?;
-    let engine = Engine {
-        config: &config,
-        catalog: &catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(&config, &catalog, printer, &interrupt);
     if args.in_place && !dataset.source.is_absolute() {
         return Err(Usage(format!(
             "`{}` is captured from `{}`, which is no folder: say where its files go with `--to`",
@@ -106,13 +100,7 @@ fn restore_bundle(
     interrupt: &Interrupt,
     args: &RestoreArgs,
 ) -> Result<u8> {
-    let engine = Engine {
-        config,
-        catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(config, catalog, printer, interrupt);
     let at = args.at.as_deref().map(|at| {
         target::moment(at).map(At::Before).ok_or_else(|| {
             Usage(format!(

@@ -44,7 +44,7 @@ pub fn rules(global: &Global, printer: &Printer, args: &RulesArgs) -> Result<u8>
             printer.say(&format!(
                 "wrote {} tests for the rules in `{RULES_FILE}` beside it; try: promtool test \
                  rules {shown}",
-                2 * made.len()
+                made.iter().map(|rule| rule.fires.len() + 1).sum::<usize>()
             ));
         }
         None => printer.data(&rules::render(&made, &config.host.name)),
@@ -84,12 +84,13 @@ fn check(config: &Config, printer: &Printer, made: &[Rule], url: Option<&str>) -
     };
     let interrupt = Interrupt::watch()?;
     let job = Job::new(DEADLINE, interrupt.flag());
-    let loaded = rules::loaded(url, &job).with_context(|| format!("asking {url}"))?;
+    let shown = policy::shown_url(url);
+    let loaded = rules::loaded(url, &job).with_context(|| format!("asking {shown}"))?;
     let drift = rules::compare(made, &config.host.name, &loaded);
     if printer.is_json() {
         printer.json(&drift);
     } else {
-        say(printer, made.len(), url, &drift);
+        say(printer, made.len(), &shown, &drift);
     }
     Ok(match drift.is_empty() {
         true => exit::OK,

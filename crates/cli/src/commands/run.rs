@@ -63,13 +63,7 @@ pub fn run(global: &Global, printer: &Printer, args: &RunArgs) -> Result<u8> {
     let catalog = session::catalog_to_write(&config)?;
     // Until the run has ended, however it does.
     let _inhibitor = args.inhibit.then(|| Inhibitor::hold(printer));
-    let engine = Engine {
-        config: &config,
-        catalog: &catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(&config, &catalog, printer, &interrupt);
     let telling = Telling::begin(&config, printer, args);
     let words = std::env::args_os().skip(1);
     let words = words.map(|word| tree::escape(word.as_encoded_bytes()).into_owned());

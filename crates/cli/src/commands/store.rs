@@ -90,13 +90,7 @@ pub fn store(global: &Global, printer: &Printer, args: &StoreArgs) -> Result<u8>
         true => session::catalog_to_write(&config)?,
         false => session::catalog_or_nothing(&config, printer)?,
     };
-    let engine = Engine {
-        config: &config,
-        catalog: &catalog,
-        observer: &Silent,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(&config, &catalog, &Silent, &interrupt);
     match spec.nas.as_ref().filter(|_| changes) {
         Some(nas) => change(&engine, printer, spec, nas, args),
         None => show(&engine, printer, spec),

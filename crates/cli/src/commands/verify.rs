@@ -1,7 +1,7 @@
 //! `thrice verify`.
 
 use anyhow::Result;
-use engine::{Engine, Status, Verified, VerifyOptions};
+use engine::{Status, Verified, VerifyOptions};
 
 use super::run::finished;
 use crate::args::{Global, VerifyArgs};
@@ -20,13 +20,7 @@ pub fn verify(global: &Global, printer: &Printer, args: &VerifyArgs) -> Result<u
     session::give_way(&config, printer);
     let interrupt = Interrupt::watch()?;
     let catalog = session::catalog_to_write(&config)?;
-    let engine = Engine {
-        config: &config,
-        catalog: &catalog,
-        observer: printer,
-        cancel: interrupt.flag(),
-        now: &session::now,
-    };
+    let engine = session::engine(&config, &catalog, printer, &interrupt);
     let options = VerifyOptions {
         datasets: args.dataset.clone(),
         stores: args.store.iter().cloned().collect(),

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::evidence::{CopyEvidence, DatasetEvidence};
 use super::{Found, Scene};
-use crate::judge::objective;
+use crate::judge::{CLOCK_SLACK, objective};
 
 /// How old a copy that was never read back may be where `verify` is not scheduled.
 const UNVERIFIED_MAX: i64 = 32 * 86_400;
@@ -19,20 +19,34 @@ struct Aged<'a> {
     allowed: i64,
 }
 
+/// Whether something of that age is of the time that is allowed. What lies in the future tells only
+/// that a clock was wrong, and would say for as long that all is well.
+fn is_fresh(age: i64, allowed: i64) -> bool {
+    (-CLOCK_SLACK..=allowed).contains(&age)
+}
+
+/// The same of a moment, in the words of evidence.
+fn since(at: Timestamp, age: i64, allowed: i64) -> String {
+    let hours = |seconds: i64| seconds / 3_600;
+    match age < -CLOCK_SLACK {
+        true => format!("{at:.0}, which is in the future: the clock is wrong, or was"),
+        false => format!(
+            "{at:.0}, {} hours ago; {} are allowed",
+            hours(age),
+            hours(allowed)
+        ),
+    }
+}
+
 impl Aged<'_> {
     fn is_late(&self) -> bool {
-        self.age.is_none_or(|age| age > self.allowed)
+        self.age.is_none_or(|age| !is_fresh(age, self.allowed))
     }
 
     fn said(&self) -> String {
-        let hours = |seconds: i64| seconds / 3_600;
-        let allowed = hours(self.allowed);
         match (self.copy.last_success, self.age) {
-            (Some(at), Some(age)) => format!(
-                "last success {at:.0}, {} hours ago; {allowed} are allowed",
-                hours(age)
-            ),
-            _ => format!("no success yet; {allowed} hours are allowed"),
+            (Some(at), Some(age)) => format!("last success {}", since(at, age, self.allowed)),
+            _ => format!("no success yet; {} hours are allowed", self.allowed / 3_600),
         }
     }
 }
@@ -115,30 +129,44 @@ pub(super) fn stale(scene: &Scene<'_>) -> Vec<Found> {
             continue;
         }
         let (name, store) = (&copy.dataset.name, &copy.copy.store);
-        let message = format!("the copy of `{name}` in `{store}` is older than it may be");
+        let (message, remedy) = match copy.age.is_some_and(|age| age < 0) {
+            true => (
+                format!("it is not known how old the copy of `{name}` in `{store}` is"),
+                "timedatectl; then thrice run, which writes the times anew",
+            ),
+            false => (
+                format!("the copy of `{name}` in `{store}` is older than it may be"),
+                "thrice run; see that what starts it is still there",
+            ),
+        };
         found.push(
             Found::new(Severity::S2, copy.subject.clone(), message)
                 .evidence([copy.said()])
-                .remedy("thrice run; see that what starts it is still there"),
+                .remedy(remedy),
         );
     }
     found
 }
 
-pub(super) fn never_verified(scene: &Scene<'_>) -> Vec<Found> {
+/// How old it may be that a copy was last read back.
+fn unverified_max(scene: &Scene<'_>) -> i64 {
     let schedule = &scene.evidence.facts.schedule;
     let is_scheduled = schedule.steps.iter().any(|(step, _)| step == "verify");
-    let allowed = match is_scheduled {
+    match is_scheduled {
         true => objective(schedule, "verify"),
         false => UNVERIFIED_MAX,
-    };
+    }
+}
+
+pub(super) fn never_verified(scene: &Scene<'_>) -> Vec<Found> {
+    let allowed = unverified_max(scene);
     let mut found = Vec::new();
     for copy in copies(scene) {
         let Some(first) = copy.copy.first_sealed else {
             continue;
         };
         let age = scene.now.as_second() - first.as_second();
-        if copy.copy.last_verified.is_some() || age <= allowed {
+        if copy.copy.last_verified.is_some() || is_fresh(age, allowed) {
             continue;
         }
         let (name, store) = (&copy.dataset.name, &copy.copy.store);
@@ -147,6 +175,32 @@ pub(super) fn never_verified(scene: &Scene<'_>) -> Vec<Found> {
             Found::new(Severity::S3, copy.subject.clone(), message)
                 .evidence([format!("first version {first:.0}")])
                 .remedy(format!("thrice verify --store {store}")),
+        );
+    }
+    found
+}
+
+pub(super) fn stale_verify(scene: &Scene<'_>) -> Vec<Found> {
+    let allowed = unverified_max(scene);
+    let mut found = Vec::new();
+    for copy in copies(scene) {
+        let Some(at) = copy.copy.last_verified else {
+            continue;
+        };
+        let age = scene.now.as_second() - at.as_second();
+        if is_fresh(age, allowed) {
+            continue;
+        }
+        let (name, store) = (&copy.dataset.name, &copy.copy.store);
+        let message = format!(
+            "the copy of `{name}` in `{store}` was not read back for longer than it may be"
+        );
+        found.push(
+            Found::new(Severity::S3, copy.subject.clone(), message)
+                .evidence([format!("last verified {}", since(at, age, allowed))])
+                .remedy(format!(
+                    "thrice verify --store {store}; see that what starts it is still there"
+                )),
         );
     }
     found
@@ -191,14 +245,13 @@ pub(super) fn stale_drill(scene: &Scene<'_>) -> Vec<Found> {
     let allowed = objective(&scene.evidence.facts.schedule, "drill");
     let mut found = Vec::new();
     for (name, at, why) in drilled(scene) {
-        let Some(at) = at.filter(|at| scene.now.as_second() - at.as_second() > allowed) else {
+        let age = |at: Timestamp| scene.now.as_second() - at.as_second();
+        let Some(at) = at.filter(|at| !is_fresh(age(*at), allowed)) else {
             continue;
         };
         let message = format!("`{name}` was not restored to try for longer than it may be");
-        let evidence = std::iter::once(format!(
-            "last drill that succeeded {at:.0}; {} hours are allowed",
-            allowed / 3_600
-        ));
+        let last = since(at, age(at), allowed);
+        let evidence = std::iter::once(format!("last drill that succeeded {last}"));
         found.push(
             Found::new(Severity::S3, name, message)
                 .evidence(evidence.chain(last_try(why)))
@@ -209,4 +262,97 @@ pub(super) fn stale_drill(scene: &Scene<'_>) -> Vec<Found> {
         );
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use policy::{Schedule, parse_when};
+
+    use super::super::{Evidence, Memory};
+    use super::*;
+
+    const HOUR: i64 = 3_600;
+    const DAY: i64 = 24 * HOUR;
+    const NOW: i64 = 1_000 * DAY;
+
+    fn at(second: i64) -> Option<Timestamp> {
+        Timestamp::from_second(second).ok()
+    }
+
+    /// What a check finds of one copy, where steps are scheduled.
+    fn found(
+        check: fn(&Scene<'_>) -> Vec<Found>,
+        copy: CopyEvidence,
+        scheduled: &[(&str, &str)],
+    ) -> Vec<String> {
+        let mut evidence = Evidence::default();
+        let steps = scheduled.iter();
+        evidence.facts.schedule = Schedule {
+            steps: steps
+                .map(|(step, when)| ((*step).to_owned(), parse_when(when).unwrap()))
+                .collect(),
+            ..Schedule::default()
+        };
+        evidence.datasets = vec![DatasetEvidence {
+            name: "docs".into(),
+            copies: vec![CopyEvidence {
+                store: "sda".into(),
+                sealed: 1,
+                ..copy
+            }],
+            ..DatasetEvidence::default()
+        }];
+        let scene = Scene {
+            evidence: &evidence,
+            memory: &Memory::default(),
+            now: at(NOW).unwrap(),
+        };
+        let lines = check(&scene).into_iter();
+        lines.map(|found| found.evidence.join("; ")).collect()
+    }
+
+    #[test]
+    fn r08_a_success_of_the_future_is_late() {
+        for (success, is_late) in [
+            (NOW - 24 * HOUR, false),
+            (NOW - 26 * HOUR, true),
+            (NOW + CLOCK_SLACK, false),
+            (NOW + CLOCK_SLACK + 1, true),
+            (NOW + 400 * DAY, true),
+        ] {
+            let copy = |files| CopyEvidence {
+                last_success: at(success),
+                pending: (files, files),
+                ..CopyEvidence::default()
+            };
+            for (check, files) in [(stale as fn(&Scene<'_>) -> _, 0), (missing, 3)] {
+                let said = found(check, copy(files), &[]);
+                assert_eq!(said.len(), usize::from(is_late), "{success}: {said:?}");
+                if success > NOW && is_late {
+                    assert!(said[0].contains("in the future"), "{said:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_verification_is_as_old_as_its_schedule_allows() {
+        let weekly = [("verify", "Sun 10:00")];
+        for (scheduled, verified, is_late) in [
+            (&[][..], NOW - 31 * DAY, false),
+            (&[], NOW - 33 * DAY, true),
+            (&weekly, NOW - 7 * DAY, false),
+            (&weekly, NOW - 15 * DAY, true),
+            (&weekly, NOW + DAY, true),
+        ] {
+            let copy = CopyEvidence {
+                last_verified: at(verified),
+                ..CopyEvidence::default()
+            };
+            let said = found(stale_verify, copy, scheduled);
+            assert_eq!(said.len(), usize::from(is_late), "{scheduled:?} {said:?}");
+        }
+        // What never was is told by another name.
+        assert!(found(stale_verify, CopyEvidence::default(), &weekly).is_empty());
+    }
 }

@@ -16,9 +16,10 @@ pub(super) fn binary(scene: &Scene<'_>) -> Vec<Found> {
     };
     if let Some(last) = &scene.evidence.deployed {
         if last.program != PROGRAM {
-            found.push(other("last run", &last.program).remedy(
-                "thrice run with this one, and see which program the timer or the daemon starts",
-            ));
+            found.push(
+                other("last run", &last.program)
+                    .remedy("thrice run with this one, and see which program its timer starts"),
+            );
         }
         for (store, program) in last.far.iter().filter(|(_, there)| *there != PROGRAM) {
             found.push(other(&format!("agent of {store}"), program).remedy(format!(

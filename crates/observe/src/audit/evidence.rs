@@ -13,7 +13,7 @@ use capture::Job;
 use catalog::{Catalog, Replica};
 use engine::{Deployed, Expectation, Result};
 use jiff::Timestamp;
-use policy::{Because, Config, StoreKind};
+use policy::{Because, Config, StoreKind, StoreSpec};
 
 use super::kit::{self, KitEvidence};
 use super::memory::Memory;
@@ -22,6 +22,7 @@ use super::secrets::SecretFile;
 use super::survey::{Survey, survey};
 use super::{Unseen, keys, places, tools};
 use crate::facts::{self, Facts};
+use crate::kit::remembered_kit;
 
 /// Runs that are looked at for how long one takes.
 const RUNS: usize = 32;
@@ -61,8 +62,8 @@ pub struct Evidence {
     pub(super) config_newer_than_tracker: Option<Timestamp>,
     /// The change tracker's process, where its program is there no more.
     pub(super) tracker_replaced: Option<u32>,
-    /// By local store, what nobody put there, or why that is not known.
-    pub(super) unowned: BTreeMap<String, std::result::Result<Vec<String>, String>>,
+    /// By store.
+    pub(super) tops: BTreeMap<String, TopEvidence>,
     pub(super) unseen: Vec<Unseen>,
     pub(super) kit: KitEvidence,
     /// How long the runs on record took.
@@ -107,6 +108,15 @@ pub(super) struct CopyEvidence {
     pub(super) last_verified: Option<Timestamp>,
 }
 
+/// What lies at the top of a store and is nobody's.
+#[derive(Clone, Debug)]
+pub(super) struct TopEvidence {
+    /// When a run saw it; `None`: it was looked at now.
+    pub(super) at: Option<Timestamp>,
+    /// Names, and how many there are more; or why that is not known.
+    pub(super) unowned: std::result::Result<(Vec<String>, u64), String>,
+}
+
 /// A thin pool, in percent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PoolEvidence {
@@ -134,23 +144,28 @@ pub fn gather(
 ) -> Result<Evidence> {
     let coverage = &expectation.coverage;
     let facts = facts::gather(config, catalog, expectation)?;
-    let keys = keys::of(config, around);
+    let last_kit = remembered_kit(&config.host.state);
+    let mut keys = keys::of(config, around);
+    // Where the note cannot be read, that is a finding of its own.
+    let last = last_kit.as_ref().ok().and_then(Option::as_ref);
+    keys.extend(last.and_then(keys::of_kit));
     let (config_newer_than_tracker, tracker_replaced) = tracker(config, &facts);
-    let (unowned, unseen) = unowned(config);
+    let deployed = engine::deployed(&config.host.state)?;
+    let (tops, unseen) = tops(config, deployed.as_ref());
     let datasets = datasets(catalog, coverage, memory)?;
     let mut evidence = Evidence {
         facts,
         paths: paths(coverage),
-        kit: kit::look(config, catalog, expectation, &datasets),
+        kit: kit::look(config, catalog, expectation, &datasets, last_kit),
         datasets,
         secrets: keys::files(&keys, config),
         needs: keys::needs(&keys, config, coverage),
         missing_tools: tools::missing(config, coverage, &around.path),
-        deployed: engine::deployed(&config.host.state)?,
+        deployed,
         config: engine::config_digest(&config.file)?,
         config_newer_than_tracker,
         tracker_replaced,
-        unowned,
+        tops,
         unseen,
         run_seconds: run_seconds(catalog)?,
         ..Evidence::default()
@@ -268,31 +283,51 @@ fn tracker(config: &Config, facts: &Facts) -> (Option<Timestamp>, Option<u32>) {
     (changed.filter(|at| *at > tracker.started), replaced)
 }
 
-type Unowned = BTreeMap<String, std::result::Result<Vec<String>, String>>;
-
-/// What lies in the stores of this machine and is nobody's, and the stores that were not looked at.
-fn unowned(config: &Config) -> (Unowned, Vec<Unseen>) {
+/// What lies in the stores and is nobody's, and the stores of which that is not known. A store on
+/// another machine is not asked: the last run that met it has noted what it said.
+fn tops(
+    config: &Config,
+    deployed: Option<&Deployed>,
+) -> (BTreeMap<String, TopEvidence>, Vec<Unseen>) {
     let (mut found, mut unseen) = (BTreeMap::new(), Vec::new());
-    let shown = |name: OsString| shown(Path::new(&name));
     for spec in &config.stores {
-        let names = match spec.kind {
-            StoreKind::Disk => store::unowned(&spec.path),
-            _ => {
-                unseen.push(places::unseen(spec, "it lies on another machine"));
-                continue;
-            }
+        let top = match spec.kind {
+            StoreKind::Disk => here(spec),
+            _ => there(spec, deployed),
         };
-        let names = match names {
-            Ok(Some(names)) => Ok(names.into_iter().map(shown).collect()),
-            Ok(None) => {
-                unseen.push(places::unseen(spec, "there is no store now"));
-                continue;
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        found.insert(spec.name.clone(), names);
+        match top {
+            Ok(top) => drop(found.insert(spec.name.clone(), top)),
+            Err(why) => unseen.push(places::unseen(spec, why)),
+        }
     }
     (found, unseen)
+}
+
+/// What lies on a disk; or why nothing is known of it.
+fn here(spec: &StoreSpec) -> std::result::Result<TopEvidence, &'static str> {
+    let shown = |name: OsString| shown(Path::new(&name));
+    let unowned = match store::unowned(&spec.path) {
+        Ok(Some(names)) => Ok((names.into_iter().map(shown).collect(), 0)),
+        Ok(None) => return Err("there is no store now"),
+        Err(error) => Err(error.to_string()),
+    };
+    Ok(TopEvidence { at: None, unowned })
+}
+
+/// What a run has noted of a store on another machine; or why nothing is.
+fn there(
+    spec: &StoreSpec,
+    deployed: Option<&Deployed>,
+) -> std::result::Result<TopEvidence, &'static str> {
+    let last = deployed.ok_or("no run has met it yet")?;
+    match (last.tops.get(&spec.name), last.far.get(&spec.name)) {
+        (Some(top), _) => Ok(TopEvidence {
+            at: Some(top.at),
+            unowned: top.unowned.clone(),
+        }),
+        (None, Some(_)) => Err("the program there is older, and does not say"),
+        (None, None) => Err("no run has met it yet"),
+    }
 }
 
 fn run_seconds(catalog: &Catalog) -> Result<Vec<i64>> {
@@ -302,7 +337,7 @@ fn run_seconds(catalog: &Catalog) -> Result<Vec<i64>> {
 }
 
 /// What is known of a file with a secret in it.
-pub(super) fn secret_file(path: &Path, what: String) -> SecretFile {
+pub(super) fn secret_file(path: &Path, what: String, restores: bool) -> SecretFile {
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mode = fs::metadata(&real).ok();
     let mode = mode.map(|metadata| metadata.permissions().mode() & 0o7777);
@@ -310,6 +345,7 @@ pub(super) fn secret_file(path: &Path, what: String) -> SecretFile {
     SecretFile {
         path: shown(path),
         what,
+        restores,
         mode,
         open_folders: open_folders.map(shown).collect(),
     }

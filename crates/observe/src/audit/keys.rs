@@ -6,14 +6,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use policy::{
-    Config, Coverage, DatabaseSpec, DeclaredSource, Making, Place, Secret, Source, StoreKind,
-    Verdict, VolumeGroup,
+    Channel, Config, Coverage, DatabaseSpec, DeclaredSource, HookUrl, Making, Nas, Place, Secret,
+    Source, StoreKind, Sudo, Verdict, VolumeGroup,
 };
 use tree::RelPath;
 
 use super::evidence::{Surroundings, secret_file, shown};
 use super::recovery::{Needs, Thing};
 use super::secrets::SecretFile;
+use crate::kit::LastKit;
 
 /// A file with a secret in it.
 pub(super) struct Key {
@@ -28,6 +29,8 @@ enum Opens {
     Group(String),
     /// The store; any one of its keys does.
     Store(String),
+    /// Nothing that a restore needs.
+    Nothing,
 }
 
 /// Those that the configuration names, or the configuration of ssh that it names.
@@ -71,8 +74,8 @@ pub(super) fn of(config: &Config, around: &Surroundings) -> Vec<Key> {
         }));
     }
     for spec in &config.stores {
+        let name = &spec.name;
         if let StoreKind::Agent { ssh_config, .. } = &spec.kind {
-            let name = &spec.name;
             let paths = identities(ssh_config.as_deref(), around).into_iter();
             keys.extend(paths.map(|path| Key {
                 path,
@@ -80,15 +83,73 @@ pub(super) fn of(config: &Config, around: &Surroundings) -> Vec<Key> {
                 opens: Opens::Store(name.clone()),
             }));
         }
+        let paths = spec.nas.iter().flat_map(|nas| of_nas(nas, around));
+        keys.extend(paths.map(|path| Key {
+            path,
+            what: format!("a secret of the machine that the store `{name}` lies on"),
+            opens: Opens::Nothing,
+        }));
+    }
+    for notify in &config.notifiers {
+        keys.extend(of_notifier(&notify.channel).map(|path| Key {
+            path,
+            what: format!("a secret of the notifier `{}`", notify.name),
+            opens: Opens::Nothing,
+        }));
     }
     keys
 }
 
-fn of_database(spec: &DatabaseSpec) -> Vec<PathBuf> {
-    let secret = match &spec.secret {
-        Some(Secret::File(path)) => Some(path.clone()),
-        _ => None,
+/// The file with the passphrase of the kit that was last made.
+pub(super) fn of_kit(kit: &LastKit) -> Option<Key> {
+    Some(Key {
+        path: kit.passphrase_file()?.to_owned(),
+        what: "the passphrase of the recovery kit".into(),
+        opens: Opens::Nothing,
+    })
+}
+
+fn file_of(secret: &Secret) -> Option<PathBuf> {
+    match secret {
+        Secret::File(path) => Some(path.clone()),
+        Secret::Env(_) => None,
+    }
+}
+
+fn of_nas(nas: &Nas, around: &Surroundings) -> Vec<PathBuf> {
+    let far = match &nas.place {
+        Place::Ssh { config, .. } => identities(config.as_deref(), around),
+        _ => Vec::new(),
     };
+    let sudo = match &nas.sudo {
+        Sudo::Password(secret) => file_of(secret),
+        Sudo::No | Sudo::Free => None,
+    };
+    far.into_iter().chain(sudo).collect()
+}
+
+fn of_notifier(channel: &Channel) -> impl Iterator<Item = PathBuf> {
+    let secrets = match channel {
+        Channel::Mail(spec) => {
+            let login = spec.smtp.as_ref().and_then(|smtp| smtp.login.as_ref());
+            [login.map(|(_, secret)| secret), None]
+        }
+        Channel::Ntfy(hook)
+        | Channel::Slack(hook)
+        | Channel::Webhook(hook)
+        | Channel::Ping(hook) => {
+            let url = match &hook.url {
+                HookUrl::Secret(secret) => Some(secret),
+                HookUrl::Written(_) => None,
+            };
+            [hook.token.as_ref(), url]
+        }
+    };
+    secrets.into_iter().flatten().filter_map(file_of)
+}
+
+fn of_database(spec: &DatabaseSpec) -> Vec<PathBuf> {
+    let secret = spec.secret.as_ref().and_then(file_of);
     secret.into_iter().chain(spec.tls.key.clone()).collect()
 }
 
@@ -120,13 +181,15 @@ fn identities(file: Option<&Path>, around: &Surroundings) -> Vec<PathBuf> {
 pub(super) fn files(keys: &[Key], config: &Config) -> Vec<SecretFile> {
     let mut files: BTreeMap<&Path, SecretFile> = BTreeMap::new();
     for key in keys {
-        let file = || secret_file(&key.path, key.what.clone());
-        files.entry(&key.path).or_insert_with(file);
+        let restores = !matches!(key.opens, Opens::Nothing);
+        let file = || secret_file(&key.path, key.what.clone(), restores);
+        let known = files.entry(&key.path).or_insert_with(file);
+        known.restores |= restores;
     }
     let text = fs::read_to_string(&config.file).unwrap_or_default();
     if text.lines().any(has_password) {
         let what = "the configuration, which has a password in it".to_owned();
-        files.insert(&config.file, secret_file(&config.file, what));
+        files.insert(&config.file, secret_file(&config.file, what, true));
     }
     files.into_values().collect()
 }
@@ -156,7 +219,7 @@ pub(super) fn needs(keys: &[Key], config: &Config, coverage: &Coverage) -> Needs
                 Opens::Group(group) => {
                     matches!(&dataset.source, Source::Volume(spec, _) if spec.group.name == *group)
                 }
-                Opens::Store(_) => false,
+                Opens::Store(_) | Opens::Nothing => false,
             };
             if is_needed {
                 all.push(vec![Thing::File(shown(&key.path))]);

@@ -12,7 +12,7 @@ use policy::{Config, StoreKind};
 
 use super::evidence::DatasetEvidence;
 use super::{Found, Scene};
-use crate::kit::{Assembly, KitDifferences, LastKit, ProgramPart, assemble, remembered_kit};
+use crate::kit::{Assembly, KitDifferences, LastKit, ProgramPart, assemble};
 
 const SUBJECT: &str = "recovery kit";
 const MAKE: &str = "thrice kit FILE, on something that is kept elsewhere";
@@ -37,8 +37,9 @@ pub(super) fn look(
     catalog: &Catalog,
     expectation: &Expectation,
     datasets: &[DatasetEvidence],
+    last: Result<Option<LastKit>>,
 ) -> KitEvidence {
-    let compared = match remembered_kit(&config.host.state) {
+    let compared = match last {
         Ok(None) => return never(config, datasets),
         Ok(Some(last)) => compare(config, catalog, expectation, &last)
             .map(|differences| (last.made_at().to_owned(), differences)),

@@ -25,7 +25,7 @@ mod tools;
 use std::collections::BTreeSet;
 
 use catalog::{Severity, finding_id};
-use engine::{Notes, Result, rfc3339};
+use engine::{FILLING, Notes, Result, rfc3339};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -161,6 +161,12 @@ pub const CHECKS: &[Check] = &[
         run: copies::never_verified,
     },
     Check {
+        kind: "stale-verify",
+        severity: Severity::S3,
+        what: "a copy was not read back for longer than the schedule allows",
+        run: copies::stale_verify,
+    },
+    Check {
         kind: "never-drilled",
         severity: Severity::S3,
         what: "a dataset was never restored to try, though drills are scheduled",
@@ -187,7 +193,7 @@ pub const CHECKS: &[Check] = &[
     Check {
         kind: places::KIND,
         severity: Severity::S3,
-        what: "something lies in a local store that no dataset put there",
+        what: "something lies in a store that no dataset put there",
         run: places::unowned,
     },
 ];
@@ -332,6 +338,10 @@ pub fn judge(evidence: &Evidence, memory: &Memory, now: Timestamp) -> (AuditRepo
     // What others have found is theirs to take back.
     let others = evidence.facts.findings.iter();
     let others = others.filter(|one| CHECKS.iter().all(|check| check.kind != one.kind));
+    // What a run has said of a store that is full is in what the check says of it.
+    let full = capacity::stores(&scene);
+    let is_full = |name: &str| full.iter().any(|found| found.subject == name);
+    let others = others.filter(|one| one.kind != FILLING || !is_full(&one.subject));
     let others = others.map(|finding| (finding.kind.clone(), Found::carried(finding)));
     let mut said = BTreeSet::new();
     let mut findings = Vec::new();

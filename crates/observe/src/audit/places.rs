@@ -13,11 +13,11 @@ const NAMED_MAX: usize = 20;
 
 pub(super) fn unowned(scene: &Scene<'_>) -> Vec<Found> {
     let mut found = Vec::new();
-    for (store, names) in &scene.evidence.unowned {
-        let lines: Vec<String> = match names {
-            Ok(names) if names.is_empty() => continue,
-            Ok(names) => {
-                let more = names.len().saturating_sub(NAMED_MAX);
+    for (store, top) in &scene.evidence.tops {
+        let lines: Vec<String> = match &top.unowned {
+            Ok((names, more)) if names.is_empty() && *more == 0 => continue,
+            Ok((names, more)) => {
+                let more = names.len().saturating_sub(NAMED_MAX) as u64 + more;
                 let more = (more > 0).then(|| format!("and {more} more"));
                 names.iter().take(NAMED_MAX).cloned().chain(more).collect()
             }
@@ -27,13 +27,15 @@ pub(super) fn unowned(scene: &Scene<'_>) -> Vec<Found> {
             "in the store `{store}` lies what no dataset put there: {}",
             lines.join(", ")
         );
+        let seen = top.at.map(|at| format!("a run saw it {at:.0}"));
+        let again = seen.as_ref().map_or("", |_| "; the next run looks again");
         found.push(
             Found::new(Severity::S3, store, message)
-                .evidence(lines)
-                .remedy(
+                .evidence(lines.into_iter().chain(seen))
+                .remedy(format!(
                     "move it away if it is of use to anyone; a store is best left to Thrice, which \
-                     never touches what it did not put there",
-                ),
+                     never touches what it did not put there{again}"
+                )),
         );
     }
     found
@@ -45,8 +47,10 @@ pub(super) fn unseen(spec: &StoreSpec, why: &str) -> Unseen {
     let remedy = match spec.kind {
         StoreKind::Disk => format!("see that it is mounted at `{path}`; the first run makes it"),
         _ => format!(
-            "there: ls -A {path} {path}/.thrice/log; what the first names, and neither the second \
-             nor Thrice itself (`.thrice`, `HOW-TO-RESTORE.txt`), is nobody's"
+            "thrice run --store {}; or there: ls -A {path} {path}/.thrice/log; what the first \
+             names, and neither the second nor Thrice itself (`.thrice`, `HOW-TO-RESTORE.txt`), \
+             is nobody's",
+            spec.name
         ),
     };
     Unseen {

@@ -110,7 +110,8 @@ pub(super) fn circle(scene: &Scene<'_>) -> Vec<Found> {
 
 pub(super) fn key_missing(scene: &Scene<'_>) -> Vec<Found> {
     let secrets = scene.evidence.secrets.iter();
-    let missing = secrets.filter(|file| file.mode.is_none()).map(|file| {
+    let missing = secrets.filter(|file| file.restores && file.mode.is_none());
+    let missing = missing.map(|file| {
         let message = format!("{} is not there: `{}`", file.what, file.path);
         Found::new(Severity::S1, &file.path, message)
             .evidence(["the configuration names it".to_owned()])

@@ -11,6 +11,8 @@ pub struct SecretFile {
     pub path: String,
     /// What is in it, and whose it is.
     pub what: String,
+    /// Whether a restore needs it.
+    pub restores: bool,
     /// Permission bits; `None`: it is not there.
     pub mode: Option<u32>,
     /// Folders above it that others can write to.

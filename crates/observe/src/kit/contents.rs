@@ -144,7 +144,7 @@ pub struct Gap {
     pub meant: bool,
 }
 
-mod base64_text {
+pub(super) mod base64_text {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};

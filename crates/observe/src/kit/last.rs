@@ -1,12 +1,14 @@
 //! What the last kit held, for whoever compares it later. The kit itself lies somewhere else, and
 //! nobody opens it without its passphrase; what is remembered here has no secret in it.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use engine::{Error, Notes, Result};
 use serde::{Deserialize, Serialize};
 
-use super::contents::{ConfigPart, FilePart, Kit, kit_differs};
+use super::contents::{ConfigPart, FilePart, Kit, base64_text, kit_differs};
 
 const NOTE: &str = "kit";
 
@@ -17,6 +19,9 @@ pub struct LastKit {
     /// Goes into the digests.
     salt: String,
     kit: Kit,
+    /// The path of the file that its passphrase was read from; empty: a person gave it.
+    #[serde(default, with = "base64_text")]
+    passphrase: Vec<u8>,
 }
 
 /// What of a kit is no longer so, each in a sentence.
@@ -29,9 +34,19 @@ pub struct KitDifferences {
 }
 
 impl LastKit {
-    fn of(kit: &Kit, salt: String) -> Self {
-        let kit = blind(kit, &salt);
-        Self { salt, kit }
+    fn of(kit: &Kit, passphrase: Option<&Path>, salt: String) -> Self {
+        let passphrase = passphrase.map_or(&[][..], |file| file.as_os_str().as_bytes());
+        Self {
+            kit: blind(kit, &salt),
+            salt,
+            passphrase: passphrase.to_owned(),
+        }
+    }
+
+    /// The file that its passphrase was read from.
+    pub fn passphrase_file(&self) -> Option<&Path> {
+        let file = OsStr::from_bytes(&self.passphrase);
+        (!file.is_empty()).then_some(Path::new(file))
     }
 
     /// RFC 3339, UTC.
@@ -80,12 +95,13 @@ fn blind(kit: &Kit, salt: &str) -> Kit {
     }
 }
 
-/// Remembers a kit that is written, or was opened. Before it is, nothing may say so: a cut between
+/// Remembers a kit that is written, or was opened, and the file (by its whole path) that its
+/// passphrase was read from. Before it is, nothing may say so: a cut between
 /// the two leaves the one before, and whoever compares asks for a new kit once too often.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn remember_kit(state: &Path, kit: &Kit) -> Result<()> {
+pub fn remember_kit(state: &Path, kit: &Kit, passphrase: Option<&Path>) -> Result<()> {
     let mut salt = [0_u8; 32];
     let mut filled = 0;
     while filled < salt.len() {
@@ -94,7 +110,7 @@ pub fn remember_kit(state: &Path, kit: &Kit) -> Result<()> {
         filled += got.map_err(|error| Error::io("asking for random bytes")(error.into()))?;
     }
     let salt = tree::Digest::of(&salt).to_hex();
-    Ok(Notes::new(state, NOTE).write(NOTE, &LastKit::of(kit, salt))?)
+    Ok(Notes::new(state, NOTE).write(NOTE, &LastKit::of(kit, passphrase, salt))?)
 }
 
 /// The kit that was last made or checked here; `None`: none was.
@@ -130,8 +146,10 @@ mod tests {
     fn what_is_remembered_has_no_secret_in_it_and_tells_what_differs() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(remembered_kit(dir.path()).unwrap(), None);
-        remember_kit(dir.path(), &kit()).unwrap();
+        let odd = Path::new(OsStr::from_bytes(b"/p\xff"));
+        remember_kit(dir.path(), &kit(), Some(odd)).unwrap();
         let last = remembered_kit(dir.path()).unwrap().unwrap();
+        assert_eq!(last.passphrase_file(), Some(odd));
         let text = serde_json::to_string(&last).unwrap();
         // Nor as the base64 that contents are written in.
         assert!(!text.contains("hunter2") && !text.contains("aHVudGVyMg"));
@@ -145,7 +163,13 @@ mod tests {
         let found = last.differs(&now);
         assert_eq!((found.grave.len(), found.all.len()), (2, 3));
         // The same kit is told by other digests the next time.
-        remember_kit(dir.path(), &kit()).unwrap();
-        assert_ne!(remembered_kit(dir.path()).unwrap().unwrap(), last);
+        remember_kit(dir.path(), &kit(), None).unwrap();
+        let next = remembered_kit(dir.path()).unwrap().unwrap();
+        assert_ne!(next, last);
+        assert_eq!(next.passphrase_file(), None);
+        // Notes of before say nothing of a file.
+        let mut before = serde_json::to_value(&next).unwrap();
+        before.as_object_mut().unwrap().remove("passphrase");
+        assert_eq!(serde_json::from_value::<LastKit>(before).unwrap(), next);
     }
 }

@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 
 use jiff::{Timestamp, Zoned};
-use policy::Notify;
+use policy::{Notify, When};
 use serde::{Deserialize, Serialize};
 
-use super::calendar::{is_quiet, last_due};
+use super::calendar::is_quiet;
 use super::message::{Change, Event, Failing, Item, Known, Message};
 use super::standing::{Condition, Standing};
 
@@ -163,7 +163,8 @@ impl Told {
                 .cmp(&order(b))
                 .then_with(|| a.known.subject.cmp(&b.known.subject))
         });
-        let last = policy.digest.as_ref().and_then(|when| last_due(when, now));
+        let latest = |when: &When| when.latest(now.time_zone(), now.timestamp());
+        let last = policy.digest.as_ref().and_then(latest);
         let digest = !quiet && !standing.unknown && last.is_some_and(|due| self.digest < Some(due));
         if items.is_empty() && !digest {
             return None;

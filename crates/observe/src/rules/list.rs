@@ -76,6 +76,14 @@ pub fn rules(config: &Config, copies: usize) -> Vec<Rule> {
     all
 }
 
+impl Rule {
+    /// The same with what makes it fire besides: each side of an `or` has its own.
+    fn or(mut self, fires: impl IntoIterator<Item = Case>) -> Self {
+        self.fires.extend(fires);
+        self
+    }
+}
+
 /// What rules have in common.
 struct Maker<'a> {
     host: &'a str,
@@ -105,7 +113,7 @@ impl Maker<'_> {
             meaning: words.meaning,
             remedy: words.remedy,
             runbook: format!("{}#{}", self.runbooks, alert.to_lowercase()),
-            fires,
+            fires: vec![fires],
             quiet,
         }
     }
@@ -277,7 +285,12 @@ impl Maker<'_> {
             remedy: "thrice verify --store {{ $labels.store }} {{ $labels.dataset }}",
         };
         let cases = (case(within + HOUR), quiet(case(within - HOUR)));
-        self.rule(("CopyVerifyStale", Level::Warning), expr, words, cases)
+        let metric = "thrice_last_verified_timestamp_seconds";
+        let mut old = case(within + 2 * HOUR);
+        let verified = self.of(metric, &with("backup"));
+        old.series.push((verified, constant(HOUR, old.at)));
+        let named = ("CopyVerifyStale", Level::Warning);
+        self.rule(named, expr, words, cases).or([old])
     }
 
     /// A dataset is drilled from the stores of its route in turn: what counts is the last from any.
@@ -339,7 +352,8 @@ impl Maker<'_> {
                     case(within + HOUR, None),
                     quiet(case(within + HOUR, Some(2 * HOUR))),
                 ),
-            ),
+            )
+            .or([case(within + 2 * HOUR, Some(HOUR))]),
             self.rule(
                 ("RestoreDrillFailing", Level::Critical),
                 format!("{} > 0", self.max("host, dataset, store", status, &[])),
@@ -426,18 +440,20 @@ impl Maker<'_> {
                  and on (host, store) {which}"
             )
         };
-        let case = |kind, free| {
+        let case = |kind, (free, inodes, days)| {
             let store = [("store", "one")];
             let metric = |name, value| (self.of(name, &store), constant(value, HOUR));
             Case {
                 series: vec![
                     metric("thrice_store_available_bytes", free),
                     metric("thrice_store_size_bytes", 100),
+                    metric("thrice_store_available_inodes", inodes),
+                    metric("thrice_store_inodes", 100),
                     (
                         self.of("thrice_store_warn_ratio", &store),
                         "0.85x60".to_owned(),
                     ),
-                    metric("thrice_store_days_to_full", 400),
+                    metric("thrice_store_days_to_full", days),
                     (
                         self.of("thrice_store_info", &[store[0], ("kind", kind)]),
                         constant(1, HOUR),
@@ -447,7 +463,8 @@ impl Maker<'_> {
                 labels: self.labels(&store),
             }
         };
-        let cases = |kind| (case(kind, 10), quiet(case(kind, 50)));
+        let cases = |kind| (case(kind, (10, 50, 400)), quiet(case(kind, (50, 50, 400))));
+        let others = |kind| [case(kind, (50, 10, 400)), case(kind, (50, 50, 13))];
         let words = |remedy| Words {
             summary: "{{ $labels.store }} is filling up",
             meaning: "It is fuller than it should be, in bytes or in inodes, or will be full \
@@ -464,7 +481,8 @@ impl Maker<'_> {
                      give it more room",
                 ),
                 cases("agent"),
-            ),
+            )
+            .or(others("agent")),
             self.rule(
                 ("BackupDiskFull", Level::Critical),
                 expr("disk"),
@@ -473,7 +491,8 @@ impl Maker<'_> {
                      for; keep less, or give it more room",
                 ),
                 cases("disk"),
-            ),
+            )
+            .or(others("disk")),
         ]
     }
 
@@ -508,7 +527,11 @@ impl Maker<'_> {
                 remedy: "lvs shows what uses it; thrice snapshot prune, fstrim, or lvextend",
             };
             let cases = (case(metric, floor, 86), quiet(case(metric, floor, 40)));
+            // A fiftieth of a percent a minute: 28.8 a day.
+            let mut soon = case(metric, floor, 60);
+            soon.series[0].1 = format!("60+0.02x{}", HOUR / MINUTE + 1);
             self.rule((alert, Level::Critical), low(metric, floor), words, cases)
+                .or([soon])
         };
         let readable = self.max(by, "thrice_thinpool_readable", &[]);
         let asked = |value| Case {
@@ -817,7 +840,7 @@ impl Maker<'_> {
         if copies > 0 {
             // Where none is expected there is nothing to be counted, and that is none.
             let none = format!("0 * {newest}");
-            all.push(self.rule(
+            let missing = self.rule(
                 ("BackupDatasetMissing", Level::Critical),
                 format!("(count by (host) ({expected}) or {none}) < {copies}"),
                 Words {
@@ -829,7 +852,9 @@ impl Maker<'_> {
                              rules again: thrice rules",
                 },
                 (counted(copies - 1), quiet(counted(copies))),
-            ));
+            );
+            // Of one copy there is nothing else that could be missing.
+            all.push(missing.or((copies > 1).then(|| counted(0))));
         }
         all
     }

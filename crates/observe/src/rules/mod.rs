@@ -33,8 +33,8 @@ pub struct Rule {
     pub remedy: &'static str,
     /// Where it is told how; a URL.
     pub runbook: String,
-    /// What makes it fire.
-    pub fires: Case,
+    /// What makes it fire: one case for each way that there is to it.
+    pub fires: Vec<Case>,
     /// What must not.
     pub quiet: Case,
 }

@@ -14,7 +14,13 @@ pub fn tests(rules: &[Rule]) -> String {
          rule_files:\n  - {RULES_FILE}\nevaluation_interval: 1h\ntests:\n"
     );
     for rule in rules {
-        text.push_str(&test(rule, "fires", &rule.fires));
+        for (at, case) in rule.fires.iter().enumerate() {
+            let what = match at {
+                0 => "fires".to_owned(),
+                other => format!("fires for cause {}", other + 1),
+            };
+            text.push_str(&test(rule, &what, case));
+        }
         text.push_str(&test(rule, "is quiet", &rule.quiet));
     }
     text

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tree::{Flags, Node, RelPath, Signature, Time};
 
 use super::*;
-use crate::{Check, Checked, Disk, DiskOptions, Old, Place, Seal, Space, StoreInfo, Want};
+use crate::{Check, Checked, Disk, DiskOptions, Old, Place, Seal, Space, StoreInfo, Unowned, Want};
 
 fn node(size: u64) -> Node {
     Node {
@@ -416,6 +416,10 @@ impl Session for StuckSession {
 }
 
 impl Store for Stuck {
+    fn unowned(&self) -> Result<Option<Unowned>> {
+        Ok(Some(Unowned::default()))
+    }
+
     fn info(&self) -> Result<StoreInfo> {
         Ok(StoreInfo {
             id: "id".into(),

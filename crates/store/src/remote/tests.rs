@@ -1,4 +1,6 @@
+use std::ffi::OsStr;
 use std::io::pipe;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::*;
@@ -52,6 +54,31 @@ fn a_far_store_is_a_store() {
             dir,
         }
     });
+}
+
+#[test]
+fn r06_an_agent_says_what_lies_in_its_store_and_is_nobodys() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let store = far(&root);
+    assert_eq!(store.unowned().unwrap(), Some(Unowned::default()));
+    drop(store);
+    let odd = b"a\xff\n";
+    std::fs::write(root.join(OsStr::from_bytes(odd)), "").unwrap();
+    for number in 0..300 {
+        std::fs::create_dir(root.join(format!("b{number:03}"))).unwrap();
+    }
+    let told = far(&root).unowned().unwrap().unwrap();
+    assert_eq!((told.count, told.names.len()), (301, 256));
+    assert_eq!(
+        (&*told.names[0], &*told.names[255]),
+        (&odd[..], &b"b254"[..])
+    );
+    // What cannot be listed is told as that, and the store serves all the same.
+    std::fs::write(root.join(".thrice/log"), "no folder").unwrap();
+    let store = far(&root);
+    assert!(store.unowned().is_err());
+    store.info().unwrap();
 }
 
 /// An agent of an older release is sent everything.
@@ -115,6 +142,7 @@ fn an_old_agent_is_sent_nothing_that_it_does_not_know() {
                 let mut payload = Vec::new();
                 wire::encode(&mut payload, &welcome).unwrap();
                 wire::put_raw(&mut bytes, Kind::Welcome, &[&payload]);
+                std::io::Write::write_all(&mut agent_out, &bytes).unwrap();
                 let begun = Begun {
                     sealed: None,
                     open_records: 0,
@@ -124,11 +152,15 @@ fn an_old_agent_is_sent_nothing_that_it_does_not_know() {
                     call: 0,
                     answer: Ok(Answer::Begun(begun)),
                 };
+                let mut bytes = Vec::new();
                 wire::put_message(&mut bytes, &answer, &[]).unwrap();
-                std::io::Write::write_all(&mut agent_out, &bytes).unwrap();
                 let mut heard = Vec::new();
-                while let Incoming::Message(bytes) = inbox.next().unwrap() {
-                    let (message, _) = wire::decode::<ToAgent>(bytes).unwrap();
+                while let Incoming::Message(message) = inbox.next().unwrap() {
+                    let (message, _) = wire::decode::<ToAgent>(message).unwrap();
+                    // Nobody waits for an answer before there is a question.
+                    if matches!(message, ToAgent::Begin { .. }) {
+                        std::io::Write::write_all(&mut agent_out, &bytes).unwrap();
+                    }
                     heard.push(format!("{message:?}"));
                 }
                 tell.send(heard).unwrap();
@@ -139,6 +171,7 @@ fn an_old_agent_is_sent_nothing_that_it_does_not_know() {
 
     let (tell, heard) = bounded(1);
     let remote = Remote::connect(&Old(tell), &RemoteOptions::new("pve")).unwrap();
+    assert_eq!(remote.unowned().unwrap(), None);
     let session = remote.begin("d", 1).unwrap();
     assert!(!session.prefers_deltas());
     let node = conformance::file_node(b"old");
