@@ -38,11 +38,11 @@ pub fn snapshot(global: &Global, printer: &Printer, command: &SnapshotCommand) -
     match command {
         SnapshotCommand::List => Ok(exit::OK),
         SnapshotCommand::Create { volumes } if volumes.is_empty() => {
-            Ok(made(printer, &config, cancel, None))
+            Ok(made(printer, &config, cancel, (None, "number")))
         }
         SnapshotCommand::Create { volumes } => {
             let outcomes = snapshots::create(&config, cancel, volumes);
-            let number = |one: &capture::snapshot::Snapshot| format!("snapshot {}", one.number);
+            let number = |one: &capture::snapshot::Snapshot| format!("number {}", one.number);
             Ok(told(printer, outcomes, NO_VOLUMES, number))
         }
         SnapshotCommand::Prune => {
@@ -104,8 +104,14 @@ struct RootEvent<'a> {
     record: &'a snapshots::Snapped,
 }
 
-/// Makes one of each volume, or what is due of them, and says what came of them and of each root.
-fn made(printer: &Printer, config: &Config, cancel: &AtomicBool, due: Option<&DueSnapshots>) -> u8 {
+/// Makes one of each volume, or what is due of them, and says what came of them and of each root;
+/// `word`: what a snapshot is called.
+fn made(
+    printer: &Printer,
+    config: &Config,
+    cancel: &AtomicBool,
+    (due, word): (Option<&DueSnapshots>, &str),
+) -> u8 {
     let stepped = match snapshots::step(config, cancel, &session::now, due) {
         Ok(stepped) => stepped,
         Err(error) => {
@@ -132,14 +138,14 @@ fn made(printer: &Printer, config: &Config, cancel: &AtomicBool, due: Option<&Du
     } else {
         ""
     };
-    let number = |one: &capture::snapshot::Snapshot| format!("snapshot {}", one.number);
+    let number = |one: &capture::snapshot::Snapshot| format!("{word} {}", one.number);
     let mut code = told(printer, stepped.volumes, nothing, number);
     for record in stepped.roots.iter().filter(|one| one.status != Status::Ok) {
-        let (root, word) = (&record.root, record.status.word());
+        let (root, ended) = (&record.root, record.status.word());
         let (having, volumes) = (record.having, record.volumes);
         let why = record.error.as_deref().unwrap_or_default();
         printer.error(&format!(
-            "{root} {word}: {having} of {volumes} have a snapshot; {why}"
+            "{root} {ended}: {having} of {volumes} have a snapshot; {why}"
         ));
         code = code.max(match record.status {
             Status::Aborted => session::interrupted(),
@@ -157,7 +163,7 @@ pub fn step(
     cancel: &AtomicBool,
     due: Option<&DueSnapshots>,
 ) -> u8 {
-    let code = made(printer, config, cancel, due);
+    let code = made(printer, config, cancel, (due, "snapshot"));
     if cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return session::interrupted();
     }
