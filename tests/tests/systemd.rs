@@ -198,8 +198,8 @@ fn the_timers_are_set_as_the_schedule_says() -> Result<()> {
     let list = systemd.ctl(&["list-timers", "--output=json"])?;
     let list: Value = serde_json::from_str(&list)?;
     let next = |timer: &str| -> Result<i64> {
-        let timers = list.as_array().into_iter().flatten();
-        let found = timers.filter(|row| row["unit"] == timer).next();
+        let mut timers = list.as_array().into_iter().flatten();
+        let found = timers.find(|row| row["unit"] == timer);
         let found = found.with_context(|| format!("no {timer}: {list}"))?;
         ensure!(
             found["activates"] == timer.replace(".timer", ".service"),

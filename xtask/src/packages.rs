@@ -41,6 +41,8 @@ const NEEDED: Needed = &[
     ("prometheus", "prometheus"),
     ("prometheus-pushgateway", "prometheus-pushgateway"),
     ("prometheus-alertmanager", "prometheus-alertmanager"),
+    ("systemd-analyze", "systemd"),
+    ("unshare", "util-linux"),
     ("ip", "iproute2"),
     ("cc", "gcc"),
 ];
