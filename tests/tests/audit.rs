@@ -951,6 +951,51 @@ fn r14_a_tracker_that_runs_another_program_or_configuration() -> Result<()> {
 }
 
 #[test]
+fn r08_a_tracker_that_died_or_never_came() -> Result<()> {
+    let mut stage = Stage::copied()?;
+    let mut tracker = None;
+    let case = || Case {
+        kind: "tracker-silent",
+        subject: "change tracker",
+    };
+    // Where nobody wants one, nobody misses it.
+    stage.days = 1;
+    ensure!(stage.find(&case())?.0.is_none());
+    stage.days = 0;
+    let units = stage.world.path("units").display().to_string();
+    let yesterday = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    stage.cycle(
+        case(),
+        |stage| {
+            stage.run(&["install", "--to", &units], 0)?;
+            let note = stage.world.path("state/metrics/tracker.json");
+            ensure!(note.exists());
+            Ok(std::fs::write(note, format!("\"{yesterday}\""))?)
+        },
+        |stage, _| {
+            tracker = Some(track(stage, stage.world.program())?);
+            Ok(())
+        },
+    )?;
+    drop(tracker.take());
+    stage.cycle(
+        case(),
+        |stage| {
+            let status = stage.world.path("state/feed/status.json");
+            let mut said: Value = serde_json::from_slice(&std::fs::read(&status)?)?;
+            said["heartbeat"] = yesterday.to_string().into();
+            Ok(std::fs::write(status, said.to_string())?)
+        },
+        |stage, _| {
+            tracker = Some(track(stage, stage.world.program())?);
+            Ok(())
+        },
+    )?;
+    drop(tracker);
+    stage.lived(&["tracker-silent"])
+}
+
+#[test]
 fn r16_a_recovery_kit_that_is_of_what_was() -> Result<()> {
     let (mut stage, text) = far()?;
     let case = || Case {

@@ -54,6 +54,9 @@ pub fn judge(facts: &Facts, now: Timestamp) -> StatusReport {
 
 /// Six signs of life have not come: it is dead, or hangs.
 const SILENCE_MAX: i64 = 60;
+/// For so long a change tracker is silent before somebody is told, in seconds: it may be starting
+/// anew.
+pub(crate) const TRACKER_SILENCE: i64 = 15 * 60;
 
 fn feed(tracker: &TrackerStatus, missed: u64, now: Timestamp) -> FeedStatus {
     let watched = tracker.streams.iter().map(|stream| WatchedPlace {

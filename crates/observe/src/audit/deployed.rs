@@ -5,6 +5,7 @@ use catalog::Severity;
 use engine::PROGRAM;
 
 use super::{Found, Scene};
+use crate::judge::TRACKER_SILENCE;
 
 const TRACKER: &str = "change tracker";
 
@@ -37,6 +38,30 @@ pub(super) fn binary(scene: &Scene<'_>) -> Vec<Found> {
         );
     }
     found
+}
+
+/// A change tracker that was installed, or was there, and says nothing.
+pub(super) fn silent(scene: &Scene<'_>) -> Vec<Found> {
+    let heartbeat = scene.evidence.facts.tracker.as_ref();
+    let heartbeat = heartbeat.map(|tracker| tracker.heartbeat);
+    let Some(since) = heartbeat.or(scene.evidence.tracker_expected) else {
+        return Vec::new();
+    };
+    if scene.now.as_second() - since.as_second() <= TRACKER_SILENCE {
+        return Vec::new();
+    }
+    let said = match heartbeat {
+        Some(at) => format!("its last sign of life was {at:.0}"),
+        None => format!("it was installed {since:.0}, and has never given a sign of life"),
+    };
+    let message = "the change tracker is silent, so runs look at everything";
+    let remedy = "systemctl enable thrice-watch; systemctl restart thrice-watch; journalctl -u \
+                  thrice-watch";
+    vec![
+        Found::new(Severity::S2, TRACKER, message)
+            .evidence([said])
+            .remedy(remedy),
+    ]
 }
 
 pub(super) fn config(scene: &Scene<'_>) -> Vec<Found> {

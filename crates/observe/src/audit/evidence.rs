@@ -58,6 +58,8 @@ pub struct Evidence {
     pub(super) deployed: Option<Deployed>,
     /// Digest of the configuration as it is now.
     pub(super) config: Option<String>,
+    /// Since when a change tracker is installed.
+    pub(super) tracker_expected: Option<Timestamp>,
     /// When it was changed, where the change tracker that is alive began before.
     pub(super) config_newer_than_tracker: Option<Timestamp>,
     /// The change tracker's process, where its program is there no more.
@@ -163,6 +165,7 @@ pub fn gather(
         missing_tools: tools::missing(config, coverage, &around.path),
         deployed,
         config: engine::config_digest(&config.file)?,
+        tracker_expected: crate::metrics::tracker_expected(config)?,
         config_newer_than_tracker,
         tracker_replaced,
         tops,

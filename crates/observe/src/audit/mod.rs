@@ -137,6 +137,12 @@ pub const CHECKS: &[Check] = &[
         run: deployed::binary,
     },
     Check {
+        kind: "tracker-silent",
+        severity: Severity::S2,
+        what: "the change tracker was installed or has run, and gives no sign of life",
+        run: deployed::silent,
+    },
+    Check {
         kind: "capacity",
         severity: Severity::S2,
         what: "a store is full above its warning, or will be within 30 days",

@@ -88,9 +88,7 @@ pub fn measure(
         expected: since(config, EXPECTED, replicas(&facts), now)?,
         expected_snapshots: since(config, EXPECTED_SNAPSHOTS, kept(&facts), now)?,
         canaries: since(config, CANARIES, facts.canaries.iter().map(awaited), now)?,
-        tracker_since: notes(config)
-            .read(TRACKER)?
-            .map(|since: Timestamp| since.min(now)),
+        tracker_since: tracker_expected(config)?.map(|since| since.min(now)),
         pools: pools(config, job),
         run: catalog.runs(1)?.first().map(run),
         corrupt: corrupt.count() as u64,
@@ -153,6 +151,14 @@ pub fn expect_tracker(config: &Config, now: Timestamp) -> Result<()> {
         notes.write(TRACKER, &now)?;
     }
     Ok(())
+}
+
+/// Since when a change tracker is installed; `None`: it is not.
+///
+/// # Errors
+/// When the note cannot be read.
+pub fn tracker_expected(config: &Config) -> Result<Option<Timestamp>> {
+    Ok(notes(config).read(TRACKER)?)
 }
 
 fn replicas(facts: &Facts) -> impl Iterator<Item = (String, String)> {

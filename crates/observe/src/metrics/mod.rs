@@ -11,5 +11,5 @@ mod text;
 
 pub use contract::{STEP_BACKUP, STEP_DRILL, STEP_OFFSITE, STEP_SNAPSHOT, STEP_VERIFY, families};
 pub use deliver::{push, write};
-pub use gather::{Measured, PoolFacts, RunFacts, expect_tracker, measure};
+pub use gather::{Measured, PoolFacts, RunFacts, expect_tracker, measure, tracker_expected};
 pub use text::{Family, MetricKind, Series, render, selector};

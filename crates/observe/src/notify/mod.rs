@@ -63,7 +63,8 @@ pub fn standing(config: &Config, catalog: &Catalog, now: Timestamp) -> engine::R
     let last = catalog.runs(1)?.pop();
     let goes_on =
         |run: &Run| run.status == RunStatus::Running && engine::is_alive(run.pid, &run.boot_id);
-    let running = last.as_ref().is_some_and(goes_on);
+    let running = last.as_ref().filter(|run| goes_on(run));
+    let running = running.map(|run| now.as_second() - run.started.as_second());
     Ok(Standing::new(&report, last.as_ref(), running))
 }
 

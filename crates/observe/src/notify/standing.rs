@@ -52,8 +52,9 @@ impl Condition {
 }
 
 impl Standing {
-    /// What is known by a report and the run that is the newest. `running`: it goes on now.
-    pub fn new(report: &StatusReport, last: Option<&Run>, running: bool) -> Self {
+    /// What is known by a report and the run that is the newest. `running`: it goes on now, since so
+    /// many seconds.
+    pub fn new(report: &StatusReport, last: Option<&Run>, running: Option<i64>) -> Self {
         let mut standing = Self {
             host: report.host.clone(),
             summary: Summary {
@@ -81,7 +82,7 @@ impl Standing {
             standing.conditions.insert(key, condition);
         }
         standing.replicas(report, running);
-        if let Some((run, state)) = last.zip(ended(last, running)) {
+        if let Some((run, state)) = last.zip(ended(last, running.is_some())) {
             let condition = Condition {
                 severity: "S2",
                 subject: "thrice run".to_owned(),
@@ -95,7 +96,7 @@ impl Standing {
                 grace_seconds: 0,
             };
             standing.conditions.insert("run".to_owned(), condition);
-        } else if running {
+        } else if running.is_some() {
             standing.unsettled.insert("run".to_owned());
         }
         standing.limit();
@@ -146,8 +147,12 @@ impl Standing {
         self.conditions.contains_key(key) || !(self.unknown || self.unsettled.contains(key))
     }
 
-    fn replicas(&mut self, report: &StatusReport, running: bool) {
-        let mut unreachable: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    fn replicas(&mut self, report: &StatusReport, running: Option<i64>) {
+        // One that hangs answers for nothing. The clock may have jumped since it began.
+        let is_covered = |replica: &Replica| {
+            running.is_some_and(|since| since.abs() <= replica.objective_seconds)
+        };
+        let mut unreachable: BTreeMap<&str, (Vec<&str>, bool)> = BTreeMap::new();
         for dataset in &report.datasets {
             for replica in &dataset.stores {
                 let subject = format!("{} → {}", dataset.name, replica.store);
@@ -159,11 +164,12 @@ impl Standing {
                     State::Current => {}
                     // One store that is gone is one thing, whatever should be in it.
                     State::Unreachable => {
-                        let all = unreachable.entry(&replica.store).or_default();
+                        let (all, covered) = unreachable.entry(&replica.store).or_default();
                         all.push(&dataset.name);
+                        *covered |= is_covered(replica);
                     }
                     // A run has begun on it, or will.
-                    _ if running && !is_overdue(replica) => {
+                    _ if is_covered(replica) && !is_overdue(replica) => {
                         self.unsettled.insert(format!("replica {subject}"));
                     }
                     // What a finding says does not say that no run came since.
@@ -176,9 +182,9 @@ impl Standing {
                 }
             }
         }
-        for (store, datasets) in unreachable {
+        for (store, (datasets, covered)) in unreachable {
             let key = format!("store {store}");
-            if running {
+            if covered {
                 self.unsettled.insert(key);
                 continue;
             }
@@ -328,7 +334,7 @@ mod tests {
             ..Facts::default()
         };
         let report = crate::judge::judge(&facts, at(0));
-        let all = Standing::new(&report, None, false).conditions.into_iter();
+        let all = Standing::new(&report, None, None).conditions.into_iter();
         let replicas = all.filter(|(key, _)| key.starts_with("replica"));
         replicas.map(|(_, one)| one.message).collect()
     }
@@ -346,5 +352,42 @@ mod tests {
         assert!(told[0].contains("in the future"), "{told:?}");
         let told = said(3_600, false);
         assert!(told[0].contains("did not come to its end"), "{told:?}");
+    }
+
+    #[test]
+    fn r08_a_run_that_hangs_hides_nothing_for_longer_than_a_copy_may_be_old() {
+        const HOUR: i64 = 3_600;
+        let of = |running, reachable: bool| {
+            // One that never came, or one whose store is away.
+            let replica = ReplicaFacts {
+                version: (!reachable).then(|| "000003-20261123T051000Z".to_owned()),
+                last_success: (!reachable).then(|| at(HOUR)),
+                ..ReplicaFacts::default()
+            };
+            let facts = Facts {
+                datasets: vec![DatasetFacts {
+                    name: "docs".into(),
+                    route: vec!["sda".into()],
+                    replicas: [("sda".to_owned(), replica)].into(),
+                    ..DatasetFacts::default()
+                }],
+                stores: vec![StoreFacts {
+                    name: "sda".into(),
+                    reachable,
+                    ..StoreFacts::default()
+                }],
+                ..Facts::default()
+            };
+            let standing = Standing::new(&crate::judge::judge(&facts, at(0)), None, running);
+            standing.conditions.into_keys().collect::<Vec<_>>()
+        };
+        for (reachable, key) in [(true, "replica docs → sda"), (false, "store sda")] {
+            for short in [0, 25 * HOUR, -25 * HOUR] {
+                assert!(of(Some(short), reachable).is_empty(), "{short}");
+            }
+            for long in [None, Some(25 * HOUR + 1), Some(-25 * HOUR - 1)] {
+                assert_eq!(of(long, reachable), [key], "{long:?}");
+            }
+        }
     }
 }

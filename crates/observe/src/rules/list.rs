@@ -5,7 +5,7 @@ use std::iter::once;
 use policy::{Config, Coverage};
 
 use super::{Case, Level, Rule};
-use crate::judge::objective;
+use crate::judge::{TRACKER_SILENCE, objective};
 use crate::metrics::{STEP_DRILL, STEP_SNAPSHOT, STEP_VERIFY, selector};
 
 const MINUTE: i64 = 60;
@@ -20,8 +20,6 @@ const CLOCK_SLACK: i64 = 5 * MINUTE;
 const DAYS_TO_FULL: i64 = 14;
 /// What has to be free of a pool beyond its floor, percent.
 const POOL_MARGIN: i64 = 5;
-/// Six metrics of a tracker without a new sign of life.
-const TRACKER_SILENCE: i64 = 15 * MINUTE;
 
 /// Times of this host's clock that an alert would wait for, were they in the future.
 const CLOCKS: [&str; 5] = [
