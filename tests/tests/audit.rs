@@ -962,7 +962,10 @@ fn r08_a_tracker_that_died_or_never_came() -> Result<()> {
     stage.days = 1;
     ensure!(stage.find(&case())?.0.is_none());
     stage.days = 0;
-    let units = stage.world.path("units").display().to_string();
+    stage.configure("[schedule]\nbackup = \"05:00\"\n")?;
+    let units = stage.world.path("units");
+    std::fs::create_dir(&units)?;
+    let units = units.display().to_string();
     let yesterday = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24);
     stage.cycle(
         case(),

@@ -36,6 +36,7 @@ const NEEDED: Needed = &[
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("curl", "curl"),
+    ("rsvg-convert", "librsvg2-bin"),
     ("socat", "socat"),
     ("openssl", "openssl"),
     ("prometheus", "prometheus"),

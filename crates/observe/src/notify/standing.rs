@@ -302,6 +302,24 @@ mod tests {
         Timestamp::from_second(NOW - seconds_ago).unwrap()
     }
 
+    /// A dataset in one store.
+    fn facts(replica: ReplicaFacts, reachable: bool) -> Facts {
+        Facts {
+            datasets: vec![DatasetFacts {
+                name: "docs".into(),
+                route: vec!["sda".into()],
+                replicas: [("sda".to_owned(), replica)].into(),
+                ..DatasetFacts::default()
+            }],
+            stores: vec![StoreFacts {
+                name: "sda".into(),
+                reachable,
+                ..StoreFacts::default()
+            }],
+            ..Facts::default()
+        }
+    }
+
     /// What is said of a copy whose last success is so old, beside a finding of it if there is one.
     fn said(seconds_ago: i64, found: bool) -> Vec<String> {
         let replica = ReplicaFacts {
@@ -319,19 +337,8 @@ mod tests {
             remedy: "r".into(),
         };
         let facts = Facts {
-            datasets: vec![DatasetFacts {
-                name: "docs".into(),
-                route: vec!["sda".into()],
-                replicas: [("sda".to_owned(), replica)].into(),
-                ..DatasetFacts::default()
-            }],
-            stores: vec![StoreFacts {
-                name: "sda".into(),
-                reachable: true,
-                ..StoreFacts::default()
-            }],
             findings: found.then_some(finding).into_iter().collect(),
-            ..Facts::default()
+            ..facts(replica, true)
         };
         let report = crate::judge::judge(&facts, at(0));
         let all = Standing::new(&report, None, None).conditions.into_iter();
@@ -364,22 +371,9 @@ mod tests {
                 last_success: (!reachable).then(|| at(HOUR)),
                 ..ReplicaFacts::default()
             };
-            let facts = Facts {
-                datasets: vec![DatasetFacts {
-                    name: "docs".into(),
-                    route: vec!["sda".into()],
-                    replicas: [("sda".to_owned(), replica)].into(),
-                    ..DatasetFacts::default()
-                }],
-                stores: vec![StoreFacts {
-                    name: "sda".into(),
-                    reachable,
-                    ..StoreFacts::default()
-                }],
-                ..Facts::default()
-            };
-            let standing = Standing::new(&crate::judge::judge(&facts, at(0)), None, running);
-            standing.conditions.into_keys().collect::<Vec<_>>()
+            let report = crate::judge::judge(&facts(replica, reachable), at(0));
+            let conditions = Standing::new(&report, None, running).conditions;
+            conditions.into_keys().collect::<Vec<_>>()
         };
         for (reachable, key) in [(true, "replica docs → sda"), (false, "store sda")] {
             for short in [0, 25 * HOUR, -25 * HOUR] {
