@@ -385,6 +385,8 @@ impl Maker<'_> {
         ];
         let succeeded = ("thrice_last_success_timestamp_seconds", 2 * HOUR);
         let good: Vec<_> = expected.into_iter().chain(once(succeeded)).collect();
+        let long_ago = ("thrice_last_success_timestamp_seconds", 0);
+        let old: Vec<_> = expected.into_iter().chain(once(long_ago)).collect();
         let stale = Words {
             summary: "the snapshots of {{ $labels.root }} are older than they may be",
             meaning: "The last time that every volume of {{ $labels.root }} got a snapshot is \
@@ -410,7 +412,8 @@ impl Maker<'_> {
                 ),
                 stale,
                 (case(late, &expected), quiet(case(late, &good))),
-            ),
+            )
+            .or([case(late, &old)]),
             self.rule(
                 ("LVMSnapshotFailing", Level::Warning),
                 format!("{status} > 0"),
@@ -609,7 +612,8 @@ impl Maker<'_> {
                         ..self.one(heartbeat, &[], 0)
                     }),
                 ),
-            ),
+            )
+            .or([self.one(heartbeat, &[], 0)]),
             self.rule(
                 ("ChangeTrackerMissed", Level::Critical),
                 format!("max by (host) (increase({}[1d])) > 0", self.of(missed, &[])),
@@ -684,7 +688,8 @@ impl Maker<'_> {
                     remedy: "thrice status says why; thrice run",
                 },
                 (case(None), quiet(case(Some(2 * HOUR)))),
-            ),
+            )
+            .or([case(Some(0))]),
             self.rule(
                 ("CanaryFailing", Level::Warning),
                 self.by_kind(engine::FAILING),
