@@ -52,8 +52,8 @@ impl Condition {
 }
 
 impl Standing {
-    /// What is known by a report and the run that is the newest. `running`: it goes on now, since so
-    /// many seconds.
+    /// What is known by a report and the run that is the newest. `running`: it goes on now, since
+    /// so many seconds.
     pub fn new(report: &StatusReport, last: Option<&Run>, running: Option<i64>) -> Self {
         let mut standing = Self {
             host: report.host.clone(),
