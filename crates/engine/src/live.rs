@@ -75,6 +75,8 @@ pub(crate) enum Trouble {
     Store(store::Error),
     /// The copy it was to be relayed from is bad or gone.
     Copy(store::Error),
+    /// The store that it was to be relayed from answers no more.
+    From(store::Error),
 }
 
 impl From<io::Error> for Trouble {

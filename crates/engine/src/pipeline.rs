@@ -584,6 +584,10 @@ impl Pipeline<'_> {
                 }
                 (Some(self.setting.to), message)
             }
+            Trouble::From(source) => {
+                let store = self.setting.from.unwrap_or(self.setting.to).to_owned();
+                return Err(Error::Store { store, source });
+            }
             Trouble::Copy(error) => {
                 self.damaged.push(at.path.clone());
                 (self.setting.from, error.to_string())

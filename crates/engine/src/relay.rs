@@ -101,7 +101,7 @@ impl Carrier<'_> {
 /// A failure to read the first store is this path's trouble, not the end of the relay.
 fn not_read(error: store::Error) -> Trouble {
     match error {
-        fatal @ (store::Error::Wire(_) | store::Error::Poisoned(_)) => Trouble::Store(fatal),
+        fatal @ (store::Error::Wire(_) | store::Error::Poisoned(_)) => Trouble::From(fatal),
         other => Trouble::Copy(other),
     }
 }

@@ -670,7 +670,7 @@ impl Run<'_, '_> {
                     error if error.is_wire() && self.cancelled() => Status::Aborted,
                     _ => Status::Failed,
                 };
-                self.forget_broken(store, &error);
+                self.forget_broken(&error);
                 self.record_hold(expected, &error)?;
                 let missed = self.out_of_time().filter(|_| leg.status == Status::Aborted);
                 let missed = missed.map(Window::missed);
@@ -680,14 +680,11 @@ impl Run<'_, '_> {
         }
     }
 
-    /// A store whose connection broke is opened again when it is next needed.
-    fn forget_broken(&mut self, store: &str, error: &Error) {
-        if let Error::Store {
-            source: source @ (store::Error::Wire(_) | store::Error::Poisoned(_)),
-            ..
-        } = error
-        {
-            self.pool.forget(store, &source.to_string());
+    /// A store whose connection broke is opened again when it is next needed. It need not be the
+    /// one that the leg leads to: a relay reads another.
+    fn forget_broken(&mut self, error: &Error) {
+        if let Error::Store { store, source } = error {
+            self.pool.forget(store, source);
         }
     }
 
@@ -1018,7 +1015,7 @@ impl Run<'_, '_> {
             }
             match self.learn_of(&replica, &expected.name) {
                 Err(Error::Catalog(error)) => return Err(error.into()),
-                Err(error) => self.forget_broken(&replica.store_name, &error),
+                Err(error) => self.forget_broken(&error),
                 Ok(()) => {}
             }
         }

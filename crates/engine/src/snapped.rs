@@ -60,6 +60,22 @@ impl Snapped {
         }
     }
 
+    /// What is known of a root whose record says nothing. The next try writes it anew.
+    fn unreadable(root: &str, error: &capture::Error) -> Self {
+        Self {
+            status: Status::Failed,
+            at: Some(Timestamp::UNIX_EPOCH),
+            error: Some(format!("what was noted of it cannot be read: {error}")),
+            ..Self::new(root, Timestamp::UNIX_EPOCH, None)
+        }
+    }
+
+    /// The last one of a root, if there was any.
+    fn last(notes: &Notes, root: &str) -> Option<Self> {
+        let last = notes.read(&key(root));
+        last.unwrap_or_else(|error| Some(Self::unreadable(root, &error)))
+    }
+
     /// Whether somebody is at it.
     pub fn goes_on(&self) -> bool {
         self.at.is_none() && is_alive(self.pid, &self.boot)
@@ -191,7 +207,11 @@ impl Ground {
             let found = match group.map(|group| (group.volumes.get(volume), group.errors.first())) {
                 Some((Some(at), _)) => Ok(*at),
                 Some((None, Some(error))) => Err(error.clone()),
-                _ => Err(format!(
+                Some((None, None)) => Err(format!(
+                    "it lies on the thin volume `{volume}`, which `volumes` or `pool` of its \
+                     group leaves out: snapshots are kept of those alone that they take in"
+                )),
+                None => Err(format!(
                     "it lies on the thin volume `{volume}`, which no declared group has: declare \
                      its volume group, of whose volumes snapshots are kept then"
                 )),
@@ -259,32 +279,26 @@ fn key(root: &str) -> String {
     finding_id("snapshot", root)
 }
 
-/// The roots of which snapshots are to be kept, and the last time that each was tried.
-///
-/// # Errors
-/// When a record cannot be read.
-pub fn snapped(config: &Config) -> Result<Vec<(String, Option<Snapped>)>> {
+/// The roots of which snapshots are to be kept, and the last time that each was tried. A record that
+/// cannot be read is one of a failure.
+pub fn snapped(config: &Config) -> Vec<(String, Option<Snapped>)> {
     let notes = Notes::new(&config.host.state, NOTES);
     let roots = places::roots(config).into_iter();
-    roots
-        .map(|root| {
-            let last = notes.read(&key(&root))?;
-            Ok((root, last))
-        })
-        .collect()
+    let last = |root: String| {
+        let last = Snapped::last(&notes, &root);
+        (root, last)
+    };
+    roots.map(last).collect()
 }
 
 /// Of what snapshots are due that were to be made at `since`.
-///
-/// # Errors
-/// When a record cannot be read.
 pub fn due_snapshots(
     config: &Config,
     cancel: &AtomicBool,
     since: Timestamp,
     now: Timestamp,
-) -> Result<DueSnapshots> {
-    let known = snapped(config)?.into_iter();
+) -> DueSnapshots {
+    let known = snapped(config).into_iter();
     let undone = known.filter(|(_, last)| {
         let last = last.as_ref();
         !last.is_some_and(|last| last.is_done(since, now))
@@ -303,14 +317,14 @@ pub fn due_snapshots(
         }
         due.volumes.extend(lacking);
     }
-    Ok(due)
+    due
 }
 
 /// Makes a snapshot of each volume, or where only what is `due` is asked for, of those that lack
 /// one, and records what came of it. A pool at its floor refuses, and the others go on.
 ///
 /// # Errors
-/// When a record cannot be read or written; where none could be begun, nothing was made.
+/// When a record cannot be written; where none could be begun, nothing was made.
 pub fn step(
     config: &Config,
     cancel: &AtomicBool,
@@ -323,7 +337,7 @@ pub fn step(
     let asked = due.map_or_else(|| expected.clone(), |due| due.roots.clone());
     let mut begun = Vec::new();
     for root in expected.intersection(&asked) {
-        let record = Snapped::new(root, now(), notes.read(&key(root))?);
+        let record = Snapped::new(root, now(), Snapped::last(&notes, root));
         notes.write(&key(root), &record)?;
         begun.push(record);
     }
@@ -520,6 +534,25 @@ mod tests {
         assert!(record.goes_on() && record.status == Status::Aborted);
         record.boot = "another".into();
         assert!(!record.goes_on());
+    }
+
+    #[test]
+    fn r09_a_record_that_cannot_be_read_is_one_of_a_failure_and_holds_nothing_up() {
+        let state = tempfile::tempdir().unwrap();
+        let notes = Notes::new(state.path(), NOTES);
+        assert!(Snapped::last(&notes, "vg:pve").is_none());
+        let record = Snapped::new("vg:pve", at(BEGAN), None);
+        notes.write(&key("vg:pve"), &record).unwrap();
+        for file in std::fs::read_dir(state.path().join(NOTES)).unwrap() {
+            std::fs::write(file.unwrap().path(), "{\"root\":1}").unwrap();
+        }
+        let last = Snapped::last(&notes, "vg:pve").unwrap();
+        assert_eq!((last.status, last.goes_on()), (Status::Failed, false));
+        assert!(last.error.as_ref().unwrap().contains("cannot be read"));
+        assert!(!last.is_done(at(BEGAN), at(ENDED)));
+        let record = Snapped::new("vg:pve", at(BEGAN), Some(last));
+        notes.write(&key("vg:pve"), &record).unwrap();
+        assert_eq!(Snapped::last(&notes, "vg:pve"), Some(record));
     }
 
     #[test]

@@ -302,9 +302,12 @@ impl Pool {
             .ok_or(Error::Internal("a store is used before it is opened"))
     }
 
-    /// Closes a store whose connection broke; the next use opens it again, unless it is given up.
-    pub(crate) fn forget(&mut self, name: &str, why: &str) {
-        if self.open.remove(name).is_none() {
+    /// Closes a store whose session or connection broke; the next use opens it again, unless it is
+    /// given up. A session may break of one dataset alone, and says nothing of the others.
+    pub(crate) fn forget(&mut self, name: &str, why: &store::Error) {
+        use store::Error::{Poisoned, Wire};
+        let closed = matches!(why, Wire(_) | Poisoned(_)) && self.open.remove(name).is_some();
+        if !closed || matches!(why, Poisoned(_)) {
             return;
         }
         let breaks = self.breaks.entry(name.to_owned()).or_default();

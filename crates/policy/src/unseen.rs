@@ -7,12 +7,16 @@ use std::ops::Range;
 const HIDDEN: &str = "…";
 
 /// What of a text must not be shown: of each URL in it what stands before an `@` and behind a
-/// `?`, and of one of HTTP all that follows the host, for whoever knows it may write there.
+/// `?`, and of one of HTTP all that follows the host, for whoever knows it may write there. A URL
+/// ends with the quotes that it stands in; where there are none, with a space.
 pub(crate) fn unseen(text: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
-    let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`');
     for (at, mark) in text.match_indices("://") {
         let begin = at + mark.len();
+        let scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        let quote = text[..at].trim_end_matches(scheme).chars().next_back();
+        let quote = quote.filter(|c| matches!(c, '"' | '\'' | '`'));
+        let ends = |c: char| quote.map_or(c.is_whitespace(), |quote| c == quote || c == '\n');
         let length = text[begin..].find(ends).unwrap_or(text.len() - begin);
         let rest = &text[begin..begin + length];
         // Also of a password that should have been written with percent signs.
@@ -53,6 +57,7 @@ mod tests {
             ("http://127.0.0.1:9091/", "http://127.0.0.1:9091/"),
             ("http://me:hunter2@push:9091", "http://…@push:9091"),
             ("http://me:hunt/er@2@push/a", "http://…@push/…"),
+            ("http://me:pa'ss`w\"ord@push", "http://…@push"),
             (
                 "https://hooks.example.org/T0/B0",
                 "https://hooks.example.org/…",
@@ -68,8 +73,8 @@ mod tests {
 
     #[test]
     fn every_url_of_a_text_is_looked_at_to_its_end() {
-        let text = "a = [\"http://u:p@h/x\", 'https://h/ü'] # http://u:p@h";
+        let text = "a = [\"http://u:p'q r@h/x\", 'https://h/ü'] # http://u:p@h";
         let parts: Vec<&str> = unseen(text).into_iter().map(|part| &text[part]).collect();
-        assert_eq!(parts, ["u:p", "x", "ü", "u:p"]);
+        assert_eq!(parts, ["u:p'q r", "x", "ü", "u:p"]);
     }
 }

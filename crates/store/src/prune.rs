@@ -165,7 +165,10 @@ fn mark_one(dir: &Dir, version: &str) -> std::io::Result<()> {
     let made = match dir.create_file(mark.as_bytes(), 0o600) {
         Err(error) if is(&error, &[Errno::NOSPC, Errno::DQUOT]) => {
             let log = [version, LOG_SUFFIX].concat();
-            dir.link_to(log.as_bytes(), dir, mark.as_bytes())
+            match dir.link_to(log.as_bytes(), dir, mark.as_bytes()) {
+                Err(other) if !is(&other, &[Errno::EXIST]) => Err(error),
+                linked => linked,
+            }
         }
         made => made.map(drop),
     };

@@ -48,8 +48,12 @@ pub(crate) fn recover(disk: &Arc<Inner>) -> Result<()> {
     // A session makes its directory before anything else and removes it last: where none is,
     // every batch was carried out.
     if !left.is_empty() {
-        tmp.create_dirs(&rel(&[SESSION]), 0o700)
-            .map_err(io_error(&what))?;
+        match tmp.create_dirs(&rel(&[SESSION]), 0o700) {
+            // Where there is no room, what needs a place in it fails, and can wait: pruning makes
+            // room, and has to open the store for that (R17).
+            Err(error) if is(&error, &[Errno::NOSPC, Errno::DQUOT]) => {}
+            made => drop(made.map_err(io_error(&what))?),
+        }
         let mut all = true;
         for dataset in read::datasets(disk)? {
             match open_log(disk, &dataset, true) {

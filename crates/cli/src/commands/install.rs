@@ -78,13 +78,13 @@ pub fn install(global: &Global, printer: &Printer, args: &InstallArgs) -> Result
         return Ok(exit::HELD);
     }
     let installed = bring(&args.to, &units, found)?;
-    // From now on it is told where no tracker runs.
-    observe::metrics::expect_tracker(&config, session::now())?;
     if printer.is_json() {
         printer.json(&installed);
     } else {
         tell(printer, &args.to, &installed);
     }
+    // From now on it is told where no tracker runs.
+    observe::metrics::expect_tracker(&config, session::now())?;
     Ok(exit::OK)
 }
 

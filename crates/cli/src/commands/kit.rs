@@ -160,6 +160,8 @@ fn noted(config: &policy::Config, printer: &Printer, kit: &Kit, secret: Option<&
     let state = &config.host.state;
     let note = || -> Result<()> {
         std::fs::create_dir_all(state).with_context(|| state.display().to_string())?;
+        // What comes by a pipe lies nowhere.
+        let secret = secret.filter(|path| path.is_file());
         let secret = secret.map(std::path::absolute).transpose()?;
         Ok(kit::remember_kit(state, kit, secret.as_deref())?)
     };

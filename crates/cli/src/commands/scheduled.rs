@@ -99,7 +99,7 @@ fn pass(work: &Work<'_>, after: Option<Timestamp>) -> Result<Pass> {
     }
     let mut snapshots = None;
     if let Some(step) = due.step("snapshot") {
-        let due = snapshots::due(engine.config, engine.cancel, step.since, begun)?;
+        let due = snapshots::due(engine.config, engine.cancel, step.since, begun);
         snapshots = Some(due).filter(|due| !due.roots.is_empty());
     }
     Ok(Pass {

@@ -200,7 +200,7 @@ fn has_password(line: &str) -> bool {
     let mut urls = line.split("://").skip(1);
     !line.starts_with('#')
         && urls.any(|rest| {
-            let authority = rest.split(['/', '?', '"', '\'', ' ']).next().unwrap_or("");
+            let authority = rest.split(['/', '?', '"', ' ']).next().unwrap_or("");
             let user = authority.rsplit_once('@').map(|(user, _)| user);
             let password = user.and_then(|user| user.split_once(':'));
             password.is_some_and(|(_, password)| !password.is_empty())

@@ -883,7 +883,8 @@ impl Maker<'_> {
             summary: "the clock of {{ $labels.host }} was or is wrong",
             meaning: "A time that it tells lies in the future. What succeeded \"then\" says \
                       nothing of how old a copy is.",
-            remedy: "timedatectl; then thrice run, which writes the times anew",
+            remedy: "timedatectl; then thrice run, which writes the times anew; systemctl \
+                     try-restart thrice-watch",
         };
         self.rule(
             ("BackupClockWrong", Level::Critical),
