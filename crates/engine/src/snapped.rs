@@ -279,8 +279,8 @@ fn key(root: &str) -> String {
     finding_id("snapshot", root)
 }
 
-/// The roots of which snapshots are to be kept, and the last time that each was tried. A record that
-/// cannot be read is one of a failure.
+/// The roots of which snapshots are to be kept, and the last time that each was tried. A record
+/// that cannot be read is one of a failure.
 pub fn snapped(config: &Config) -> Vec<(String, Option<Snapped>)> {
     let notes = Notes::new(&config.host.state, NOTES);
     let roots = places::roots(config).into_iter();
