@@ -48,13 +48,13 @@ pub(crate) fn recover(disk: &Arc<Inner>) -> Result<()> {
     // A session makes its directory before anything else and removes it last: where none is,
     // every batch was carried out.
     if !left.is_empty() {
-        match tmp.create_dirs(&rel(&[SESSION]), 0o700) {
-            // Where there is no room, what needs a place in it fails, and can wait: pruning makes
-            // room, and has to open the store for that (R17).
-            Err(error) if is(&error, &[Errno::NOSPC, Errno::DQUOT]) => {}
-            made => drop(made.map_err(io_error(&what))?),
-        }
-        let mut all = true;
+        // Where there is no room, all waits as it lies, for to carry out again what was done before
+        // may fail then, and be taken for undone. Pruning makes room, and has to open the store for
+        // that (R17).
+        let mut all = match tmp.create_dirs(&rel(&[SESSION]), 0o700) {
+            Err(error) if is(&error, &[Errno::NOSPC, Errno::DQUOT]) => return Ok(()),
+            made => made.map(|_| true).map_err(io_error(&what))?,
+        };
         for dataset in read::datasets(disk)? {
             match open_log(disk, &dataset, true) {
                 Err(error @ Error::Poisoned(_)) => return Err(error),
